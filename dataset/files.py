@@ -1,0 +1,98 @@
+"""Writing files whole or not at all, and reading them without running what is in them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cli import UserError
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`, renamed to it on success and removed on failure.
+
+    The temporary name keeps the target's suffix, because writers such as cv2.imwrite choose a format by it.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".part{target.suffix}", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; labels are shared in a group
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_npy(path: str | Path, array: np.ndarray) -> None:
+    """Write one array as .npy, whole or not at all."""
+    with atomic_path(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write uint8 [H,W], uint16 [H,W] or RGB uint8 [H,W,3] as PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+        if not cv2.imwrite(str(temporary), pixels):
+            raise OSError(f"could not write {path}")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON with two spaces of indent, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file; raises UserError when it is missing or no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from None
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """Load one .npy array, pickling off; raises UserError when it is missing, truncated or no array."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a readable .npy array: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an archive, not one .npy array")
+    return array
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an 8-bit colour image as RGB uint8 [H,W,3]; raises UserError when it can't be decoded."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"{path} is not a readable image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_png_raw(path: str | Path) -> np.ndarray:
+    """Read a single-channel PNG with its own bit depth: uint8 or uint16 [H,W]; raises UserError otherwise."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}")
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path} is not a readable single-channel 8- or 16-bit PNG")
+    return image

@@ -1,0 +1,242 @@
+"""manifest.jsonl: the one list of frames that every stage after the teachers reads.
+
+A manifest is a text file with one JSON object a line:
+
+    stem        name of the frame, may contain folders ("00/000123"); default: the RGB file's path without suffix
+    rgb         8-bit RGB image
+    depth       sensor or reference depth, float32 .npy in metres or 16-bit .png in millimetres ("sensor_depth" is
+                read, too)
+    confidence  float32 .npy in 0..1                       (optional)
+    labels      uint8 reference classes, 255 = ignore       (optional)
+    da3_depth   float32 .npy, metres, the depth teacher's   (optional)
+    sam2_seg    uint8 .npy, the segmentation teacher's      (optional)
+    split       train, val or test                          (optional)
+    intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
+    made_by     what made the labels                        (optional)
+
+Paths are relative to the manifest's own folder and may not lead out of it.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+from cli import UserError
+from config import Intrinsics
+from dataset.files import atomic_path, read_json
+
+SPLITS = ("train", "val", "test")
+OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg")
+
+
+@dataclass
+class Row:
+    """One frame of a manifest; paths are absolute."""
+
+    stem: str
+    rgb: Path
+    depth: Path
+    confidence: Path | None = None
+    labels: Path | None = None
+    da3_depth: Path | None = None
+    sam2_seg: Path | None = None
+    split: str | None = None
+    intrinsics: Intrinsics | None = None
+    made_by: dict = field(default_factory=dict)
+
+
+def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
+    """Check one {fx, fy, cx, cy, width, height} object; raises UserError naming `where`."""
+    try:
+        values = {name: float(entry[name]) for name in ("fx", "fy", "cx", "cy", "width", "height")}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{where}: intrinsics need the numbers fx, fy, cx, cy, width, height") from None
+    if not all(0 < values[name] < 1e6 for name in ("fx", "fy", "width", "height")):
+        raise UserError(f"{where}: fx, fy, width and height of a camera are above 0")
+    if not all(abs(values[name]) < 1e6 for name in ("cx", "cy")):
+        raise UserError(f"{where}: cx and cy of a camera are finite numbers of pixels")
+    return Intrinsics(**values | {"width": int(values["width"]), "height": int(values["height"])})
+
+
+class Cameras:
+    """The cameras of a data folder: one for all frames, or one a stem (camera.json)."""
+
+    def __init__(self, common: Intrinsics | None, by_stem: dict[str, Intrinsics]):
+        self.common, self.by_stem = common, by_stem
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Cameras":
+        """Read camera.json; raises UserError when it is missing or no camera file."""
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is not a camera file: it must be a JSON object")
+        if "fx" in content:
+            return cls(intrinsics_from(content, str(path)), {})
+        return cls(None, {stem: intrinsics_from(entry, f"{path}, {stem}") for stem, entry in content.items()})
+
+    def of(self, stem: str) -> Intrinsics:
+        """The camera of a frame; raises UserError when camera.json has none for it."""
+        camera = self.by_stem.get(stem, self.common)
+        if camera is None:
+            raise UserError(f"camera.json has no entry for frame {stem}")
+        return camera
+
+
+def read_splits(path: str | Path) -> dict[str, str]:
+    """Read splits.json as {stem: split}; raises UserError when a stem stands in two splits."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not set(content) <= set(SPLITS):
+        raise UserError(f"{path} must hold lists of stems under the keys {', '.join(SPLITS)}")
+    split_of: dict[str, str] = {}
+    for split, stems in content.items():
+        for stem in stems:
+            if split_of.setdefault(stem, split) != split:
+                raise UserError(f"{path}: frame {stem} stands in {split_of[stem]} and in {split}")
+    return split_of
+
+
+def read_manifest(path: str | Path) -> list[Row]:
+    """Read and check a manifest.
+
+    Rows without a split are given one by the folder's splits.json or, without that, by their order (80 % train,
+    10 % val, 10 % test in blocks, since neighbouring frames of a recording are near-duplicates). Rows without
+    intrinsics take those of the folder's camera.json, if there is one.
+
+    Raises:
+        UserError: no such file, a line that is no JSON object, a row without rgb or depth, a path that leads out of
+            the manifest's folder, a stem that comes twice, an empty manifest.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no manifest {path}; teacher_infer/build_manifest.py writes one")
+    root = path.parent.resolve()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file") from None
+    rows = [_parse(line, root, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise UserError(f"{path} lists no frame")
+    stems = set()
+    for row in rows:
+        if row.stem in stems:
+            raise UserError(f"{path}: frame {row.stem} is listed twice")
+        stems.add(row.stem)
+    _fill_splits(rows, root / "splits.json", path)
+    if (root / "camera.json").is_file() and any(row.intrinsics is None for row in rows):
+        cameras = Cameras.read(root / "camera.json")
+        for row in rows:
+            row.intrinsics = row.intrinsics or cameras.of(row.stem)
+    return rows
+
+
+def _parse(line: str, root: Path, where: str) -> Row:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg})") from None
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: a row is a JSON object")
+    if "depth" not in entry and "sensor_depth" in entry:
+        entry["depth"] = entry["sensor_depth"]
+    for name in ("rgb", "depth"):
+        if not entry.get(name):
+            raise UserError(f"{where}: the row has no column {name!r}")
+    paths = {name: _inside(root, entry[name], f"{where}, {name}") for name in ("rgb", "depth")}
+    paths |= {name: _inside(root, entry[name], f"{where}, {name}") for name in OPTIONAL_MAPS if entry.get(name)}
+    split = entry.get("split")
+    if split not in (None, *SPLITS):
+        raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
+    camera = entry.get("intrinsics")
+    made_by = entry.get("made_by") or {}
+    if not isinstance(made_by, dict):
+        raise UserError(f"{where}: made_by is a JSON object")
+    return Row(
+        stem=str(entry.get("stem") or default_stem(entry["rgb"])),
+        **paths,
+        split=split,
+        intrinsics=intrinsics_from(camera, where) if camera else None,
+        made_by=made_by,
+    )
+
+
+def default_stem(rgb: str) -> str:
+    """The stem of an RGB path of a manifest: 'rgb/00/000123.png' -> '00/000123'."""
+    path = PurePosixPath(rgb)
+    parts = path.with_suffix("").parts
+    return "/".join(parts[1:] if len(parts) > 1 else parts)
+
+
+def _inside(root: Path, relative: object, where: str) -> Path:
+    if not isinstance(relative, str) or "\0" in relative:
+        raise UserError(f"{where}: a path is a string")
+    path = (root / relative).resolve()
+    if Path(relative).is_absolute() or not path.is_relative_to(root):
+        raise UserError(f"{where}: {relative} leads out of the manifest's folder")
+    return path
+
+
+def _fill_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
+    without = [row for row in rows if row.split is None]
+    if not without:
+        return
+    if splits_file.is_file():
+        split_of = read_splits(splits_file)
+        for row in without:
+            row.split = split_of.get(row.stem, "train")
+        return
+    warnings.warn(f"{path}: {len(without)} rows without a split; 80/10/10 in blocks by their order", stacklevel=3)
+    for index, row in enumerate(without):
+        position = index / len(without)
+        row.split = "train" if position < 0.8 else "val" if position < 0.9 else "test"
+
+
+def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
+    """Write rows as a manifest with paths relative to its folder, whole or not at all; the same rows, the same bytes.
+
+    Raises UserError when a row's file does not lie below the manifest's folder.
+    """
+    path = Path(path)
+    root = path.parent.resolve()
+    lines = [json.dumps(_entry(row, root)) for row in rows]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _entry(row: Row, root: Path) -> dict:
+    entry: dict = {"stem": row.stem}
+    for name in ("rgb", "depth", *OPTIONAL_MAPS):
+        file = getattr(row, name)
+        if file is None:
+            continue
+        file = Path(file).resolve()
+        if not file.is_relative_to(root):
+            raise UserError(f"{file} lies outside the manifest's folder {root}: write the manifest above all data")
+        entry[name] = file.relative_to(root).as_posix()
+    if row.split:
+        entry["split"] = row.split
+    if row.intrinsics:
+        entry["intrinsics"] = asdict(row.intrinsics)
+    if row.made_by:
+        entry["made_by"] = row.made_by
+    return entry
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """sha256 over stems, splits, cameras and the size and time of change of every file: changes when the data does."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.stem}|{row.split}|{row.intrinsics}".encode())
+        for name in ("rgb", "depth", *OPTIONAL_MAPS):
+            file = getattr(row, name)
+            if file is None:
+                continue
+            try:
+                status = file.stat()
+            except OSError:
+                raise UserError(f"frame {row.stem}: there is no file {file}") from None
+            digest.update(f"|{name}:{status.st_size}:{status.st_mtime_ns}".encode())
+    return digest.hexdigest()
