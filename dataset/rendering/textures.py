@@ -1,0 +1,369 @@
+"""Procedural surfaces of rendered rooms, and the table of materials that the ray caster looks them up in.
+
+Textures are float32 [S,S,3] in 0..1, sRGB, S a power of two; those that are laid side by side repeat without seams.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+OPAQUE, GLASS, MIRROR = 0, 1, 2
+SIZE = 256
+
+
+def to_linear(srgb):
+    """sRGB in 0..1 to linear light (gamma 2.2)."""
+    return np.asarray(srgb, np.float32) ** np.float32(2.2)
+
+
+@dataclass
+class Material:
+    """One surface. `size`: metres that one texture tile covers (1, 1 for textures fitted to a quad).
+
+    tint: linear RGB factor; gloss 0..1: strength of the reflection; emission: light given off, as a multiple of
+    the texture's colour; infrared 0..1: albedo for the depth sensor's light, which sees black cloth and black
+    plastic differently from the eye.
+    """
+
+    texture: int
+    size: tuple[float, float]
+    tint: np.ndarray
+    gloss: float = 0.0
+    emission: float = 0.0
+    kind: int = OPAQUE
+    infrared: float = -1.0
+
+
+class Palette:
+    """The materials of one scene. Methods return a material's id."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.textures: list[np.ndarray] = []
+        self.materials: list[Material] = []
+        self._smooth = self._texture(0.94 + 0.02 * fractal_noise(rng, 64, 1.0)[..., None] * np.ones(3))
+        self._fabric = self._texture(_weave(rng))
+
+    def solid(self, colour, gloss: float = 0.0, **more) -> int:
+        """Painted, moulded or metal surface of one sRGB colour."""
+        return self._add(Material(self._smooth, (0.4, 0.4), to_linear(colour), gloss, **more))
+
+    def cloth(self, colour, **more) -> int:
+        """Woven surface of one sRGB colour."""
+        return self._add(Material(self._fabric, (0.16, 0.16), to_linear(colour), **more))
+
+    def image(self, texture: np.ndarray, size=(1.0, 1.0), gloss: float = 0.0, **more) -> int:
+        """Surface with a texture of its own."""
+        return self._add(Material(self._texture(texture), size, np.ones(3, np.float32), gloss, **more))
+
+    def glass(self, tint=(0.93, 0.96, 0.95)) -> int:
+        """Pane that is seen through."""
+        return self.solid(tint, gloss=1.0, kind=GLASS)
+
+    def mirror(self) -> int:
+        """Mirror of slightly greenish silver."""
+        return self.solid((0.93, 0.95, 0.94), gloss=1.0, kind=MIRROR)
+
+    def light(self, colour, strength: float) -> int:
+        """Lamp that shines by itself."""
+        return self.solid(colour, emission=strength)
+
+    def _texture(self, texture) -> int:
+        self.textures.append(np.clip(np.asarray(texture, np.float32), 0, 1))
+        return len(self.textures) - 1
+
+    def _add(self, material: Material) -> int:
+        self.materials.append(material)
+        return len(self.materials) - 1
+
+
+class MaterialTable:
+    """A palette as flat arrays for lookups of many pixels at once; every texture as a pyramid of halved sizes.
+
+    colour, infrared: mean linear albedo [M,3] and sensor albedo [M]; gloss, emission [M]; kind [M].
+    """
+
+    def __init__(self, palette: Palette):
+        materials = palette.materials
+        starts, levels, texels = [], [], []
+        cursor = 0
+        for texture in palette.textures:
+            pyramid = [to_linear(texture)]
+            while pyramid[-1].shape[0] > 2:
+                pyramid.append(cv2.resize(pyramid[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
+            offsets = np.cumsum([cursor] + [level.shape[0] ** 2 for level in pyramid])
+            starts.append(np.pad(offsets[:-1], (0, 12 - len(pyramid)), mode="edge"))
+            levels.append(len(pyramid))
+            cursor = offsets[-1]
+            texels += [level.reshape(-1, 3) for level in pyramid]
+        self._texels = np.concatenate(texels)
+        self._starts = np.array(starts, np.int64)
+        self._levels = np.array(levels, np.int64)
+        self._sizes = np.array([texture.shape[0] for texture in palette.textures], np.int64)
+        self._texture = np.array([material.texture for material in materials])
+        self._extent = np.array([material.size for material in materials], np.float32)
+        self._tint = np.stack([material.tint for material in materials]).astype(np.float32)
+        self.gloss = np.array([material.gloss for material in materials], np.float32)
+        self.emission = np.array([material.emission for material in materials], np.float32)
+        self.kind = np.array([material.kind for material in materials], np.int8)
+        means = np.array([to_linear(texture).mean((0, 1)) for texture in palette.textures])
+        self.colour = (means[self._texture] * self._tint).astype(np.float32)
+        given = np.array([material.infrared for material in materials], np.float32)
+        self.infrared = np.where(given >= 0, given, self.colour.mean(1))
+
+    def lookup(self, material: np.ndarray, uv: np.ndarray, footprint: np.ndarray) -> np.ndarray:
+        """Linear albedo float32 [N,3] at uv [N,2] of material [N]; footprint [N]: a pixel's width in uv units."""
+        texture = self._texture[material]
+        extent = self._extent[material]
+        side = self._sizes[texture]
+        blur = np.log2(np.maximum(footprint / extent.min(1) * side, 1.0))
+        level = np.minimum((blur + 0.5).astype(np.int64), self._levels[texture] - 1)
+        start, side = self._starts[texture, level], side >> level
+        place = uv / extent * side[:, None] - np.float32(0.5)
+        corner = np.floor(place)
+        fraction = (place - corner).astype(np.float32)
+        corner = corner.astype(np.int64)
+        last = side - 1  # sides are powers of two: `& last` wraps around
+        x0, x1, y0, y1 = (value & last for value in (corner[:, 0], corner[:, 0] + 1, corner[:, 1], corner[:, 1] + 1))
+        fx, fy = fraction[:, :1], fraction[:, 1:]
+        low, high = start + y0 * side, start + y1 * side
+        bottom = self._texels.take(low + x0, 0) * (1 - fx) + self._texels.take(low + x1, 0) * fx
+        top = self._texels.take(high + x0, 0) * (1 - fx) + self._texels.take(high + x1, 0) * fx
+        return (bottom * (1 - fy) + top * fy) * self._tint.take(material, 0)
+
+
+def fractal_noise(rng, size: int = SIZE, slope: float = 1.5, stretch=(1.0, 1.0)) -> np.ndarray:
+    """float32 [size,size], zero mean, unit deviation, seamless; amplitude falls as frequency^-slope.
+
+    stretch: factors on the vertical and horizontal frequency; a large one makes streaks across that axis short.
+    """
+    fy, fx = np.fft.fftfreq(size)[:, None] * size, np.fft.rfftfreq(size)[None] * size
+    amplitude = (1 + (fy / stretch[0]) ** 2 + (fx / stretch[1]) ** 2) ** (-slope / 2)
+    amplitude[0, 0] = 0
+    noise = np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), s=(size, size))
+    return (noise / noise.std()).astype(np.float32)
+
+
+def wood(rng, colour, streak: float = 0.16) -> np.ndarray:
+    """Grain along the vertical axis."""
+    rings = fractal_noise(rng, SIZE, 1.6, (0.15, 3.0))
+    grain = np.sin(3.0 * rings) * 0.6 + 0.3 * fractal_noise(rng, SIZE, 0.6, (0.05, 6.0))
+    return np.asarray(colour) * (1 + streak * grain[..., None] * [0.8, 1.0, 1.2])
+
+
+def planks(rng, colour, rows: int = 6) -> np.ndarray:
+    """Floor boards along the horizontal axis, `rows` across the tile."""
+    size = 2 * SIZE
+    grain = fractal_noise(rng, size, 1.2, (5.0, 0.12))
+    image = np.ones((size, size, 3)) * np.asarray(colour)
+    edges = np.linspace(0, size, rows + 1).astype(int)
+    for top, bottom in zip(edges[:-1], edges[1:], strict=True):
+        joint = rng.integers(size)
+        shift = rng.integers(size)
+        row = np.roll(grain, shift, axis=0)[top:bottom]
+        half = (np.arange(size) + joint) % size < size // 2
+        tone = np.where(half, rng.uniform(0.8, 1.15), rng.uniform(0.8, 1.15))[None, :, None]
+        image[top:bottom] *= tone * (1 + 0.09 * row[..., None])
+        image[top:top + 2] *= 0.55
+        for place in (-joint, size // 2 - joint):
+            image[top:bottom, place % size] *= 0.55
+    return image
+
+
+def tiles(rng, colour, grout, count: int = 4, marble: float = 0.06) -> np.ndarray:
+    """Square tiles with joints, `count` a side, each of its own tone; count 2 with two tones is a chessboard."""
+    size = 2 * SIZE
+    cell = size // count
+    tone = np.kron(rng.uniform(0.93, 1.05, (count, count)), np.ones((cell, cell)))
+    veins = fractal_noise(rng, size, 1.7)
+    image = np.asarray(colour) * (tone * (1 + marble * veins))[..., None]
+    line = (np.arange(size) % cell) < 4
+    image[line[:, None] | line[None]] = grout
+    return image
+
+
+def chessboard(rng, light, dark) -> np.ndarray:
+    """Tiles of two colours in turn."""
+    image = tiles(rng, light, np.asarray(dark) * 0.8, 4)
+    odd = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((SIZE // 2, SIZE // 2)))[..., None] > 0
+    return np.where(odd, image * (np.asarray(dark) / np.asarray(light)), image)
+
+
+def carpet(rng, colour, second=None) -> np.ndarray:
+    """Pile; with `second` a woven pattern of two colours."""
+    pile = 0.10 * fractal_noise(rng, SIZE, 0.1) + 0.05 * fractal_noise(rng, SIZE, 1.5)
+    image = np.ones((SIZE, SIZE, 3)) * np.asarray(colour)
+    if second is not None:
+        y, x = np.indices((SIZE, SIZE)) * (2 * np.pi / SIZE)
+        k = rng.integers(1, 4)
+        image[np.sin(k * x) * np.sin(k * y) + 0.5 * np.sin(2 * k * (x + y)) > 0.35] = second
+    return image * (1 + pile[..., None])
+
+
+def plaster(rng, colour) -> np.ndarray:
+    """Painted wall: the roller's fine grain and faint stains."""
+    grain, stains = fractal_noise(rng, SIZE, 0.3), fractal_noise(rng, SIZE, 2.0)
+    return np.asarray(colour) * (1 + 0.018 * grain + 0.022 * stains)[..., None]
+
+
+def wallpaper(rng, colour, second) -> np.ndarray:
+    """Stripes, dots or a flowing motif of two colours."""
+    y, x = np.indices((SIZE, SIZE)) / SIZE
+    style = rng.integers(4)
+    k = int(rng.integers(2, 5))
+    if style == 0:
+        mask = (x * k * 2) % 1 < rng.uniform(0.2, 0.6)
+    elif style == 1:
+        mask = ((x * k + 0.5 * np.floor(y * 2 * k)) % 1 - 0.5) ** 2 + ((y * 2 * k) % 1 - 0.5) ** 2 / 4 < 0.03
+    elif style == 2:
+        wave = np.sin(2 * np.pi * k * x + 1.6 * np.sin(2 * np.pi * k * y)) * np.cos(2 * np.pi * k * y)
+        mask = np.abs(wave) < 0.3
+    else:
+        mask = np.minimum((x * k + y * k) % 1, (x * k - y * k) % 1) < 0.12
+    mask = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.8)[..., None]
+    return (np.asarray(colour) * (1 - mask) + np.asarray(second) * mask) * (1 + 0.02 * fractal_noise(rng)[..., None])
+
+
+def bricks(rng, colour, mortar=(0.75, 0.73, 0.7)) -> np.ndarray:
+    """Running bond, 8 courses of 3 bricks."""
+    y, x = np.indices((SIZE, SIZE))
+    course = y // 32
+    column = (x + 43 * (course % 2)) % SIZE // 86
+    tone = rng.uniform(0.75, 1.15, (8, 3))[course, np.minimum(column, 2)]
+    image = np.asarray(colour) * (tone * (1 + 0.08 * fractal_noise(rng, SIZE, 0.8)))[..., None]
+    joint = (y % 32 < 4) | ((x + 43 * (course % 2)) % SIZE % 86 < 4)
+    image[joint] = mortar
+    return image
+
+
+def ceiling_tiles(rng) -> np.ndarray:
+    """Suspended ceiling: one square panel with specks and its metal rail."""
+    image = np.ones((SIZE, SIZE, 3)) * rng.uniform(0.82, 0.92)
+    image[rng.random((SIZE, SIZE)) < 0.04] *= 0.85
+    image[:5], image[:, :5] = 0.72, 0.72
+    return image
+
+
+def striped_cloth(rng, colour, second) -> np.ndarray:
+    """Woven stripes, plaid or a printed pattern."""
+    y, x = np.indices((SIZE, SIZE)) / SIZE
+    style = rng.integers(3)
+    k = int(rng.integers(3, 8))
+    mask = ((x * k) % 1 < 0.4).astype(float)
+    if style == 1:
+        mask = 0.5 * mask + 0.5 * ((y * k) % 1 < 0.4)
+    elif style == 2:
+        mask = (np.sin(2 * np.pi * k * x) * np.sin(2 * np.pi * k * y) > 0.3).astype(float)
+    weave = 1 + 0.06 * fractal_noise(rng, SIZE, 0.2)
+    return (np.asarray(colour) * (1 - mask[..., None]) + np.asarray(second) * mask[..., None]) * weave[..., None]
+
+
+def rug(rng, colour, second, third) -> np.ndarray:
+    """Rug with a border and a medallion, fitted to its quad."""
+    y, x = np.abs(np.indices((SIZE, SIZE)) / (SIZE / 2) - 1)
+    image = np.ones((SIZE, SIZE, 3)) * np.asarray(colour)
+    petals = np.cos(rng.integers(3, 9) * np.arctan2(y, x))
+    image[np.hypot(x, y) < 0.45 + 0.12 * petals] = third
+    image[np.hypot(x, y) < 0.25 + 0.08 * petals] = second
+    image[((x * 16).astype(int) + (y * 16).astype(int)) % 5 == 0] *= 0.8
+    edge = np.maximum(x, y)
+    image[(edge > 0.78) & (edge < 0.92)] = second
+    image[edge > 0.96] = third
+    return image * (1 + 0.1 * fractal_noise(rng, SIZE, 0.2)[..., None])
+
+
+def painting(rng) -> np.ndarray:
+    """Picture for a wall: a landscape, colour fields or a dark print."""
+    y, x = np.indices((SIZE, SIZE)) / SIZE
+    style = rng.integers(3)
+    if style == 0:
+        return landscape(rng, horizon=rng.uniform(0.35, 0.65), town=False)
+    image = np.ones((SIZE, SIZE, 3)) * rng.uniform(0.5, 0.95, 3)
+    for _ in range(rng.integers(4, 12)):
+        cx, cy, rx, ry = rng.uniform(0, 1, 2).tolist() + rng.uniform(0.05, 0.35, 2).tolist()
+        inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1 if style == 1 else (
+            (np.abs(x - cx) < rx) & (np.abs(y - cy) < ry))
+        image[inside] = rng.uniform(0.05, 0.95, 3)
+    return image * (1 + 0.05 * fractal_noise(rng)[..., None])
+
+
+def landscape(rng, horizon: float = 0.5, town: bool = True, size: int = SIZE) -> np.ndarray:
+    """View out of a window, row 0 at the bottom: ground, buildings or hills, trees, sky with clouds."""
+    y = np.linspace(0, 1, size)[:, None, None]
+    x = np.linspace(0, 1, size)
+    haze, zenith = np.array([0.85, 0.9, 0.95]), np.array([0.35, 0.55, 0.85]) + rng.uniform(-0.1, 0.1)
+    image = haze + (zenith - haze) * np.clip((y - horizon) / (1 - horizon), 0, 1) * np.ones((size, size, 1))
+    clouds = np.clip(fractal_noise(rng, size, 1.8, (1.6, 0.8)), 0, 1.2)[..., None] * 0.8
+    image = image * (1 - clouds) + 0.97 * clouds
+    for depth in range(3):
+        ridge = horizon + (0.10 - 0.05 * depth) * (1 + np.sin(x * rng.uniform(4, 12) + rng.uniform(0, 6)))
+        hill = np.array([0.30, 0.42, 0.30]) * (1.25 - 0.25 * depth) + 0.12 * (2 - depth) * np.array([0.5, 0.6, 0.9])
+        image = np.where((y < ridge[None, :, None]) & (y >= 0), hill, image)
+    if town:
+        _buildings(rng, image, horizon)
+    ground = rng.choice([[0.34, 0.45, 0.22], [0.5, 0.5, 0.5], [0.55, 0.5, 0.4]])
+    image = np.where(y < horizon, ground * (0.75 + 0.5 * y / horizon), image)
+    _trees(rng, image, horizon)
+    return image * (1 + 0.06 * fractal_noise(rng, size, 0.8)[..., None])
+
+
+def _buildings(rng, image, horizon):
+    size = len(image)
+    for _ in range(rng.integers(3, 8)):
+        left, width = rng.integers(size), rng.integers(size // 12, size // 4)
+        top = int(size * min(0.97, horizon + rng.uniform(0.1, 0.45)))
+        bottom, right = int(size * horizon), min(left + width, size)
+        front = rng.choice([[0.7, 0.66, 0.6], [0.6, 0.42, 0.35], [0.8, 0.8, 0.78]])
+        image[bottom:top, left:right] = front * rng.uniform(0.8, 1.1)
+        step = int(rng.integers(10, 18))
+        for row in range(bottom + 4, top - step // 2, step):
+            for column in range(left + 4, right - step // 2, step):
+                image[row:row + step // 2, column:column + step // 2] = rng.choice([0.25, 0.35, 0.55])
+
+
+def _trees(rng, image, horizon):
+    size = len(image)
+    canvas = np.ascontiguousarray(image, np.float32)
+    for _ in range(rng.integers(2, 9)):
+        x, base = int(rng.integers(size)), int(size * (horizon - rng.uniform(0, 0.12)))
+        height = int(size * rng.uniform(0.08, 0.3))
+        green = np.array([0.2, 0.38, 0.16]) * rng.uniform(0.7, 1.3)
+        cv2.line(canvas, (x, base), (x, base + height), (0.3, 0.22, 0.15), max(2, size // 90))
+        for _ in range(25):
+            where = (int(x + rng.normal(0, height / 5)), int(base + height + rng.normal(0, height / 5)))
+            radius, shade = max(2, int(height * rng.uniform(0.06, 0.18))), green * rng.uniform(0.7, 1.25)
+            cv2.circle(canvas, where, radius, shade.tolist(), -1)
+    image[:] = canvas
+
+
+def screen(rng) -> np.ndarray:
+    """Computer desktop with windows of text, row 0 at the bottom."""
+    image = np.ones((SIZE, SIZE, 3), np.float32) * rng.uniform(0.1, 0.6, 3)
+    for _ in range(rng.integers(1, 4)):
+        left, low = rng.integers(0, SIZE // 2, 2)
+        width, height = rng.integers(SIZE // 3, SIZE // 2 + 20, 2)
+        image[low:low + height, left:left + width] = rng.choice([0.95, 0.15])
+        image[low + height - 10:low + height, left:left + width] = rng.uniform(0.2, 0.8, 3)
+        for row in range(low + 8, min(low + height - 18, SIZE), 8):
+            image[row:row + 3, left + 8:left + 8 + int(width * rng.uniform(0.2, 0.85))] = rng.choice([0.4, 0.6])
+    return image
+
+
+def scribbles(rng, ground=0.95) -> np.ndarray:
+    """Whiteboard, notice or sheet of paper with lines of writing, row 0 at the bottom."""
+    image = np.ones((SIZE, SIZE, 3), np.float32) * ground
+    ink = [(0.1, 0.15, 0.5), (0.6, 0.1, 0.1), (0.1, 0.1, 0.1)]
+    for row in range(SIZE - 30, 20, -22):
+        if rng.random() < 0.3:
+            continue
+        count = int(rng.integers(8, 40))
+        x = 20 + np.arange(count) * 5
+        y = row + rng.integers(-6, 7, count)
+        cv2.polylines(image, [np.stack([x, y], 1).astype(np.int32)], False, ink[rng.integers(3)], 2)
+    return image
+
+
+def _weave(rng) -> np.ndarray:
+    y, x = np.indices((64, 64))
+    threads = 0.85 + 0.05 * ((x // 2 + y // 2) % 2) + 0.04 * fractal_noise(rng, 64, 0.3)
+    return threads[..., None] * np.ones(3)

@@ -1,0 +1,142 @@
+"""The student: EfficientViT-B1 encoder, one shared pyramid neck, two light decoders.
+
+Input: RGB float32 [B,3,H,W] in 0..1 (ImageNet normalisation is part of the model). Outputs at the input's size:
+
+    depth  float32 [B,1,H,W], metres as seen through the reference focal length, within MIN_DEPTH..MAX_DEPTH
+    seg    float32 [B,6,H,W], class logits
+
+Depth in metres of a camera with focal length f is depth * f / f_ref (f and f_ref in pixels at the network's size):
+the student never sees intrinsics, and the same image from a longer lens is farther away. It is the label
+transformation of Metric3D (Yin et al., ICCV 2023, arXiv:2307.10984, section 3.2).
+"""
+
+import math
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_DEPTH, MAX_DEPTH = 0.05, 20.0  # metres at the reference focal length: indoor range with room for other lenses
+INITIAL_DEPTH = 2.0  # metres, what an untrained student says
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Convolution of odd kernel size with 'same' padding, then batch norm."""
+    return [
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+
+
+def separable(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """Depthwise then pointwise convolution, each with batch norm, one Hardswish after each as in the encoder."""
+    return nn.Sequential(
+        *conv_bn(inputs, inputs, kernel, groups=inputs),
+        nn.Hardswish(),
+        *conv_bn(inputs, outputs),
+        nn.Hardswish(),
+    )
+
+
+def resize_to(features: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear resize of [B,C,h,w] to [B,C,*size], pixel centres aligned."""
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+class Neck(nn.Module):
+    """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): every level gets what the coarser ones know.
+
+    Takes the encoder's maps (strides 4, 8, 16, 32), returns the finest one: [B,channels,H/4,W/4].
+    """
+
+    def __init__(self, encoder_channels: list[int], channels: int):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(c, channels)) for c in encoder_channels)
+        self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[:-1])
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        merged = self.lateral[-1](maps[-1])
+        for level in reversed(range(len(maps) - 1)):
+            lateral = self.lateral[level](maps[level])
+            merged = self.fuse[level](lateral + resize_to(merged, lateral.shape[-2:]))
+        return merged
+
+
+class Decoder(nn.Module):
+    """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the last doubling is left to the caller."""
+
+    def __init__(self, channels: int, outputs: int):
+        super().__init__()
+        self.coarse = separable(channels, channels // 2, 5)
+        self.fine = separable(channels // 2, channels // 2, 3)
+        self.head = nn.Conv2d(channels // 2, outputs, 1)
+
+    def forward(self, pyramid: Tensor) -> Tensor:
+        coarse = self.coarse(pyramid)
+        return self.head(self.fine(F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)))
+
+
+class Student(nn.Module):
+    """Depth and classes from one RGB image; see the module's text for shapes and units.
+
+    Args:
+        encoder: name of a timm model with feature maps at strides 4 to 32.
+        channels: width of the neck.
+        classes: number of classes.
+    """
+
+    def __init__(self, encoder: str, channels: int, classes: int):
+        super().__init__()
+        self.encoder = timm.create_model(encoder, features_only=True, pretrained=False)
+        self.neck = Neck(self.encoder.feature_info.channels(), channels)
+        self.depth_decoder = Decoder(channels, 1)
+        self.seg_decoder = Decoder(channels, classes)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        position = math.log(INITIAL_DEPTH / MIN_DEPTH) / math.log(MAX_DEPTH / MIN_DEPTH)
+        nn.init.constant_(self.depth_decoder.head.bias, math.log(position / (1 - position)))
+
+    def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        pyramid = self.neck(self.encoder((rgb - self.mean) / self.std))
+        # Doubling the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
+        raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
+        seg = resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
+        return bounded_depth(raw_depth), seg
+
+
+def bounded_depth(raw: Tensor) -> Tensor:
+    """Any real number to metres within MIN_DEPTH..MAX_DEPTH, even in log depth; the gradient is nowhere zero.
+
+    float32 whatever autocast does: half precision would step by centimetres above 8 m.
+    """
+    return MIN_DEPTH * torch.exp(math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw.float()))
+
+
+def load_encoder_weights(student: Student, encoder: str, choice: str) -> str:
+    """Start the encoder from what `choice` says, in place.
+
+    Args:
+        choice: 'imagenet' (timm's weights, from its cache or the hub), 'auto' (the same, but a random start when they
+            can't be had), 'none' (random), or a path to a state dict.
+
+    Returns: where the encoder started from: 'imagenet', 'random' or the path.
+    Raises OSError or RuntimeError when the weights can't be had (not for 'auto') or don't fit.
+    """
+    if choice == "none":
+        return "random"
+    if choice in ("auto", "imagenet"):
+        try:
+            pretrained = timm.create_model(encoder, features_only=True, pretrained=True)
+        except Exception as error:  # the hub's client raises many kinds of errors when it is out of reach
+            if choice == "imagenet":
+                raise OSError(f"ImageNet weights of {encoder} can't be had: {error}") from None
+            return "random"
+        student.encoder.load_state_dict(pretrained.state_dict())
+        return "imagenet"
+    weights = torch.load(choice, map_location="cpu", weights_only=True)
+    missing, _ = student.encoder.load_state_dict(weights, strict=False)  # a classifier's head is left over
+    if missing:
+        raise RuntimeError(f"{choice} lacks {len(missing)} tensors of {encoder}, among them {missing[0]}")
+    return choice

@@ -1,0 +1,156 @@
+"""Rendered rooms: exact geometry, NYU's layout, the same bytes for the same seed, a sensor with honest holes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from cli import EXIT_USAGE
+from config import NYU_INTRINSICS, Intrinsics
+from dataset import rooms
+
+CAMERA = NYU_INTRINSICS.resized(96, 72)
+SCENES, FRAMES = 4, 2
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[rooms.RenderedFrame]:
+    return list(rooms.render_scenes(3, SCENES, FRAMES, CAMERA))
+
+
+@pytest.fixture(scope="module")
+def mat_file(frames, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rooms") / "rooms.mat"
+    rooms.write_mat(path, iter(frames), len(frames), CAMERA)
+    return path
+
+
+def _pixels_of(frames, student: str, image: str) -> np.ndarray:
+    """The values of one image of all frames on the pixels of one student class."""
+    names, class_of = rooms.class_table()
+    wanted = np.array([False] + [class_of[name] == student for name in names])
+    return np.concatenate([getattr(frame, image)[wanted[frame.labels]] for frame in frames])
+
+
+def _same(first, second) -> bool:
+    images = ("rgb", "depth", "sensor_depth", "labels", "instances")
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True)
+               for name in images)
+
+
+def test_same_seed_same_bytes_for_any_number_of_workers(frames):
+    assert _same(frames, list(rooms.render_scenes(3, SCENES, FRAMES, CAMERA, workers=2)))
+
+
+def test_a_scene_depends_on_seed_and_index_alone(frames):
+    assert _same(frames[2 * FRAMES:3 * FRAMES], rooms.render_scene(3, 2, FRAMES, CAMERA))
+    assert not _same(frames[:FRAMES], rooms.render_scene(4, 0, FRAMES, CAMERA))
+    assert not _same(frames[:FRAMES], frames[FRAMES:2 * FRAMES])
+
+
+def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
+    """Depth of the plane z = 0 in closed form: height over the downward part of each pixel's ray."""
+    u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
+    x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
+    turned_y = np.sin(pose.roll) * x + np.cos(pose.roll) * y
+    return pose.position[2] / (turned_y * np.cos(pose.pitch) - np.sin(pose.pitch))
+
+
+@pytest.mark.parametrize("focal_scale", [1.0, 1.3])
+def test_depth_of_the_floor_is_exact(focal_scale):
+    camera = Intrinsics(CAMERA.fx * focal_scale, CAMERA.fy * focal_scale, CAMERA.cx, CAMERA.cy, 96, 72)
+    floor_id = rooms.class_table()[0].index("floor") + 1
+    checked = 0
+    for frame in rooms.render_scene(3, 1, 3, camera):
+        floor = frame.labels == floor_id
+        checked += floor.sum()
+        np.testing.assert_allclose(frame.depth[floor], _floor_depth(camera, frame.pose)[floor], rtol=2e-6)
+    assert checked > 300
+
+
+def test_every_pixel_has_depth_a_known_label_and_an_instance(frames):
+    for frame in frames:
+        assert frame.depth.min() > 0.1 and frame.depth.max() < 40
+        assert frame.labels.min() >= 1 and frame.labels.max() <= 894
+        for label in np.unique(frame.labels):
+            numbers = np.unique(frame.instances[frame.labels == label])
+            assert np.array_equal(numbers, np.arange(1, len(numbers) + 1))
+
+
+def test_views_are_level_and_keep_their_distance(frames):
+    for frame in frames:
+        assert abs(frame.pose.pitch) <= np.radians(15) and abs(frame.pose.roll) <= np.radians(5)
+        assert 0.9 <= frame.pose.position[2] <= 1.7
+        assert frame.depth[18:-18, 24:-24].min() > 0.4
+
+
+def test_pictures_are_pictures(frames):
+    for frame in frames:
+        assert 40 < frame.rgb.mean() < 215 and frame.rgb.std() > 20
+
+
+def test_sensor_is_near_the_truth_where_it_reads_opaque_things(frames):
+    truth, sensor = (_pixels_of(frames, "furniture", name) for name in ("depth", "sensor_depth"))
+    relative = np.abs(sensor - truth)[sensor > 0] / truth[sensor > 0]
+    assert 1e-4 < np.median(relative) < 0.02
+
+
+def _away_from_edges(frame) -> np.ndarray:
+    """bool [H,W]: the depth varies little around, so that a hole is the surface's doing."""
+    kernel = np.ones((5, 5), np.uint8)
+    return cv2.dilate(frame.depth, kernel) < 1.1 * cv2.erode(frame.depth, kernel)
+
+
+def test_sensor_has_holes_on_glass_and_elsewhere(frames):
+    glass = _pixels_of(frames, "glass", "sensor_depth") == 0
+    assert 0.5 < glass.mean() < 0.98
+    names, class_of = rooms.class_table()
+    opaque = np.array([False] + [class_of[name] != "glass" for name in names])
+    inside = [_away_from_edges(frame) & opaque[frame.labels] for frame in frames]
+    holes = np.concatenate([frame.sensor_depth[mask] == 0 for frame, mask in zip(frames, inside, strict=True)])
+    assert 0.005 < holes.mean() < 0.3
+
+
+def test_rooms_show_what_the_student_must_learn(frames):
+    shares = rooms.shares(np.stack([frame.labels for frame in frames]))
+    assert shares["furniture"] > 0.15 and shares["floor"] > 0.04 and shares["wall"] > 0.1 and shares["glass"] > 0.02
+
+
+def test_file_has_the_layout_of_nyu(mat_file, frames):
+    count, width, height = len(frames), CAMERA.width, CAMERA.height
+    layout = {"images": ((count, 3, width, height), "uint8"), "depths": ((count, width, height), "float32"),
+              "rawDepths": ((count, width, height), "float32"), "labels": ((count, width, height), "uint16"),
+              "instances": ((count, width, height), "uint8")}
+    with h5py.File(mat_file) as file:
+        for name, (shape, dtype) in layout.items():
+            assert file[name].shape == shape and file[name].dtype == dtype
+        assert np.array_equal(file["images"][1].transpose(2, 1, 0), frames[1].rgb)
+        assert np.array_equal(file["depths"][1].T, frames[1].depth)
+        assert [file.attrs[name] for name in ("fx", "fy", "cx", "cy")] == [CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]
+
+
+def test_file_names_classes_and_scenes_by_reference(mat_file, frames):
+    with h5py.File(mat_file) as file:
+        def texts(name):
+            return ["".join(map(chr, file[reference][:, 0])) for reference in file[name][0]]
+
+        assert file["names"].shape == (1, 894) and texts("names") == rooms.class_table()[0]
+        assert texts("scenes") == [frame.scene for frame in frames]
+        assert texts("sceneTypes") == [frame.scene_type for frame in frames]
+        assert file[file["names"][0, 0]].dtype == np.uint16
+
+
+def test_too_few_frames_leave_no_file(frames, tmp_path):
+    with pytest.raises(ValueError):
+        rooms.write_mat(tmp_path / "rooms.mat", iter(frames[:1]), 2, CAMERA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_flag_is_one_line(tmp_path):
+    command = [sys.executable, rooms.__file__, "--out", "rooms.mat", "--scenes", "0"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == EXIT_USAGE and ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

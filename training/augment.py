@@ -1,0 +1,78 @@
+"""Augmentation of whole batches on the training device; depth stays metric.
+
+A crop enlarged by z is what a lens of z times the focal length sees: at the reference focal length its depth is
+divided by z (batch.focal_factor carries it). Zooming out (z < 1) leaves a black rim that teaches nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from config import IGNORE
+from training.feed import Batch
+
+FLIP_PROBABILITY = 0.5
+ZOOM_PROBABILITY = 0.8
+BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.3, 0.3  # largest relative change
+GAMMA = 0.2  # largest change of log gamma
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def augment(batch: Batch, zoom: tuple[float, float], seed: int, step: int) -> Batch:
+    """A changed copy of the batch; what is drawn depends on seed and step alone, on any device.
+
+    Args:
+        batch: from the feed.
+        zoom: range of the factor on the focal length.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    device = batch.rgb.device
+    grid, factor = zoom_flip_grid(batch.rgb.shape, zoom, generator)
+    grid = grid.to(device)
+    return Batch(
+        rgb=change_colour(F.grid_sample(batch.rgb, grid, align_corners=False), generator),
+        depth=_nearest(batch.depth, grid),
+        confidence=_nearest(batch.confidence, grid),
+        da3_depth=_nearest(batch.da3_depth, grid),
+        sam2_seg=_nearest_classes(batch.sam2_seg, grid),
+        labels=_nearest_classes(batch.labels, grid),
+        focal_factor=batch.focal_factor / factor.to(device),
+    )
+
+
+def zoom_flip_grid(shape: torch.Size, zoom: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sampling grid [B,H,W,2] of a random zoom (log-uniform), shift and flip, and the zoom of each image [B]."""
+    size, height, width = shape[0], shape[2], shape[3]
+    draw = torch.rand(5, size, generator=generator)
+    low, high = math.log(zoom[0]), math.log(zoom[1])
+    factor = torch.where(draw[0] < ZOOM_PROBABILITY, torch.exp(low + (high - low) * draw[1]), 1.0)
+    free = (1 - 1 / factor).abs()  # how far the window's centre may leave the image's, in halves of its size
+    shift_x, shift_y = free * (2 * draw[2] - 1), free * (2 * draw[3] - 1)
+    direction = torch.where(draw[4] < FLIP_PROBABILITY, -1.0, 1.0)
+    theta = torch.zeros(size, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = direction / factor, shift_x
+    theta[:, 1, 1], theta[:, 1, 2] = 1 / factor, shift_y
+    return F.affine_grid(theta, [size, 1, height, width], align_corners=False), factor
+
+
+def change_colour(rgb: Tensor, generator: torch.Generator) -> Tensor:
+    """Random brightness, contrast, saturation and gamma a frame; rgb float32 [B,3,H,W] in 0..1."""
+    draw = (2 * torch.rand(4, rgb.shape[0], 1, 1, 1, generator=generator) - 1).to(rgb.device)
+    rgb = rgb * (1 + BRIGHTNESS * draw[0])
+    mean = rgb.mean(dim=(1, 2, 3), keepdim=True)
+    rgb = mean + (rgb - mean) * (1 + CONTRAST * draw[1])
+    grey = (rgb * rgb.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    rgb = grey + (rgb - grey) * (1 + SATURATION * draw[2])
+    return rgb.clamp(0, 1) ** torch.exp(GAMMA * draw[3])
+
+
+def _nearest(values: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(values, grid, mode="nearest", align_corners=False)
+
+
+def _nearest_classes(classes: Tensor, grid: Tensor) -> Tensor:
+    # grid_sample pads with 0, so classes are sampled as 1.. and 0 comes to mean "outside the image"
+    shifted = _nearest((classes + 1).float().unsqueeze(1), grid)[:, 0].long()
+    return torch.where(shifted == 0, IGNORE, shifted - 1)

@@ -1,0 +1,197 @@
+"""The packed cache: every frame once at the network's size in memory-mapped arrays, and batches cut from it."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cli import UserError
+from config import IGNORE
+from dataset.files import read_npy, write_json
+from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera, to_network_map, to_network_rgb
+from dataset.manifest import Row, fingerprint
+
+LAYOUT_VERSION = 1  # part of the cache's name: raise it when what is packed changes
+ARRAYS = {  # name: (dtype, channels); sizes are [N, height, width, channels]
+    "rgb": (np.uint8, 3),
+    "depth": (np.uint16, 1),  # millimetres: float16 metres would step by 8 mm above 8 m
+    "confidence": (np.uint8, 1),  # 0..255 for 0..1
+    "da3_depth": (np.uint16, 1),  # millimetres
+    "sam2_seg": (np.uint8, 1),
+    "labels": (np.uint8, 1),
+}
+# Scale from metres to metres at the reference focal length: f_ref / f, 1 for a frame without intrinsics.
+FOCAL_FACTOR = "focal_factor"
+
+
+@dataclass
+class Batch:
+    """Frames on the training device; depth in metres of each frame's own camera, 0 = no value.
+
+    rgb: float32 [B,3,H,W] in 0..1; depth, da3_depth, confidence: float32 [B,1,H,W]; sam2_seg, labels: int64 [B,H,W],
+    255 = ignore; focal_factor: float32 [B], f_ref / f.
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    confidence: Tensor
+    da3_depth: Tensor
+    sam2_seg: Tensor
+    labels: Tensor
+    focal_factor: Tensor
+
+
+class PackedFrames:
+    """The frames of some rows at the network's size, memory-mapped from a cache that is built when it is missing."""
+
+    def __init__(
+        self, rows: Sequence[Row], cache_dir: Path, size: tuple[int, int], reference_focal: float, workers: int
+    ):
+        """
+        Args:
+            rows: frames to pack, in this order.
+            cache_dir: where caches are kept; each has a folder named by what is in it.
+            size: (width, height) of the network's input.
+            reference_focal: f_ref in pixels at that size.
+            workers: threads that read frames.
+
+        Raises UserError when a frame can't be read; no cache is left behind then.
+        """
+        self.rows, self.size, self.reference_focal = rows, size, reference_focal
+        name = f"{LAYOUT_VERSION}|{size}|{reference_focal}|{fingerprint(rows)}"
+        self.folder = Path(cache_dir) / hashlib.sha256(name.encode()).hexdigest()[:24]
+        if not self.folder.is_dir():
+            self._build(workers)
+        self.arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        self.focal_factor = read_npy(self.folder / f"{FOCAL_FACTOR}.npy")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _build(self, workers: int) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder.parent))
+        try:
+            self._pack_into(building, workers)
+            os.rename(building, self.folder)
+        except OSError:
+            if not self.folder.is_dir():  # else another job has just finished the same cache: use that one
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _pack_into(self, folder: Path, workers: int) -> None:
+        width, height = self.size
+        arrays = {
+            name: np.lib.format.open_memmap(
+                folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(len(self.rows), height, width, channels)
+            )
+            for name, (dtype, channels) in ARRAYS.items()
+        }
+        factors = np.ones(len(self.rows), dtype=np.float32)
+
+        def pack(index: int) -> None:
+            frame = read_frame(self.rows[index])
+            for name, packed in pack_frame(frame, width, height).items():
+                arrays[name][index] = packed
+            if frame.intrinsics:
+                factors[index] = self.reference_focal / to_network_camera(frame.intrinsics, width, height).focal
+
+        with ThreadPoolExecutor(max(workers, 1)) as pool:
+            packed = pool.map(pack, range(len(self.rows)))
+            list(tqdm(packed, total=len(self.rows), desc="packing frames", disable=None))
+        for array in arrays.values():
+            array.flush()
+        np.save(folder / f"{FOCAL_FACTOR}.npy", factors, allow_pickle=False)
+        write_json(folder / "stems.json", [row.stem for row in self.rows])
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
+        """The frames of the given indices on the device."""
+
+        def load(name: str) -> Tensor:
+            array = torch.from_numpy(self.arrays[name][np.asarray(indices)])
+            array = array.pin_memory() if device.type == "cuda" else array
+            return array.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+        return Batch(
+            rgb=load("rgb").float().div(255).contiguous(),
+            depth=load("depth").float() / MILLIMETRES,
+            confidence=load("confidence").float() / 255,
+            da3_depth=load("da3_depth").float() / MILLIMETRES,
+            sam2_seg=load("sam2_seg")[:, 0].long(),
+            labels=load("labels")[:, 0].long(),
+            focal_factor=torch.from_numpy(self.focal_factor[np.asarray(indices)]).to(device),
+        )
+
+
+def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
+    """One frame at the network's size in the cache's dtypes, [height,width,channels] each."""
+
+    def depth(array: np.ndarray | None) -> np.ndarray:
+        if array is None:
+            return np.zeros((height, width, 1), dtype=np.uint16)
+        millimetres = np.rint(to_network_map(array, width, height) * MILLIMETRES)
+        return np.minimum(millimetres, np.iinfo(np.uint16).max).astype(np.uint16)[..., None]
+
+    def classes(array: np.ndarray | None) -> np.ndarray:
+        if array is None:
+            return np.full((height, width, 1), IGNORE, dtype=np.uint8)
+        return to_network_map(array, width, height)[..., None]
+
+    return {
+        "rgb": to_network_rgb(frame.rgb, width, height),
+        "depth": depth(frame.depth),
+        "confidence": np.rint(to_network_map(frame.confidence, width, height) * 255).astype(np.uint8)[..., None],
+        "da3_depth": depth(frame.da3_depth),
+        "sam2_seg": classes(frame.sam2_seg),
+        "labels": classes(frame.labels),
+    }
+
+
+def training_batches(
+    frames: PackedFrames, batch_size: int, seed: int, epoch: int, skip: int, device: torch.device
+) -> Iterator[Batch]:
+    """The batches of one epoch in an order that depends on seed and epoch alone, the first `skip` left out.
+
+    The last frames that fill no whole batch wait for another epoch's order, unless there are fewer than one batch.
+    The next batch is read while the current one is in use.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(frames))
+    count = batches_per_epoch(len(frames), batch_size)
+    chosen = [order[n * batch_size : (n + 1) * batch_size] for n in range(skip, count)]
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(frames.batch, indices, device) for indices in chosen[:1]]
+        for position in range(len(chosen)):
+            if position + 1 < len(chosen):
+                waiting.append(reader.submit(frames.batch, chosen[position + 1], device))
+            yield waiting.pop(0).result()
+
+
+def batches_per_epoch(frames: int, batch_size: int) -> int:
+    """Number of batches of training_batches() without skipping."""
+    return max(frames // batch_size, 1)
+
+
+def ordered_batches(frames: PackedFrames, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """All frames once, in order; the last batch may be smaller."""
+    for start in range(0, len(frames), batch_size):
+        yield frames.batch(range(start, min(start + batch_size, len(frames))), device)
+
+
+def choose_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:
+    """Rows of a split, at most `limit` of them spread evenly over it; raises UserError when train has none."""
+    chosen = [row for row in rows if row.split == split]
+    if split == "train" and not chosen:
+        raise UserError("the manifest has no frame of the split 'train'")
+    if limit is not None and len(chosen) > limit:
+        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
+    return chosen
