@@ -41,7 +41,15 @@ from models.metrics import ConfusionMatrix, DepthMetrics
 from models.student import load_encoder_weights
 from training.augment import augment
 from training.checkpoint import MovingAverage, build_student, load_checkpoint, plain_config, save_checkpoint
-from training.feed import Batch, PackedFrames, batches_per_epoch, choose_rows, ordered_batches, training_batches
+from training.feed import (
+    Batch,
+    PackedFrames,
+    batches_per_epoch,
+    choose_rows,
+    ordered_batches,
+    target_statistics,
+    training_batches,
+)
 
 SCHEDULE_SETTINGS = ("epochs", "batch_size", "lr", "seed", "encoder", "neck_channels", "reference_focal")
 
@@ -87,7 +95,8 @@ def main() -> int:
     trainer = Trainer(config, device, frames, val_frames, fingerprint(train_rows + val_rows))
     resumed = trainer.resume(arguments.resume)
     if not resumed:
-        trainer.start(arguments.encoder_weights, describe(train_rows, config))
+        baselines = target_statistics(frames, config.confidence_threshold)
+        trainer.start(arguments.encoder_weights, describe(train_rows, config) | baselines)
     print(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, encoder start "
         f"{trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, log {trainer.run_dir}"

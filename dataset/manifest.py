@@ -52,7 +52,7 @@ def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
     """Check one {fx, fy, cx, cy, width, height} object; raises UserError naming `where`."""
     try:
         values = {name: float(entry[name]) for name in ("fx", "fy", "cx", "cy", "width", "height")}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: intrinsics need the numbers fx, fy, cx, cy, width, height") from None
     if not all(0 < values[name] < 1e6 for name in ("fx", "fy", "width", "height")):
         raise UserError(f"{where}: fx, fy, width and height of a camera are above 0")
@@ -92,6 +92,8 @@ def read_splits(path: str | Path) -> dict[str, str]:
         raise UserError(f"{path} must hold lists of stems under the keys {', '.join(SPLITS)}")
     split_of: dict[str, str] = {}
     for split, stems in content.items():
+        if not isinstance(stems, list) or not all(isinstance(stem, str) for stem in stems):
+            raise UserError(f"{path}: {split} must be a list of stems in quotes")
         for stem in stems:
             if split_of.setdefault(stem, split) != split:
                 raise UserError(f"{path}: frame {stem} stands in {split_of[stem]} and in {split}")
@@ -114,7 +116,7 @@ def read_manifest(path: str | Path) -> list[Row]:
         raise UserError(f"there is no manifest {path}; teacher_infer/build_manifest.py writes one")
     root = path.parent.resolve()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also cuts at U+2028, which JSON allows
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file") from None
     rows = [_parse(line, root, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
@@ -154,8 +156,10 @@ def _parse(line: str, root: Path, where: str) -> Row:
     made_by = entry.get("made_by") or {}
     if not isinstance(made_by, dict):
         raise UserError(f"{where}: made_by is a JSON object")
+    stem = str(entry.get("stem") or default_stem(entry["rgb"]))
+    _inside(root, stem, f"{where}, stem")  # stages name their output files by it
     return Row(
-        stem=str(entry.get("stem") or default_stem(entry["rgb"])),
+        stem=stem,
         **paths,
         split=split,
         intrinsics=intrinsics_from(camera, where) if camera else None,
@@ -174,7 +178,7 @@ def _inside(root: Path, relative: object, where: str) -> Path:
     if not isinstance(relative, str) or "\0" in relative:
         raise UserError(f"{where}: a path is a string")
     path = (root / relative).resolve()
-    if Path(relative).is_absolute() or not path.is_relative_to(root):
+    if Path(relative).is_absolute() or path == root or not path.is_relative_to(root):
         raise UserError(f"{where}: {relative} leads out of the manifest's folder")
     return path
 

@@ -29,12 +29,14 @@ class DepthMetrics:
         """Pixels whose reference lies outside min_depth..max_depth (metres) are not scored."""
         self.min_depth, self.max_depth = min_depth, max_depth
         self.sums: list[Tensor] = []  # one row an image, see _row()
+        self.median_ratios: list[Tensor] = []
 
     def update(self, predicted: Tensor, reference: Tensor) -> None:
         """Add one image: two maps [H,W] in metres; pixels without prediction or reference are 0 or NaN."""
         predicted, reference = predicted.double(), reference.double()
         mask = (reference >= self.min_depth) & (reference <= self.max_depth) & (predicted > 0)
         if mask.any():
+            self.median_ratios.append((predicted[mask] / reference[mask]).median())
             self.sums.append(self._row(predicted[mask].clamp(self.min_depth, self.max_depth), reference[mask]))
 
     @staticmethod
@@ -58,17 +60,21 @@ class DepthMetrics:
         """All metrics, pooled over pixels under their own name and as mean over images under 'image_<name>'.
 
         Units: rmse, mae, sq_rel in metres; silog is 100 times the standard deviation of the log difference, as KITTI
-        defines it; deltas and abs_rel are fractions. NaN everywhere when no pixel was scored.
+        defines it; deltas and abs_rel are fractions. 'median_ratio' is the median over images of each image's median
+        of predicted / reference: 1 when the scale is right. NaN everywhere when no pixel was scored.
         """
         if not self.sums:
             names = ("rmse", "rmse_log", "silog", *self.ERRORS)
-            return {prefix + name: float("nan") for prefix in ("", "image_") for name in names}
+            nothing = {prefix + name: float("nan") for prefix in ("", "image_") for name in names}
+            return nothing | {"median_ratio": float("nan")}
         rows = torch.stack(self.sums)
         pooled = self._metrics(rows.sum(dim=0, keepdim=True))
         mean = self._metrics(rows)
-        return {name: value.item() for name, value in pooled.items()} | {
-            f"image_{name}": value.mean().item() for name, value in mean.items()
-        }
+        return (
+            {name: value.item() for name, value in pooled.items()}
+            | {f"image_{name}": value.mean().item() for name, value in mean.items()}
+            | {"median_ratio": torch.stack(self.median_ratios).median().item()}
+        )
 
     def _metrics(self, rows: Tensor) -> dict[str, Tensor]:
         means = rows / rows[:, :1]

@@ -31,6 +31,7 @@ ARRAYS = {  # name: (dtype, channels); sizes are [N, height, width, channels]
 }
 # Scale from metres to metres at the reference focal length: f_ref / f, 1 for a frame without intrinsics.
 FOCAL_FACTOR = "focal_factor"
+STATISTICS_FRAMES = 300
 
 
 @dataclass
@@ -131,6 +132,29 @@ class PackedFrames:
             labels=load("labels")[:, 0].long(),
             focal_factor=torch.from_numpy(self.focal_factor[np.asarray(indices)]).to(device),
         )
+
+
+def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float | int | None]:
+    """What the baselines of Table IV predict: mean of the depth target and most frequent class of the training data.
+
+    Args:
+        threshold: confidence from which the sensor teaches, see models.losses.hybrid_depth.
+
+    Returns: mean_depth in metres at the reference focal length and majority_class; None where there is no target.
+    """
+    sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), STATISTICS_FRAMES)).round().astype(int))
+    total, pixels, counts = 0.0, 0, np.zeros(256, dtype=np.int64)
+    for index in sample:
+        depth, teacher = (frames.arrays[name][index].astype(np.float64) for name in ("depth", "da3_depth"))
+        confident = (frames.arrays["confidence"][index] >= threshold * 255) & (depth > 0)
+        target = np.where(confident, depth, teacher) / MILLIMETRES * frames.focal_factor[index]
+        total, pixels = total + target.sum(), pixels + np.count_nonzero(target)
+        counts += np.bincount(frames.arrays["sam2_seg"][index].ravel(), minlength=256)
+    counts[IGNORE] = 0
+    return {
+        "mean_depth": float(total / pixels) if pixels else None,
+        "majority_class": int(counts.argmax()) if counts.any() else None,
+    }
 
 
 def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:

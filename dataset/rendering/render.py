@@ -363,7 +363,7 @@ def sense(world: World, first: Hits, path, rays, shape, rng: np.random.Generator
     reading = np.where(clear & ~through & ~glare, 0, reading)
     reading = np.where(~clear & (signal < threshold), 0, reading)
     reading[(reading > SENSOR_RANGE) | (depth == 0)] = 0
-    noise = 0.0015 + 0.0012 * reading**2 * np.clip(0.02 / np.maximum(signal, 1e-4), 0.3, 3)
+    noise = 0.0015 + 0.0006 * reading**2 * np.clip(0.02 / np.maximum(signal, 1e-4), 0.3, 3)
     reading = np.where(reading > 0, reading + noise * rng.standard_normal(depth.shape), 0)
     return _drop_edges(np.maximum(reading, 0).astype(np.float32).reshape(shape), rng)
 

@@ -94,7 +94,8 @@ class Room:
                 continue
             frame = wall_frame @ placement(x, 0.03)
             if self.place(name, frame, size, clearance):
-                self.hung[index].append((x - size[0] / 2, x + size[0] / 2)) if high > 1.2 else None
+                if high > 1.2:  # covers the wall at the height of pictures
+                    self.hung[index].append((x - size[0] / 2, x + size[0] / 2))
                 return frame, size
         return None
 

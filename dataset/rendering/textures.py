@@ -109,7 +109,8 @@ class MaterialTable:
         means = np.array([to_linear(texture).mean((0, 1)) for texture in palette.textures])
         self.colour = (means[self._texture] * self._tint).astype(np.float32)
         given = np.array([material.infrared for material in materials], np.float32)
-        self.infrared = np.where(given >= 0, given, self.colour.mean(1))
+        # Most paints, woods and cloths are brighter in the near infrared than to the eye.
+        self.infrared = np.where(given >= 0, given, self.colour.mean(1) ** 0.7)
 
     def lookup(self, material: np.ndarray, uv: np.ndarray, footprint: np.ndarray) -> np.ndarray:
         """Linear albedo float32 [N,3] at uv [N,2] of material [N]; footprint [N]: a pixel's width in uv units."""

@@ -1,0 +1,292 @@
+"""An RGB-D recording as sensors leave it -> a data folder: images, depth, camera, splits by time."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python dataset/x.py` puts only dataset/ on the path
+from cli import (
+    EXIT_STOPPED,
+    ArgumentParser,
+    StopSignal,
+    UserError,
+    existing_dir,
+    existing_file,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    run,
+)
+from config import Intrinsics
+from dataset.files import atomic_path, read_image, read_png_raw, write_json, write_npy
+from dataset.frames import IMAGE_SUFFIXES, find_frames, read_depth
+from dataset.nyu_loader import prepare
+
+COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
+COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
+JPEG_END = b"\xff\xd9"
+LONGEST_TAIL = 1024  # bytes that some cameras append to a JPEG
+FOCAL_TOLERANCE = 1e-3  # relative difference between a flag and the intrinsics file that is worth a warning
+
+
+class UnreadableFrameError(Exception):
+    """An image of a frame that can't be decoded: the frame is left out, the recording goes on."""
+
+
+def find_recording(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """{stem: (colour image, depth image)} of a recording, sorted by stem.
+
+    Either <stem>.color.jpg|png beside <stem>.depth.png, or the sub-folders rgb/ or color/ and depth/ with equal stems.
+    Raises UserError when the folder is neither, or when a colour image has no depth image.
+    """
+    colour = _colour_beside_depth(folder)
+    if colour:
+        depth = {stem: folder / f"{stem}{DEPTH}" for stem in colour}
+    else:
+        images = next((folder / name for name in COLOUR_FOLDERS if (folder / name).is_dir()), None)
+        if images is None or not (folder / DEPTH_FOLDER).is_dir():
+            raise UserError(
+                f"{folder} is no recording: expected <stem>{COLOUR}.jpg and <stem>{DEPTH} files, "
+                "or sub-folders rgb/ (or color/) and depth/"
+            )
+        colour = find_frames(images)
+        depth = {stem: folder / DEPTH_FOLDER / f"{stem}.png" for stem in colour}
+    missing = [stem for stem in colour if not depth[stem].is_file()]
+    if missing:
+        raise UserError(
+            f"{folder}: colour without depth in {len(missing)} of {len(colour)} frames: "
+            f"{colour[missing[0]].name} needs {depth[missing[0]]}"
+        )
+    return {stem: (colour[stem], depth[stem]) for stem in sorted(colour)}
+
+
+def _colour_beside_depth(folder: Path) -> dict[str, Path]:
+    frames: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"*{COLOUR}.*")):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        stem = path.stem.removesuffix(COLOUR)
+        if stem in frames:
+            raise UserError(f"{frames[stem]} and {path.name} share the stem {stem}: remove one")
+        frames[stem] = path
+    return frames
+
+
+def read_matrix(path: Path) -> dict[str, float]:
+    """fx, fy, cx, cy from a text file with the camera's 3x3 matrix; raises UserError when it is none."""
+    try:
+        matrix = np.loadtxt(path, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no text file of numbers: {error}") from None
+    expected = "[fx 0 cx; 0 fy cy; 0 0 1]"
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
+        raise UserError(f"{path} holds {list(matrix.shape)} numbers, not a 3x3 camera matrix {expected}")
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or matrix[[0, 1, 2, 2, 2], [1, 0, 0, 1, 2]].tolist() != [0, 0, 0, 0, 1]:
+        raise UserError(f"{path} is no camera matrix {expected} with fx and fy above 0")
+    fx, fy, cx, cy = (float(matrix[cell]) for cell in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    return {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
+
+
+def find_intrinsics(folder: Path, file: Path | None, flags: dict[str, float]) -> dict[str, float]:
+    """fx, fy, cx, cy in pixels of the colour images: flags, else the intrinsics file, else the folder's own.
+
+    Warns when a flag overrides another value of the file. Raises UserError when a number is in neither.
+    """
+    if file is None:
+        found = sorted(path for path in folder.glob("*intrinsics*.txt") if not path.name.startswith("."))
+        if len(found) > 1 and len(flags) < 4:
+            raise UserError(f"{folder} holds {', '.join(path.name for path in found)}: choose with --intrinsics")
+        file = found[0] if len(found) == 1 else None
+    values = read_matrix(file) if file else {}
+    for name, value in flags.items():
+        if name in values and abs(value - values[name]) > FOCAL_TOLERANCE * abs(values[name]):
+            print(f"warning: --{name} {value:g} overrides {values[name]:g} of {file}", file=sys.stderr)
+    values |= flags
+    missing = [f"--{name}" for name in ("fx", "fy", "cx", "cy") if name not in values]
+    if missing:
+        raise UserError(f"{folder} has no *intrinsics*.txt: give --intrinsics FILE or {' '.join(missing)}")
+    return values
+
+
+def split_by_time(stems: list[str], test: int, val: int, gap: int) -> dict[str, list[str]]:
+    """{"train": stems, "val": stems, "test": stems} in order of time: train, gap, val, gap, test.
+
+    Neighbouring frames of a recording are near-duplicates, so `gap` frames at each border belong to no split. No gap
+    goes before an empty split. Raises UserError when nothing is left to train on.
+    """
+    split: dict[str, list[str]] = {}
+    end = len(stems)
+    for name, count in (("test", test), ("val", val)):
+        split[name] = stems[end - count : end] if count <= end else []
+        end -= count + gap if count else 0
+    if end < 1:
+        raise UserError(
+            f"too few frames: of {len(stems)}, {test} for test, {val} for val and gaps of {gap} leave none for "
+            "training; lower --test-frames, --val-frames or --gap-frames"
+        )
+    return {"train": stems[:end], "val": split["val"], "test": split["test"]}
+
+
+def load_frame(colour: Path, depth: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a frame: RGB uint8 [H,W,3] and depth float32 [H,W], metres, 0 = no reading.
+
+    Raises UnreadableFrameError when an image can't be decoded, and UserError when the recording is of the wrong kind:
+    8-bit depth, or depth that is not registered to the colour image's size.
+    """
+    try:
+        rgb, raw = read_image(colour), read_png_raw(depth)
+    except UserError as error:
+        raise UnreadableFrameError(str(error)) from None
+    if colour.suffix.lower() != ".png" and JPEG_END not in colour.read_bytes()[-LONGEST_TAIL:]:
+        raise UnreadableFrameError(f"{colour} is cut short")  # the decoder paints the missing part grey
+    if raw.shape != rgb.shape[:2]:
+        raise UserError(
+            f"{depth} is {raw.shape[1]}x{raw.shape[0]} but its colour image is {rgb.shape[1]}x{rgb.shape[0]}: "
+            "depth must be registered to the colour camera"
+        )
+    return rgb, read_depth(depth)
+
+
+def image_size(frames: Iterable[tuple[Path, Path]]) -> tuple[int, int]:
+    """(width, height) of the first readable frame; raises UserError when there is none."""
+    reason: UnreadableFrameError | None = None
+    for colour, depth in frames:
+        try:
+            height, width = load_frame(colour, depth)[1].shape
+            return width, height
+        except UnreadableFrameError as error:
+            reason = reason or error
+    raise UserError(f"no frame of the recording is readable; the first: {reason}")
+
+
+def convert_frame(colour: Path, depth: Path, out: Path, stem: str, depth_format: str, size: tuple[int, int]) -> None:
+    """Write rgb/<stem>.* and depth/<stem>.png|npy unless both exist; errors as load_frame."""
+    rgb_file = out / "rgb" / f"{stem}{colour.suffix.lower()}"
+    depth_file = out / "depth" / f"{stem}.{depth_format}"
+    if rgb_file.is_file() and depth_file.is_file():
+        return
+    rgb, metres = load_frame(colour, depth)
+    if rgb.shape[1::-1] != size:
+        raise UserError(f"{colour} is {rgb.shape[1]}x{rgb.shape[0]}, other frames are {size[0]}x{size[1]}")
+    if depth_format == "npy":
+        write_npy(depth_file, metres)
+    else:
+        _copy(depth, depth_file)
+    _copy(colour, rgb_file)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def write_failed(path: Path, failed: dict[str, str]) -> None:
+    """failed_frames.jsonl, one {"stem", "reason"} a line; no file when nothing failed."""
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        lines = (json.dumps({"stem": stem, "reason": reason}) + "\n" for stem, reason in failed.items())
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def parse_args():
+    parser = ArgumentParser(
+        "Reads an RGB-D recording: <stem>.color.jpg|png beside <stem>.depth.png, or folders rgb|color/ and depth/;\n"
+        "depth is 16-bit PNG in millimetres, registered to the colour images.\n"
+        "Writes a data folder: rgb/ depth/ camera.json splits.json source.json (failed_frames.jsonl if any fail).\n\n"
+        "The split is by time: train, gap, val, gap, test. Frames of a gap are left out. A run that was stopped\n"
+        "goes on where it was; camera.json and splits.json come last."
+    )
+    parser.add_argument("--input", required=True, help="folder of the recording")
+    parser.add_argument("--out", required=True, type=Path, help="the data folder to write")
+    parser.add_argument(
+        "--intrinsics", help="text file with the colour camera's 3x3 matrix (default: *intrinsics*.txt)"
+    )
+    for name in ("fx", "fy", "cx", "cy"):
+        parser.add_argument(f"--{name}", type=positive_float, help="pixels of the colour images; overrides the file")
+    parser.add_argument("--test-frames", type=positive_int, help="last frames, for test (default: a sixth)")
+    parser.add_argument("--val-frames", type=non_negative_int, help="frames before them, for val (default: a tenth)")
+    parser.add_argument("--gap-frames", type=non_negative_int, default=10, help="left out at each border (default: 10)")
+    parser.add_argument("--depth-format", choices=("png", "npy"), default="png", help="png: copied; npy: metres")
+    return parser.parse_args()
+
+
+def plan_split(args, stems: list[str]) -> dict[str, list[str]]:
+    """The split that the flags ask for."""
+    test = max(1, len(stems) // 6) if args.test_frames is None else args.test_frames
+    val = max(1, len(stems) // 10) if args.val_frames is None else args.val_frames
+    return split_by_time(stems, test, val, args.gap_frames)
+
+
+def build_camera(args, folder: Path, size: tuple[int, int]) -> Intrinsics:
+    """The colour camera; raises UserError when its principal point lies outside the images."""
+    flags = {name: getattr(args, name) for name in ("fx", "fy", "cx", "cy") if getattr(args, name) is not None}
+    file = existing_file(args.intrinsics, "--intrinsics") if args.intrinsics else None
+    values = find_intrinsics(folder, file, flags)
+    if not (0 < values["cx"] < size[0] and 0 < values["cy"] < size[1]):
+        raise UserError(
+            f"the principal point {values['cx']:g}, {values['cy']:g} lies outside images of {size[0]}x{size[1]}: "
+            "these intrinsics are of another resolution"
+        )
+    return Intrinsics(**values, width=size[0], height=size[1])
+
+
+def describe(args, folder: Path, n_frames: int, split: dict[str, list[str]]) -> dict:
+    """source.json: what the folder was made from, and how it was cut."""
+    return {
+        "recording": folder.resolve().name,
+        "what": "RGB-D recording, split by time",
+        "frames": n_frames,
+        "split": {name: len(stems) for name, stems in split.items()},
+        "gap_frames": args.gap_frames,
+        "depth_format": args.depth_format,
+    }
+
+
+def summary(n_frames: int, split: dict[str, list[str]], failed: dict[str, str]) -> str:
+    """The line that ends a run: no frame is lost without a word."""
+    parts = ", ".join(f"{name} {len(stems)}" for name, stems in split.items())
+    left_out = n_frames - sum(map(len, split.values())) - len(failed)
+    line = f"{n_frames} frames ({parts}); {left_out} in the gaps between the splits left out"
+    return line + (f"; {len(failed)} unreadable, listed in failed_frames.jsonl" if failed else "")
+
+
+def main() -> int | None:
+    args = parse_args()
+    folder = existing_dir(args.input, "--input")
+    if args.out.resolve() == folder.resolve():
+        raise UserError("--out is the recording itself: choose another folder")
+    frames = find_recording(folder)
+    split = plan_split(args, list(frames))
+    size = image_size(frames.values())
+    camera = build_camera(args, folder, size)
+    prepare(args.out, describe(args, folder, len(frames), split))
+    kept = [stem for stems in split.values() for stem in stems]
+    failed: dict[str, str] = {}
+    with StopSignal() as stop:
+        for number, stem in enumerate(tqdm(kept, unit="frame", disable=None), 1):
+            try:
+                convert_frame(*frames[stem], args.out, stem, args.depth_format, size)
+            except UnreadableFrameError as error:
+                failed[stem] = str(error)
+            if 2 * len(failed) > len(kept):
+                raise UserError(f"more than half of the {len(kept)} frames are unreadable; the last: {failed[stem]}")
+            if stop:
+                print(f"stopped after {number} of {len(kept)} frames: the same command goes on")
+                return EXIT_STOPPED
+    split = {name: [stem for stem in stems if stem not in failed] for name, stems in split.items()}
+    write_failed(args.out / "failed_frames.jsonl", failed)
+    write_json(args.out / "camera.json", asdict(camera))
+    write_json(args.out / "splits.json", split)
+    print(summary(len(frames), split, failed))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,338 @@
+"""nyu_depth_v2_labeled.mat -> a data folder: images, depth, confidence, six-class labels, camera, splits.
+
+The .mat is HDF5 (MATLAB v7.3), which stores arrays transposed: frames first, width before height. Its variables
+are described at https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html
+"""
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python dataset/x.py` puts only dataset/ on the path
+from cli import EXIT_STOPPED, ArgumentParser, StopSignal, UserError, existing_file, run
+from config import CLASS_NAMES, IGNORE, NYU_INTRINSICS, Intrinsics
+from dataset.files import read_json, read_npy, read_png_raw, write_json, write_npy, write_png
+from dataset.frames import white_border
+from dataset.label_remapper import check_names, remap
+from dataset.manifest import intrinsics_from
+
+OFFICIAL_SPLIT = Path(__file__).with_name("nyu_official_split.json")
+N_OFFICIAL = 1449
+TEST_SHARE, VAL_SHARE = 0.2, 0.1  # of the frames; with the official split only the second counts, of its 795
+BLOCKS = {False: (0.8, 0.9), True: (0.9, 1)}  # without scenes: where val and test begin, {official: ...}
+REQUIRED = {"images": np.uint8, "depths": np.floating, "labels": np.integer}
+OPTIONAL = {"rawDepths": np.floating, "instances": np.integer}
+# A chunk of the file may span several frames. The cache keeps it until the last of them is read, so that none is
+# decompressed twice; five datasets at this limit stay well below 1 GB.
+LARGEST_CACHE = 128 * 2**20
+CACHE_SLOTS = 100_003  # a prime far above the number of chunks a frame touches, as the HDF5 manual advises
+LOG_EVERY = 100
+MAPS = ("rgb", "depth", "confidence", "labels", "instances")  # the sub-folders that a loader writes
+
+
+@dataclass
+class FrameMaps:
+    """One labelled frame.
+
+    rgb: uint8 [H,W,3]; depth: float32 [H,W], metres; confidence: float32 [H,W], 0 or 1; labels: uint8 [H,W], 0..5
+    or 255 = ignore; instances: uint16 [H,W], 0 = none, or None when the file has no instances.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    confidence: np.ndarray
+    labels: np.ndarray
+    instances: np.ndarray | None
+
+
+class NyuFile:
+    """An open .mat of NYU's layout, read one frame at a time. Use as a context manager.
+
+    Raises UserError when the file is no HDF5, cut short, lacks a variable or has some that don't fit together.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not h5py.is_hdf5(path):
+            raise UserError(f"{path} is no HDF5 file: is it nyu_depth_v2_labeled.mat, fully downloaded?")
+        with self._readable("the file"):
+            with h5py.File(path, "r") as file:
+                cache = _cache_bytes(file)
+            self.file = h5py.File(path, "r", rdcc_nbytes=cache, rdcc_nslots=CACHE_SLOTS)
+        try:
+            with self._readable("the variables"):
+                self._check()
+        except UserError:
+            self.file.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.file.close()
+
+    def __len__(self) -> int:
+        return self.file["images"].shape[0]
+
+    @property
+    def rendered(self) -> bool:
+        """Whether the frames are rendered rooms stored in NYU's layout."""
+        return bool(np.any(self.file.attrs.get("rendered", 0)))
+
+    @property
+    def official(self) -> bool:
+        """Whether this is the labelled set itself, for which NYU's official split holds."""
+        return len(self) == N_OFFICIAL and not self.rendered
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds the variable."""
+        return name in self.file
+
+    def camera(self) -> Intrinsics:
+        """The file's attributes fx, fy, cx, cy, else NYU's camera; raises UserError when neither fits."""
+        width, height = self.file["images"].shape[2:]
+        given = [name for name in ("fx", "fy", "cx", "cy") if name in self.file.attrs]
+        if len(given) == 4:
+            entry = {name: np.ravel(self.file.attrs[name])[0] for name in given}
+            return intrinsics_from(entry | {"width": width, "height": height}, f"{self.path}, attributes")
+        if given or width * NYU_INTRINSICS.height != height * NYU_INTRINSICS.width:
+            raise UserError(
+                f"{self.path}: images of {width}x{height} pixels need all of the attributes fx, fy, cx, cy; "
+                f"it has {', '.join(given) or 'none'}"
+            )
+        return NYU_INTRINSICS if width == NYU_INTRINSICS.width else NYU_INTRINSICS.resized(width, height)
+
+    def strings(self, name: str) -> list[str] | None:
+        """A cell array of strings, such as `names` or `scenes`; None when the file has no such variable."""
+        if not self.has(name):
+            return None
+        with self._readable(name):
+            return ["".join(map(chr, np.ravel(self.file[ref][()]))) for ref in np.ravel(self.file[name][()])]
+
+    def frame(self, index: int) -> FrameMaps:
+        """Read and convert one frame, index counted from 0; raises UserError naming the frame on damage."""
+        raw = {name: self._read(name, index) for name in (*REQUIRED, *OPTIONAL) if self.has(name)}
+        depth = np.nan_to_num(raw["depths"].astype(np.float32), nan=0, posinf=0, neginf=0)
+        try:
+            labels = remap(raw["labels"])
+        except UserError as error:
+            raise UserError(f"{self.path}, frame {stem_of(index)}: {error}") from None
+        border = white_border(raw["images"])
+        labels[border] = IGNORE
+        confidence = ((raw.get("rawDepths", depth) > 0) & ~border).astype(np.float32)
+        instances = None
+        if "instances" in raw:
+            instances = number_instances(np.where(border, 0, raw["labels"]), raw["instances"])
+        return FrameMaps(raw["images"], depth, confidence, labels, instances)
+
+    def _read(self, name: str, index: int) -> np.ndarray:
+        with self._readable(f"frame {stem_of(index)}, {name},"):
+            return np.ascontiguousarray(self.file[name][index].T)
+
+    @contextmanager
+    def _readable(self, what: str):
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path}: {what} can't be read: damaged or cut short? ({reason})") from None
+
+    def _check(self) -> None:
+        for name, kind in (REQUIRED | OPTIONAL).items():
+            if name not in self.file:
+                if name in REQUIRED:
+                    raise UserError(f"{self.path} has no dataset {name!r}: is it nyu_depth_v2_labeled.mat?")
+                continue
+            dataset = self.file[name]
+            if not isinstance(dataset, h5py.Dataset) or not np.issubdtype(dataset.dtype, kind):
+                raise UserError(f"{self.path}: {name} must be an array of {kind.__name__}, not {dataset}")
+        shape = self.file["images"].shape
+        if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+            raise UserError(f"{self.path}: images is {list(shape)}, not [frames,3,width,height]")
+        for name in ("depths", "labels", *OPTIONAL):
+            if self.has(name) and self.file[name].shape != (shape[0], *shape[2:]):
+                found = list(self.file[name].shape)
+                raise UserError(f"{self.path}: {name} is {found} but images is {list(shape)}")
+        for name, expected in (("scenes", shape[0]), ("names", None)):
+            if not self.has(name):
+                continue
+            if h5py.check_ref_dtype(self.file[name].dtype) is not h5py.Reference:
+                raise UserError(f"{self.path}: {name} is no cell array of strings")
+            if expected is not None and self.file[name].size != expected:
+                raise UserError(f"{self.path}: scenes has {self.file[name].size} entries for {expected} images")
+
+
+def _cache_bytes(file: h5py.File) -> int:
+    largest = 2**20  # HDF5's own default
+    for name in (*REQUIRED, *OPTIONAL):
+        dataset = file.get(name)
+        if isinstance(dataset, h5py.Dataset) and dataset.chunks:
+            whole = (math.ceil(n / c) * c for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
+            largest = max(largest, dataset.chunks[0] * math.prod(whole) * dataset.dtype.itemsize)
+    return min(largest, LARGEST_CACHE)
+
+
+def stem_of(index: int) -> str:
+    """The stem of a frame: its number counted from 1, as in the official split."""
+    return f"{index + 1:06d}"
+
+
+def number_instances(labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
+    """Number the objects of a frame: NYU counts instances anew within each class.
+
+    labels: NYU ids [H,W], 0 = unlabelled; instances: [H,W], 0 = none; both of an integer type.
+    Returns uint16 [H,W]: 1, 2, ... in order of (class, instance), 0 = none.
+    """
+    pairs = labels.astype(np.int64) * (int(instances.max(initial=0)) + 1) + instances
+    pairs[(labels == 0) | (instances == 0)] = 0
+    known, numbers = np.unique(np.append(pairs.ravel(), 0), return_inverse=True)  # 0 always comes first
+    return numbers[:-1].reshape(labels.shape).astype(np.uint16)
+
+
+def assign_splits(n_frames: int, scenes: Sequence[str] | None, official: bool) -> dict[str, list[str]]:
+    """{"train": stems, "val": stems, "test": stems}: whole scenes, for neighbouring frames are near-duplicates.
+
+    official: test is NYU's official test set; else scenes that hold at least 20 % of the frames. Validation is
+    scenes of the rest that hold at least 10 %. Without `scenes`, blocks in the file's order take their place.
+    Scenes come in the order of their names' hashes, which is fixed and mixes the room types. Train is never empty.
+    """
+    test = [number - 1 for number in json.loads(OFFICIAL_SPLIT.read_text())["test"]] if official else []
+    pool = sorted(set(range(n_frames)) - set(test))
+    if scenes is None:
+        val_from, test_from = (max(1, int(share * len(pool))) for share in BLOCKS[official])
+        split = {"train": pool[:val_from], "val": pool[val_from:test_from], "test": test or pool[test_from:]}
+    else:
+        frames: dict[str, list[int]] = {}
+        for index in pool:
+            frames.setdefault(scenes[index], []).append(index)
+        order = sorted(frames, key=lambda scene: hashlib.sha256(scene.encode()).hexdigest())
+        test = test or _hold_out(frames, order, TEST_SHARE * n_frames)
+        val = _hold_out(frames, order, VAL_SHARE * len(pool))
+        split = {"train": [index for scene in order for index in frames[scene]], "val": val, "test": test}
+    return {name: [stem_of(index) for index in sorted(indices)] for name, indices in split.items()}
+
+
+def _hold_out(frames: dict[str, list[int]], order: list[str], wanted: float) -> list[int]:
+    held_out: list[int] = []
+    while len(held_out) < wanted and len(order) > 1:  # one scene always stays for training
+        held_out += frames[order.pop(0)]
+    return held_out
+
+
+def describe(source: NyuFile) -> dict:
+    """source.json: what the folder was made from."""
+    if source.rendered:
+        what = "rendered rooms in the layout of NYU Depth V2: synthetic images, not NYU's photographs"
+    elif source.official:
+        what = "NYU Depth V2, labelled set"
+    else:
+        what = f"a file in the layout of NYU Depth V2's labelled set, which has {N_OFFICIAL} frames"
+    confidence = "rawDepths > 0" if source.has("rawDepths") else "depths > 0, for the file has no rawDepths"
+    size = source.path.stat().st_size  # tells two files of one name apart when a stopped run is taken up again
+    return {"file": source.path.name, "bytes": size, "frames": len(source), "what": what, "confidence": confidence}
+
+
+def frame_files(out: Path, stem: str, with_instances: bool) -> dict[str, Path]:
+    """{map: its file in the data folder} of one frame."""
+    suffixes = {"rgb": "png", "depth": "npy", "confidence": "npy", "labels": "png"}
+    if with_instances:
+        suffixes["instances"] = "png"
+    return {name: out / name / f"{stem}.{suffix}" for name, suffix in suffixes.items()}
+
+
+def convert_frame(source: NyuFile, index: int, out: Path) -> np.ndarray:
+    """Write the maps of one frame unless they all exist.
+
+    Returns int64 [258]: pixels, pixels with a valid sensor depth, then pixels of each label 0..255.
+    """
+    files = frame_files(out, stem_of(index), source.has("instances"))
+    if all(file.is_file() for file in files.values()):
+        confidence, labels = read_npy(files["confidence"]), read_png_raw(files["labels"])
+    else:
+        maps = source.frame(index)
+        for name, file in files.items():
+            (write_npy if file.suffix == ".npy" else write_png)(file, getattr(maps, name))
+        confidence, labels = maps.confidence, maps.labels
+    counts = np.bincount(labels.ravel(), minlength=256)
+    return np.concatenate([[labels.size, np.count_nonzero(confidence)], counts])
+
+
+def summary(split: dict[str, list[str]], counts: np.ndarray) -> str:
+    """The line that ends a run; `counts` is the sum of convert_frame's over all frames."""
+    frames = ", ".join(f"{name} {len(stems)}" for name, stems in split.items())
+    pixels, valid, per_class = counts[0], counts[1], counts[2 : 2 + len(CLASS_NAMES)]
+    labelled = max(int(per_class.sum()), 1)
+    shares = ", ".join(f"{name} {n / labelled:.1%}" for name, n in zip(CLASS_NAMES, per_class, strict=True))
+    total = sum(map(len, split.values()))
+    return (
+        f"{total} frames ({frames}); valid sensor depth {valid / pixels:.1%} of pixels; "
+        f"labelled {labelled / pixels:.1%}: {shares}"
+    )
+
+
+def prepare(out: Path, description: dict) -> None:
+    """Make a data folder with its source.json and clear it of what a killed run has left half-written.
+
+    Raises UserError when it can't be written or holds frames of another source or of other settings.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for leftover in (part for name in MAPS for part in (out / name).rglob(".*.part.*")):
+            leftover.unlink()
+        if not (out / "source.json").is_file():
+            write_json(out / "source.json", description)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
+    if read_json(out / "source.json") != description:
+        raise UserError(
+            f"{out} holds frames of another source or other settings, see its source.json: choose another --out"
+        )
+
+
+def parse_args():
+    parser = ArgumentParser(
+        "Reads nyu_depth_v2_labeled.mat (HDF5) or a file of the same layout.\n"
+        "Writes a data folder: rgb/ depth/ confidence/ labels/ instances/ camera.json splits.json source.json\n\n"
+        "A run that was stopped goes on where it was; camera.json and splits.json come last."
+    )
+    parser.add_argument("--mat", required=True, help="the .mat file")
+    parser.add_argument("--out", required=True, type=Path, help="the data folder to write")
+    return parser.parse_args()
+
+
+def main() -> int | None:
+    args = parse_args()
+    with NyuFile(existing_file(args.mat, "--mat")) as source, StopSignal() as stop:
+        names = source.strings("names")
+        if names is not None:
+            check_names(names)
+        camera = source.camera()
+        split = assign_splits(len(source), source.strings("scenes"), source.official)
+        description = describe(source)
+        prepare(args.out, description)
+        print(f"{source.path}: {description['what']}; confidence is {description['confidence']}")
+        counts = np.zeros(258, dtype=np.int64)
+        for index in tqdm(range(len(source)), unit="frame", disable=None):
+            counts += convert_frame(source, index, args.out)
+            if stop:
+                print(f"stopped after {index + 1} of {len(source)} frames: the same command goes on")
+                return EXIT_STOPPED
+            if not sys.stderr.isatty() and (index + 1) % LOG_EVERY == 0:
+                print(f"{index + 1} of {len(source)} frames", flush=True)
+        write_json(args.out / "camera.json", asdict(camera))
+        write_json(args.out / "splits.json", split)
+    print(summary(split, counts))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,239 @@
+"""Join images, depth and the teachers' maps into one manifest."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
+from cli import ArgumentParser, UserError, existing_dir, run
+from config import Intrinsics
+from dataset.files import read_image, read_json, write_json
+from dataset.frames import camera_for, find_frames, find_map, read_classes, read_confidence, read_depth
+from dataset.manifest import Cameras, Row, fingerprint, read_splits, write_manifest
+from teacher_infer.stage import PROVENANCE
+
+TEACHERS = {"da3_depth": "run_da3.py", "sam2_seg": "run_sam2.py"}
+READERS = {"depth": read_depth, "confidence": read_confidence, "labels": read_classes, "da3_depth": read_depth,
+           "sam2_seg": read_classes}  # fmt: skip
+KINDS = {"depth": np.floating, "confidence": np.floating, "labels": np.integer, "da3_depth": np.floating,
+         "sam2_seg": np.integer}  # fmt: skip
+PNG_MODES = {"depth": ("I;16", "I", "I;16B"), "labels": ("L",), "sam2_seg": ("L",)}
+SAMPLED_FRAMES = 100  # evenly spread, read whole: their values are checked, too; of the others only headers
+SHOWN = 5  # problems or stems named in one message
+
+
+def parse_args():
+    parser = ArgumentParser(
+        "Reads the folders of images, depth and teachers' maps, with splits.json, camera.json and the teachers'\n"
+        "provenance.json; writes the manifest, one JSON object a frame, and beside it the same name with .json:\n"
+        "count of frames and fingerprint. Nothing is written when a frame is wrong.\n\n"
+        "Exit 0: written; 2: a map is missing, unreadable or of another size than its image."
+    )
+    parser.add_argument("--rgb-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--depth-dir", required=True, metavar="DEPTH", help="sensor or reference depth")
+    parser.add_argument("--da3-dir", metavar="DA3", help="output folder of run_da3.py")
+    parser.add_argument("--sam2-dir", metavar="SAM2", help="output folder of run_sam2.py")
+    parser.add_argument("--confidence-dir", metavar="C", help="default: confidence/ beside the image folder, if there")
+    parser.add_argument("--labels-dir", metavar="L", help="default: labels/ beside the image folder, if there")
+    parser.add_argument("--output", required=True, metavar="manifest.jsonl",
+                        help="the manifest, in a folder above all data")  # fmt: skip
+    parser.add_argument("--allow-missing-teachers", action="store_true",
+                        help="write rows without a teacher's map where it is missing")  # fmt: skip
+    return parser.parse_args()
+
+
+@dataclass
+class Folders:
+    """The data's folders; maps: {column: folder}."""
+
+    rgb: Path
+    maps: dict[str, Path]
+    allow_missing_teachers: bool
+
+
+def find_folders(args) -> Folders:
+    """The folders that the flags name or that lie beside the images; UserError when one that must be there is not."""
+    rgb = existing_dir(args.rgb_dir, "--rgb-dir")
+    maps = {"depth": existing_dir(args.depth_dir, "--depth-dir")}
+    for column, given, flag in (("da3_depth", args.da3_dir, "--da3-dir"), ("sam2_seg", args.sam2_dir, "--sam2-dir")):
+        if given and (Path(given).is_dir() or not args.allow_missing_teachers):
+            maps[column] = existing_dir(given, flag)
+        elif not args.allow_missing_teachers:
+            raise UserError(f"{flag} is missing: name {TEACHERS[column]}'s output, or add --allow-missing-teachers")
+    for column, given in (("confidence", args.confidence_dir), ("labels", args.labels_dir)):
+        beside = rgb.resolve().parent / column
+        if given:
+            maps[column] = existing_dir(given, f"--{column}-dir")
+        elif beside.is_dir():
+            maps[column] = beside
+            print(f"{column}: taking {beside}")
+        else:
+            print(f"{column}: none")
+    return Folders(rgb, maps, args.allow_missing_teachers)
+
+
+def beside(name: str, output: Path, rgb_dir: Path) -> Path | None:
+    """A file of the data folder, beside the manifest or else beside the image folder; None when there is none."""
+    for folder in (output.resolve().parent, rgb_dir.resolve().parent):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def header(column: str, path: Path) -> tuple[int, int]:
+    """(height, width) of a map, read from its header; raises UserError on an unreadable file or a wrong type."""
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.ndim != 2 or not np.issubdtype(array.dtype, KINDS[column]):
+                raise UserError(f"{path}: {array.dtype} {list(array.shape)} is no {column} map")
+            return array.shape
+        with Image.open(path) as image:
+            if column in KINDS and image.mode not in PNG_MODES.get(column, ()):
+                raise UserError(f"{path}: a PNG of mode {image.mode} is no {column} map")
+            return image.height, image.width
+    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} is not readable: {error}") from None
+
+
+@dataclass
+class Join:
+    """Rows of the manifest so far, problems that forbid it, and stems without a teacher's map by column."""
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+
+
+def join_frames(folders: Folders, frames: dict[str, Path], splits: dict[str, str] | None, cameras: Cameras | None,
+                made_by: dict) -> Join:  # fmt: skip
+    """One row a frame, each file's header checked and the values of SAMPLED_FRAMES of them."""
+    join = Join(missing={column: [] for column in TEACHERS})
+    every = max(1, len(frames) // SAMPLED_FRAMES)
+    for number, (stem, rgb) in enumerate(frames.items()):
+        try:
+            row = Row(stem, rgb, depth=None, split=splits.get(stem) if splits else None)
+            _add_maps(row, folders, join)
+            shape = header("rgb", rgb)
+            _check_maps(row, shape, whole=number % every == 0)
+            row.intrinsics = _camera(cameras, stem, shape)
+        except UserError as error:
+            join.problems.append(str(error))
+            continue
+        row.made_by = {column: made_by[column] for column in TEACHERS if column in made_by and getattr(row, column)}
+        join.rows.append(row)
+    return join
+
+
+def _add_maps(row: Row, folders: Folders, join: Join) -> None:
+    for column, folder in folders.maps.items():
+        setattr(row, column, find_map(folder, row.stem))
+    if row.depth is None:
+        raise UserError(f"frame {row.stem} has no depth in {folders.maps['depth']}")
+    for column in TEACHERS:
+        if getattr(row, column) is None:
+            join.missing[column].append(row.stem)
+
+
+def _check_maps(row: Row, shape: tuple[int, int], whole: bool) -> None:
+    if whole:
+        read_image(row.rgb)
+    for column, read in READERS.items():
+        path = getattr(row, column)
+        if path is None:
+            continue
+        found = header(column, path)
+        if found != shape:
+            raise UserError(f"{path} is {found[1]}x{found[0]} but its image is {shape[1]}x{shape[0]}")
+        if whole:
+            read(path)
+
+
+def _camera(cameras: Cameras | None, stem: str, shape: tuple[int, int]) -> Intrinsics | None:
+    image = np.broadcast_to(np.uint8(0), (*shape, 3))  # an image's size without its pixels
+    return camera_for(cameras.of(stem), image, stem) if cameras else None
+
+
+def teachers_provenance(folders: Folders) -> dict:
+    """{column: {"backend", "model"}} from each teacher folder's provenance.json."""
+    made_by = {}
+    for column in TEACHERS:
+        file = folders.maps[column] / PROVENANCE if column in folders.maps else None
+        if file is not None and file.is_file():
+            content = read_json(file)
+            made_by[column] = {name: content.get(name) for name in ("backend", "model")}
+        elif file is not None:
+            print(f"{column}: {file} is missing, so the manifest can't say what made it")
+    return made_by
+
+
+def orphans(folders: Folders, frames: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
+    """(column, files) of maps that belong to no image."""
+    for column, folder in folders.maps.items():
+        files = {path for suffix in ("*.npy", "*.png") for path in folder.rglob(suffix)}
+        files = {f for f in files if not f.name.startswith(".") and f.relative_to(folder).parts[0] != "panels"}
+        used = {find_map(folder, stem) for stem in frames}
+        if files - used:
+            yield column, sorted(file.relative_to(folder).as_posix() for file in files - used)
+
+
+def split_frames(frames: dict[str, Path], splits: dict[str, str] | None) -> dict[str, Path]:
+    """Frames that stand in a split; says which stems have no split or no image."""
+    if splits is None:
+        print("no splits.json: rows without a split; training divides them by their order")
+        return frames
+    for what, stems in (("images in no split, left out", frames.keys() - splits.keys()),
+                        ("stems of splits.json without an image", splits.keys() - frames.keys())):  # fmt: skip
+        if stems:
+            print(f"{len(stems)} {what}: {_some(sorted(stems))}")
+    kept = {stem: path for stem, path in frames.items() if stem in splits}
+    if not kept:
+        raise UserError("splits.json lists none of the images: it belongs to other data")
+    return kept
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def check(join: Join, allow_missing: bool) -> None:
+    """Raise UserError when a frame is wrong or, unless allowed, lacks a teacher; say what is missing."""
+    if join.problems:
+        raise UserError(f"{len(join.problems)} frames are wrong: " + "; ".join(join.problems[:SHOWN]))
+    for column, stems in join.missing.items():
+        if stems and not allow_missing:
+            raise UserError(
+                f"{len(stems)} frames have no {column} ({_some(stems)}): run {TEACHERS[column]} (failed_frames.jsonl"
+                " in its folder names frames that it could not do), or add --allow-missing-teachers"
+            )
+        if stems:
+            print(f"{len(stems)} frames without {column}: {_some(stems)}")
+
+
+def main() -> None:
+    args = parse_args()
+    folders, output = find_folders(args), Path(args.output)
+    if output.suffix != ".jsonl":
+        raise UserError(f"--output {output}: the manifest's name ends in .jsonl")
+    splits_file, camera_file = (beside(name, output, folders.rgb) for name in ("splits.json", "camera.json"))
+    all_frames = find_frames(folders.rgb)
+    for column, files in orphans(folders, all_frames):
+        print(f"{len(files)} {column} maps without an image: {_some(files)}")
+    splits = read_splits(splits_file) if splits_file else None
+    frames = split_frames(all_frames, splits)
+    if camera_file is None:
+        print("no camera.json: rows without intrinsics")
+    cameras = Cameras.read(camera_file) if camera_file else None
+    join = join_frames(folders, frames, splits, cameras, teachers_provenance(folders))
+    check(join, args.allow_missing_teachers)
+    write_manifest(output, join.rows)
+    write_json(output.with_suffix(".json"), {"frames": len(join.rows), "fingerprint": fingerprint(join.rows)})
+    print(f"{output}: {len(join.rows)} frames")
+
+
+if __name__ == "__main__":
+    run(main)

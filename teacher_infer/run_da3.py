@@ -1,0 +1,49 @@
+"""Depth teacher over a folder of images."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
+from cli import ArgumentParser, existing_dir, run
+from dataset.files import read_image
+from dataset.frames import find_frames
+from teacher_infer.depth_backends import add_backend_flags, load_depth_backend
+from teacher_infer.stage import FrameCameras, add_camera_flags, add_stage_flags, claim_output, limit_threads, run_stage
+
+
+def parse_args():
+    parser = ArgumentParser(
+        "Reads the images below --input-dir and camera.json beside that folder; writes --output-dir/<stem>.npy,\n"
+        "float32 [H,W] metres at the image's size, 0 = no depth, with provenance.json and failed_frames.jsonl.\n\n"
+        "Interrupted or run again, it does the frames that are missing. Exit 0: all done or listed as failed;\n"
+        "2: wrong input; 75: stopped by SIGTERM or SIGUSR1 with frames left."
+    )
+    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for the depth maps")
+    add_backend_flags(parser)
+    add_camera_flags(parser)
+    add_stage_flags(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    limit_threads()
+    input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
+    frames = find_frames(input_dir)
+    needs_camera = args.backend == "da3"  # asked before minutes go into loading weights
+    cameras = FrameCameras(input_dir, args.fx, args.fy) if needs_camera else None
+    backend = load_depth_backend(args, input_dir)
+    claim_output(output_dir, backend.provenance | {"camera": cameras.settings() if cameras else None}, args.overwrite)
+
+    def depth_of(stem: str, path: Path) -> np.ndarray:
+        rgb = read_image(path)
+        return backend(stem, rgb, cameras.of(stem, rgb) if cameras else None)
+
+    return run_stage(frames, output_dir, depth_of, args.shard, args.overwrite)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,167 @@
+"""Segmentation teacher: objects from YOLO and SAM2, floor, wall and glass from the geometry of depth."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
+from cli import ArgumentParser, UserError, existing_dir, non_negative_int, run
+from config import CLASS_COLOURS, CLASS_NAMES
+from dataset.files import read_image, read_json, write_png
+from dataset.frames import find_frames, find_map, read_confidence, read_depth
+from dataset.pictures import colour_classes, panel, stack
+from teacher_infer.geometry import classify
+from teacher_infer.object_backends import PERSON, DetectedObject, add_object_flags, load_object_backend
+from teacher_infer.stage import (
+    PROVENANCE,
+    FrameCameras,
+    add_camera_flags,
+    add_stage_flags,
+    claim_output,
+    limit_threads,
+    run_stage,
+)
+
+
+def parse_args():
+    parser = ArgumentParser(
+        "Reads the images below --input-dir, their depth and camera.json beside the image folder; writes\n"
+        "--output-dir/<stem>.npy, uint8 [H,W], 0..5: " + ", ".join(CLASS_NAMES) + ", with provenance.json and\n"
+        "failed_frames.jsonl.\n\n"
+        "Objects come from --backend; floor, wall and glass from the geometry of the depth. Interrupted or run again,\n"
+        "it does the frames that are missing. Exit 0: all done or listed as failed; 2: wrong input; 75: stopped by\n"
+        "SIGTERM or SIGUSR1 with frames left."
+    )
+    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--depth-dir", required=True, metavar="DEPTH",
+                        help="depth for geometry without holes: the depth teacher's, or filled sensor depth")  # fmt: skip
+    parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for the class maps")
+    parser.add_argument("--sensor-depth-dir", metavar="D",
+                        help="depth as a sensor gave it, for glass (default: depth/ beside the image folder)")  # fmt: skip
+    parser.add_argument("--confidence-dir", metavar="C",
+                        help="the sensor's confidence; where it is 0 the sensor gave nothing "
+                             "(default: confidence/ beside the image folder, unless --sensor-depth-dir is given)")  # fmt: skip
+    parser.add_argument("--save-panels", type=non_negative_int, default=0, metavar="N",
+                        help="write pictures of the first N frames done to --output-dir/panels (default: 0)")  # fmt: skip
+    add_object_flags(parser)
+    add_camera_flags(parser)
+    add_stage_flags(parser)
+    return parser.parse_args()
+
+
+class DepthMaps:
+    """The depth that geometry takes and the sensor's, in which glass is a hole."""
+
+    def __init__(self, depth_dir: str, sensor_dir: str | None, confidence_dir: str | None, root: Path):
+        self.depth = existing_dir(depth_dir, "--depth-dir")
+        self.sensor = _given_or_beside(sensor_dir, root / "depth", "--sensor-depth-dir")
+        beside = root / "confidence"  # of the depth beside the images, so of no other sensor's
+        self.confidence = None if sensor_dir and not confidence_dir else _given_or_beside(
+            confidence_dir, beside, "--confidence-dir"
+        )
+        if self.sensor is None:
+            print("no sensor depth: nothing will be labelled glass")
+        else:
+            print(f"glass from the holes of {self.sensor}" + (f" by {self.confidence}" if self.confidence else ""))
+
+    def settings(self) -> dict:
+        """For provenance: which depth, what made it, whether a sensor's depth and confidence were there."""
+        made_by = self.depth / PROVENANCE
+        content = read_json(made_by) if made_by.is_file() else {}
+        return {
+            "depth": {"folder": self.depth.resolve().name, **{k: content[k] for k in ("backend", "model") if k in content}},
+            "sensor_depth": self.sensor and self.sensor.resolve().name,
+            "confidence": self.confidence and self.confidence.resolve().name,
+        }
+
+    def read(self, stem: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """(depth, sensor depth or None) of a frame, float32 [H,W] metres, 0 = none; UserError when unfit."""
+        depth = _read_map(self.depth, stem, read_depth, shape)
+        if self.sensor is None:
+            return depth, None
+        sensor = _read_map(self.sensor, stem, read_depth, shape)
+        if self.confidence is not None and find_map(self.confidence, stem) is not None:
+            sensor[_read_map(self.confidence, stem, read_confidence, shape) == 0] = 0
+        return depth, sensor
+
+
+def _given_or_beside(given: str | None, beside: Path, flag: str) -> Path | None:
+    if given:
+        return existing_dir(given, flag)
+    return beside if beside.is_dir() else None
+
+
+def _read_map(folder: Path, stem: str, read, shape: tuple[int, int]) -> np.ndarray:
+    path = find_map(folder, stem)
+    if path is None:
+        raise UserError(f"{folder} has no map for frame {stem}")
+    array = read(path)
+    if array.shape != shape:
+        raise UserError(f"{path} is {array.shape[1]}x{array.shape[0]} but its image is {shape[1]}x{shape[0]}")
+    return array
+
+
+def merge(geometry: np.ndarray, objects: list[DetectedObject]) -> np.ndarray:
+    """Object masks over geometry's classes uint8 [H,W]: small over large, so that what stands on a table stays
+    visible, and persons over everything, for they are what a robot must not miss."""
+    classes = geometry.copy()
+    for found in sorted(objects, key=lambda o: (o.class_id == PERSON, -int(o.mask.sum()))):
+        classes[found.mask] = found.class_id
+    return classes
+
+
+def draw_objects(rgb: np.ndarray, objects: list[DetectedObject]) -> np.ndarray:
+    """The image with each object's mask tinted and its box drawn in the colour of its class."""
+    picture = rgb.copy()
+    for found in objects:
+        colour = np.array(CLASS_COLOURS[found.class_id], dtype=np.float32)
+        picture[found.mask] = (picture[found.mask] * 0.5 + colour * 0.5).astype(np.uint8)
+    for found in objects:
+        x0, y0, x1, y1 = (int(v) for v in found.box)
+        cv2.rectangle(picture, (x0, y0), (x1, y1), CLASS_COLOURS[found.class_id], 2)
+    return picture
+
+
+def histogram_line(counts: np.ndarray) -> str:
+    """Shares of the classes in all pixels written by this run."""
+    shares = counts / max(counts.sum(), 1)
+    return "pixels: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, shares, strict=True))
+
+
+def main() -> int:
+    args = parse_args()
+    limit_threads()
+    input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
+    frames = find_frames(input_dir)
+    maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, input_dir.resolve().parent)
+    cameras = FrameCameras(input_dir, args.fx, args.fy)
+    find_objects = load_object_backend(args, input_dir)
+    claim_output(output_dir, find_objects.provenance | maps.settings() | {"camera": cameras.settings()}, args.overwrite)
+    counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
+    panels_left = args.save_panels
+
+    def classes_of(stem: str, path: Path) -> np.ndarray:
+        nonlocal panels_left
+        rgb = read_image(path)
+        depth, sensor = maps.read(stem, rgb.shape[:2])
+        geometry = classify(depth, cameras.of(stem, rgb), sensor).classes
+        objects = find_objects(stem, rgb)
+        merged = merge(geometry, objects)
+        counts[:] += np.bincount(merged.ravel(), minlength=len(CLASS_NAMES))
+        if panels_left:
+            panels_left -= 1
+            pictures = (("image", rgb), ("boxes and masks", draw_objects(rgb, objects)),
+                        ("geometry", colour_classes(geometry)), ("merged", colour_classes(merged)))  # fmt: skip
+            write_png(output_dir / "panels" / f"{stem}.png", stack([panel(pictures)]))
+        return merged
+
+    code = run_stage(frames, output_dir, classes_of, args.shard, args.overwrite)
+    if counts.any():
+        print(histogram_line(counts))
+    return code
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,223 @@
+"""The gate before hours of teacher inference: is the depth teacher's output metric, on this data, with this camera?"""
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
+from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, existing_dir, positive_int, resolve_device, run
+from dataset.files import read_image, write_json, write_png
+from dataset.frames import find_frames, find_map, read_depth
+from dataset.pictures import CAPTION_HEIGHT, colour_depth, colour_error, depth_range, panel
+from teacher_infer.depth_backends import PROCESS_RESOLUTION, add_backend_flags, load_depth_backend
+from teacher_infer.stage import FrameCameras, add_camera_flags, limit_threads
+
+NEAREST, FARTHEST = 0.1, 20.0  # metres: indoor depth lies between
+SMALLEST_SHARE = 0.5  # of pixels with depth; sky and dropped pixels have none
+RATIO_RANGE = (0.85, 1.18)  # of the median of teacher / reference
+OUTLIER_FRAMES = 0.2  # share of frames whose own median may lie outside: good teachers miss a frame
+SMALLEST_CORRELATION = 0.5
+CAUSE_TOLERANCE = 0.08  # relative: how near a ratio must be to a known mistake's to be called that
+
+
+@dataclass
+class Comparison:
+    """One frame's teacher depth, alone and against its reference (None without one or without common pixels)."""
+
+    shape_ok: bool
+    float32: bool
+    finite: bool
+    valid_share: float  # of pixels above 0
+    nearest: float  # 1st and 99th percentile of valid pixels, metres
+    farthest: float
+    ratio: float | None = None  # median of teacher / reference
+    correlation: float | None = None  # Pearson's, of depth
+    abs_rel: float | None = None
+
+
+def compare(teacher: np.ndarray, reference: np.ndarray | None, shape: tuple[int, int]) -> Comparison:
+    """Measure one frame.
+
+    teacher: what a depth teacher gave, meant to be float32 [H,W] metres, 0 = none. reference: float32 [H,W] metres,
+    0 = none, or None. shape: (H, W) of the image.
+    """
+    finite = bool(np.isfinite(teacher).all())
+    valid = np.isfinite(teacher) & (teacher > 0)
+    nearest, farthest = np.percentile(teacher[valid], (1, 99)) if valid.any() else (0.0, 0.0)
+    result = Comparison(teacher.shape == shape, teacher.dtype == np.float32, finite, float(valid.mean()),
+                        float(nearest), float(farthest))  # fmt: skip
+    both = valid & (reference > 0) if reference is not None and teacher.shape == reference.shape else np.zeros(0, bool)
+    if both.any():
+        a, b = teacher[both].astype(np.float64), reference[both].astype(np.float64)
+        result.ratio = float(np.median(a / b))
+        result.abs_rel = float((np.abs(a - b) / b).mean())
+        varies = a.std() > 1e-6 * a.mean() and b.std() > 1e-6 * b.mean()
+        result.correlation = float(np.corrcoef(a, b)[0, 1]) if varies else 0.0
+    return result
+
+
+def pooled_ratio(comparisons: list[Comparison]) -> float | None:
+    """Median over the frames' medians, so that each frame counts alike; None without any."""
+    ratios = [c.ratio for c in comparisons if c.ratio is not None]
+    return float(np.median(ratios)) if ratios else None
+
+
+def find_problems(comparisons: dict[str, Comparison], resize: float) -> list[str]:
+    """What forbids to use the teacher, in words that name the probable cause; empty when the gate is passed.
+
+    resize: width of the image that the network sees / width of the input image, for naming a forgotten rescaling.
+    """
+    problems = [f"frame {stem}: {text}" for stem, c in comparisons.items() for text in _frame_problems(c)]
+    measured = {stem: c for stem, c in comparisons.items() if c.ratio is not None}
+    if not measured:
+        return problems
+    correlation = float(np.median([c.correlation for c in measured.values()]))
+    if correlation < 0:  # then no scale would help
+        return [*problems, f"correlation: median {correlation:.2f} is negative: this looks like inverse depth (disparity)"]
+    if correlation < SMALLEST_CORRELATION:
+        problems.append(f"correlation: median {correlation:.2f} is below {SMALLEST_CORRELATION}: not a depth of these"
+                        " images; random weights, or stems that name other frames?")  # fmt: skip
+    pooled = pooled_ratio(list(measured.values()))
+    low, high = RATIO_RANGE
+    outside = [stem for stem, c in measured.items() if not low <= c.ratio <= high]
+    if not low <= pooled <= high:
+        problems.append(f"scale: median teacher / reference is {pooled:.3g}, not in {low}..{high}: "
+                        f"{_scale_cause(pooled, resize)}")  # fmt: skip
+    elif len(outside) > OUTLIER_FRAMES * len(measured):
+        problems.append(f"scale: {len(outside)} of {len(measured)} frames lie outside {low}..{high} ({', '.join(outside)}):"
+                        " frames of several cameras under one focal length?")  # fmt: skip
+    return problems
+
+
+def _frame_problems(c: Comparison) -> list[str]:
+    if not c.shape_ok:
+        return ["not of the image's size"]
+    if not c.finite:
+        return ["holds NaN or infinity: an overflow in half precision?"]
+    if c.valid_share == 0:
+        return ["all zero: weights not loaded, not finite before they were zeroed, or everything taken for sky?"]
+    problems = [] if c.float32 else ["not float32"]
+    if c.valid_share < SMALLEST_SHARE:
+        problems.append(f"only {c.valid_share:.0%} of pixels have depth")
+    if c.nearest < NEAREST or c.farthest > FARTHEST:
+        unit = " (millimetres?)" if c.nearest > 100 * NEAREST else ""
+        problems.append(f"{c.nearest:.3g}..{c.farthest:.3g} m leaves {NEAREST}..{FARTHEST} m{unit}")
+    return problems
+
+
+def _scale_cause(ratio: float, resize: float) -> str:
+    known = {
+        1000.0: "the teacher gives millimetres, or the reference is read as metres / 1000",
+        0.001: "the reference is in millimetres",
+        1 / resize: "the focal length was not brought to the size that the network sees (fx * tensor width / input width)",
+        resize: "the focal length was brought to the network's size twice, or --fx/--fy are of a smaller image",
+    }
+    for value, cause in known.items():
+        if abs(value - 1) > CAUSE_TOLERANCE and abs(ratio / value - 1) < CAUSE_TOLERANCE:
+            return cause
+    return f"wrong intrinsics? depth is proportional to focal length, and this one would fit divided by {ratio:.3g}"
+
+
+def parse_args():
+    parser = ArgumentParser(
+        "Reads images, camera.json beside their folder and reference depth; runs the depth teacher on a few frames;\n"
+        "writes gate.json and, for each frame, <stem>.png (image | teacher | reference | difference) to --output-dir.\n\n"
+        "Exit 0: the teacher may be used; 1: it may not, with the probable cause; 2: wrong input."
+    )
+    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--gt-depth-dir", metavar="DEPTH",
+                        help="reference depth; without it scale and correlation stay unchecked")  # fmt: skip
+    parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for gate.json and pictures")
+    parser.add_argument("--n-frames", type=positive_int, default=5, help="frames, evenly spread (default: 5)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_backend_flags(parser)
+    add_camera_flags(parser)
+    return parser.parse_args()
+
+
+def choose_frames(frames: dict[str, Path], reference_dir: Path | None, n: int) -> list[str]:
+    """Up to n stems, evenly spread over those that have a reference; UserError when none has."""
+    stems = [stem for stem in frames if reference_dir is None or find_map(reference_dir, stem)]
+    if not stems:
+        raise UserError(f"--gt-depth-dir {reference_dir} has no depth for any of the images")
+    return [stems[round(i)] for i in np.linspace(0, len(stems) - 1, min(n, len(stems)))]
+
+
+def picture(rgb: np.ndarray, teacher: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
+    """image | teacher | reference | difference, the depths in one range of colours."""
+    maps = [teacher] if reference is None else [teacher, reference]
+    near, far = depth_range(*maps)
+    columns = [("image", rgb), (f"teacher, {near:.1f} m red to {far:.1f} m blue", colour_depth(teacher, near, far))]
+    if reference is not None and teacher.shape == reference.shape:
+        columns.append(("reference", colour_depth(reference, near, far)))
+        # colour_error shows predicted - reference where reference > 0: here log2 of the ratio, shifted by 1
+        error = colour_error(np.log2(np.maximum(teacher, 1e-3) / np.maximum(reference, 1e-3)) + 1, (reference > 0) * 1.0)
+        columns.append(("ratio: x0.5 blue, x1 white, x2 red", error))
+    return panel(columns)
+
+
+def table(comparisons: dict[str, Comparison]) -> str:
+    """One row a frame."""
+    names = {"valid_share": "valid", "nearest": "p1 m", "farthest": "p99 m", "ratio": "teacher/ref",
+             "correlation": "correlation", "abs_rel": "AbsRel"}  # fmt: skip
+    rows = [[stem, *(getattr(c, name) for name in names)] for stem, c in comparisons.items()]
+    return tabulate(rows, headers=["frame", *names.values()], floatfmt=".3f", missingval="-", disable_numparse=[0])
+
+
+def main() -> int:
+    args = parse_args()
+    limit_threads()
+    resolve_device(args.device)
+    input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
+    reference_dir = existing_dir(args.gt_depth_dir, "--gt-depth-dir") if args.gt_depth_dir else None
+    frames = find_frames(input_dir)
+    stems = choose_frames(frames, reference_dir, args.n_frames)
+    cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None
+    backend = load_depth_backend(args, input_dir)
+    comparisons, problems = {}, []
+    for stem in stems:
+        rgb = read_image(frames[stem])
+        reference = read_depth(find_map(reference_dir, stem)) if reference_dir else None
+        try:
+            teacher = backend(stem, rgb, cameras.of(stem, rgb) if cameras else None)
+        except UserError as error:  # the teacher's fault, so the gate's verdict and not wrong usage
+            problems.append(f"frame {stem}: {error}")
+            continue
+        comparisons[stem] = compare(teacher, reference, rgb.shape[:2])
+        if reference is not None and comparisons[stem].shape_ok and comparisons[stem].ratio is None:
+            problems.append(f"frame {stem}: no pixel has both the teacher's depth and the reference's")
+        write_png(output_dir / f"{stem}.png", picture(rgb, teacher, reference))
+    problems += find_problems(comparisons, PROCESS_RESOLUTION / max(rgb.shape[:2]))
+    return report(output_dir, backend.provenance, comparisons, problems)
+
+
+def report(output_dir: Path, provenance: dict, comparisons: dict[str, Comparison], problems: list[str]) -> int:
+    """Print the table and the verdict, write gate.json; returns the exit code."""
+    if comparisons:
+        print(table(comparisons))
+    pooled = pooled_ratio(list(comparisons.values()))
+    unchecked = ["scale (teacher / reference)", "correlation", "AbsRel"] if pooled is None else []
+    if unchecked:
+        print(f"nothing to compare with: could not check {', '.join(unchecked)}")
+    else:
+        print(f"median teacher / reference over all frames: {pooled:.3f}")
+    write_json(output_dir / "gate.json", {
+        "passed": not problems,
+        "problems": problems,
+        "not_checked": unchecked,
+        "median_ratio": pooled,
+        "frames": {stem: asdict(c) for stem, c in comparisons.items()},
+        "teacher": provenance,
+    })  # fmt: skip
+    for problem in problems:
+        print(f"FAILED: {problem}")
+    if not problems:
+        print(f"passed: {len(comparisons)} frames" + (", unchecked: scale and correlation" if unchecked else ""))
+    return EXIT_GATE_FAILED if problems else EXIT_OK
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,238 @@
+"""An RGB-D recording -> data folder, on drawn recordings and on real frames (RGBD_FRAMES)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cli import UserError
+from dataset import corridor_loader
+from dataset.files import read_json, read_npy
+from dataset.frames import find_frames, read_depth
+from dataset.manifest import Cameras, read_splits
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "dataset" / "corridor_loader.py"
+KITCHEN = Path(os.environ.get("RGBD_FRAMES") or ROOT.parent / "shared" / "rgbd_kitchen")
+WIDTH, HEIGHT = 32, 24
+FEW = ("--test-frames", 2, "--val-frames", 1, "--gap-frames", 1)
+
+
+def draw(number: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(number)
+    depth = rng.integers(500, 4000, (HEIGHT, WIDTH), dtype=np.uint16)
+    depth[0, :3] = 0, 65535, 1234
+    return rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8), depth
+
+
+def record(folder: Path, n_frames: int = 12) -> Path:
+    """A recording with colour beside depth, and a sub-folder that is none of it."""
+    (folder / "unregistered").mkdir(parents=True)
+    for number in range(n_frames):
+        colour, depth = draw(number)
+        cv2.imwrite(str(folder / f"frame-{number:06d}.color.jpg"), colour)
+        cv2.imwrite(str(folder / f"frame-{number:06d}.depth.png"), depth)
+    cv2.imwrite(str(folder / "unregistered" / "other.color.jpg"), colour)
+    (folder / "camera-intrinsics.txt").write_text("30.0 0.0 15.5\n0.0 31.0 11.5\n0.0 0.0 1.0\n")
+    return folder
+
+
+def record_in_folders(folder: Path, colour_folder: str, n_frames: int = 12) -> Path:
+    for name in (colour_folder, "depth"):
+        (folder / name).mkdir(parents=True)
+    for number in range(n_frames):
+        colour, depth = draw(number)
+        cv2.imwrite(str(folder / colour_folder / f"{number:04d}.png"), colour)
+        cv2.imwrite(str(folder / "depth" / f"{number:04d}.png"), depth)
+    return folder
+
+
+def load(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def loaded(*arguments: object) -> str:
+    result = load(*arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def check_refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("corridor_loader.py: error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    assert all(word in lines[0] for word in words), result.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stem(number: int) -> str:
+    return f"frame-{number:06d}"
+
+
+def test_files_are_copied_and_the_gaps_left_out(tmp_path):
+    recording, out = record(tmp_path / "in"), tmp_path / "out"
+    printed = loaded("--input", recording, "--out", out, *FEW)
+    assert read_json(out / "splits.json") == {
+        "train": [stem(n) for n in range(7)],
+        "val": [stem(8)],
+        "test": [stem(10), stem(11)],
+    }
+    assert "12 frames (train 7, val 1, test 2); 2 in the gaps" in printed
+    assert sorted(find_frames(out / "rgb")) == sorted(read_splits(out / "splits.json"))
+    assert (out / f"rgb/{stem(3)}.jpg").read_bytes() == (recording / f"{stem(3)}.color.jpg").read_bytes()
+    assert (out / f"depth/{stem(3)}.png").read_bytes() == (recording / f"{stem(3)}.depth.png").read_bytes()
+    camera = Cameras.read(out / "camera.json").of(stem(0))
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (30, 31, 15.5, 11.5)
+    assert (camera.width, camera.height) == (WIDTH, HEIGHT)
+
+
+def test_npy_is_metres_with_no_reading_as_zero(tmp_path):
+    recording = record(tmp_path / "in")
+    loaded("--input", recording, "--out", tmp_path / "out", "--depth-format", "npy", *FEW)
+    depth = read_npy(tmp_path / f"out/depth/{stem(3)}.npy")
+    assert depth.dtype == np.float32
+    assert depth[0, :3].tolist() == pytest.approx([0, 0, 1.234])
+    np.testing.assert_array_equal(depth, read_depth(recording / f"{stem(3)}.depth.png"))
+
+
+@pytest.mark.parametrize("colour_folder", ["rgb", "color"])
+def test_colour_and_depth_in_folders(tmp_path, colour_folder):
+    recording = record_in_folders(tmp_path / "in", colour_folder)
+    loaded("--input", recording, "--out", tmp_path / "out", *FEW, "--fx", 30, "--fy", 30, "--cx", 16, "--cy", 12)
+    assert list(find_frames(tmp_path / "out/rgb")) == [f"{n:04d}" for n in (*range(7), 8, 10, 11)]
+    assert (tmp_path / "out/depth/0010.png").is_file()
+
+
+def test_flags_override_the_file_with_a_warning(tmp_path):
+    recording = record(tmp_path / "in")
+    result = load("--input", recording, "--out", tmp_path / "out", *FEW, "--fx", 33, "--fy", 31)
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [f"warning: --fx 33 overrides 30 of {recording / 'camera-intrinsics.txt'}"]
+    assert read_json(tmp_path / "out/camera.json")["fx"] == 33
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["--intrinsics", "--fx"]),
+        ("30 0\n0 30\n", ["3x3"]),
+        ("30 0 15\n0 thirty 12\n0 0 1\n", ["no text file of numbers"]),
+        ("30 0 15\n0 nan 12\n0 0 1\n", ["3x3"]),
+        ("-30 0 15\n0 30 12\n0 0 1\n", ["above 0"]),
+        ("15 0 30\n12 30 0\n1 0 0\n", ["camera matrix"]),
+        ("300 0 960\n0 300 540\n0 0 1\n", ["another resolution"]),
+    ],
+)
+def test_wrong_intrinsics_are_refused(tmp_path, text, words):
+    recording = record(tmp_path / "in")
+    (recording / "camera-intrinsics.txt").unlink()
+    if text is not None:
+        (recording / "camera-intrinsics.txt").write_text(text)
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_intrinsics_files_ask_for_a_choice(tmp_path):
+    recording = record(tmp_path / "in")
+    shutil.copy(recording / "camera-intrinsics.txt", recording / "depth-intrinsics.txt")
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "choose with --intrinsics")
+    loaded("--input", recording, "--out", tmp_path / "out", *FEW, "--intrinsics", recording / "depth-intrinsics.txt")
+
+
+def rewrite(path: Path, image: np.ndarray) -> None:
+    cv2.imwrite(str(path), image)
+
+
+def test_wrong_recordings_are_refused(tmp_path):
+    recording, out = record(tmp_path / "in"), tmp_path / "out"
+    depth = recording / f"{stem(0)}.depth.png"
+    check_refused(load("--input", recording, "--out", recording, *FEW), "--out")
+    check_refused(load("--input", recording, "--out", out), "too few frames")
+    rewrite(depth, np.zeros((HEIGHT, WIDTH), np.uint8))
+    check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "8-bit")
+    rewrite(depth, np.zeros((HEIGHT * 2, WIDTH * 2), np.uint16))
+    check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "64x48", "32x24", "registered")
+    depth.unlink()
+    check_refused(load("--input", recording, "--out", out, *FEW), f"{stem(0)}.color.jpg", "without depth")
+    (tmp_path / "empty").mkdir()
+    check_refused(load("--input", tmp_path / "empty", "--out", out), "no recording")
+    check_refused(load("--input", tmp_path / "none", "--out", out), "none")
+    assert not out.exists()
+
+
+def test_one_unreadable_frame_is_listed_and_left_out(tmp_path):
+    recording, out = record(tmp_path / "in"), tmp_path / "out"
+    image = recording / f"{stem(2)}.color.jpg"
+    image.write_bytes(image.read_bytes()[:-200])
+    (recording / f"{stem(8)}.depth.png").write_bytes(b"no image")
+    printed = loaded("--input", recording, "--out", out, *FEW)
+    assert "train 6, val 0, test 2" in printed and "2 unreadable" in printed
+    failed = [json.loads(line) for line in (out / "failed_frames.jsonl").read_text().splitlines()]
+    assert [entry["stem"] for entry in failed] == [stem(2), stem(8)] and all(entry["reason"] for entry in failed)
+    assert set(find_frames(out / "rgb")) == set(read_splits(out / "splits.json"))
+
+    shutil.copy(recording / f"{stem(1)}.color.jpg", image)
+    shutil.copy(recording / f"{stem(1)}.depth.png", recording / f"{stem(8)}.depth.png")
+    assert "train 7, val 1, test 2" in loaded("--input", recording, "--out", out, *FEW)
+    assert not (out / "failed_frames.jsonl").exists()
+
+
+def test_mostly_unreadable_recordings_are_refused(tmp_path):
+    recording, out = record(tmp_path / "in"), tmp_path / "out"
+    for number in range(1, 7):
+        (recording / f"{stem(number)}.depth.png").write_bytes(b"no image")
+    check_refused(load("--input", recording, "--out", out, *FEW), "more than half of the 10 frames")
+    assert not (out / "splits.json").exists()
+
+
+def test_a_killed_run_started_again_ends_the_same(tmp_path):
+    recording = record(tmp_path / "in")
+    loaded("--input", recording, "--out", tmp_path / "whole", *FEW)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for name in ("splits.json", "camera.json", f"rgb/{stem(4)}.jpg"):
+        (tmp_path / "killed" / name).unlink()
+    (tmp_path / f"killed/depth/.{stem(5)}.abc.part.png").write_bytes(b"half")
+    loaded("--input", recording, "--out", tmp_path / "killed", *FEW)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_another_split_needs_another_folder(tmp_path):
+    """Frames of the new gap would stay behind in rgb/ as training frames."""
+    recording, out = record(tmp_path / "in"), tmp_path / "out"
+    loaded("--input", recording, "--out", out, *FEW)
+    check_refused(load("--input", recording, "--out", out, "--test-frames", 3, "--gap-frames", 1), "another")
+
+
+def test_split_by_time():
+    stems = [f"{n:03d}" for n in range(300)]
+    split = corridor_loader.split_by_time(stems, test=50, val=0, gap=10)
+    assert split == {"train": stems[:240], "val": [], "test": stems[250:]}
+    split = corridor_loader.split_by_time(stems, test=50, val=30, gap=10)
+    assert split == {"train": stems[:200], "val": stems[210:240], "test": stems[250:]}
+    assert corridor_loader.split_by_time(stems[:4], 1, 1, 0)["train"] == stems[:2]
+    for count in (4, 3, 2):
+        with pytest.raises(UserError, match="too few"):
+            corridor_loader.split_by_time(stems[:count], 1, 1, 1)
+
+
+@pytest.mark.skipif(not KITCHEN.is_dir(), reason=f"no real frames at {KITCHEN} (set RGBD_FRAMES)")
+def test_real_recording(tmp_path):
+    out = tmp_path / "out"
+    printed = loaded("--input", KITCHEN, "--out", out, "--val-frames", 0, "--test-frames", 50, "--gap-frames", 10)
+    assert "300 frames (train 240, val 0, test 50); 10 in the gaps" in printed
+    split = read_json(out / "splits.json")
+    assert split["train"] == [stem(n) for n in range(0, 480, 2)]
+    assert split["test"] == [stem(n) for n in range(500, 600, 2)]
+    assert len(find_frames(out / "rgb")) == 290
+    assert 1 < np.median(read_depth(out / f"depth/{stem(0)}.png")) < 4
+    assert read_json(out / "camera.json") == {"fx": 528, "fy": 528, "cx": 323.7, "cy": 240, "width": 640, "height": 480}

@@ -1,0 +1,87 @@
+"""Floor, wall, glass and gravity from depth, on rooms whose answer is known exactly."""
+
+import numpy as np
+import pytest
+from box_room import CAMERA, FLOOR, FURNITURE, GLASS, OTHER, WALL, intersection_over_union, render, rotation
+
+from teacher_infer.geometry import classify
+
+
+@pytest.mark.parametrize(("pitch", "roll"), [(0, 0), (15, 0), (25, 4), (-10, -8)])
+def test_classes_and_gravity_of_a_room(pitch, roll):
+    depth, sensor, labels = render(pitch=pitch, roll=roll)
+    result = classify(depth, CAMERA, sensor)
+    down = rotation(pitch, roll) @ (0, 1, 0)
+    assert np.degrees(np.arccos(result.gravity @ down)) < 1
+    assert result.classes.dtype == np.uint8 and result.classes.shape == depth.shape
+    for class_id, least in ((FLOOR, 0.95), (WALL, 0.93), (GLASS, 0.9)):
+        if (labels == class_id).mean() > 0.01:
+            assert intersection_over_union(result.classes, labels, class_id) > least
+    assert (result.confidence[result.classes == OTHER] == 0).all()
+    assert 0 <= result.confidence.min() and result.confidence.max() <= 1
+
+
+def test_ceiling_is_other():
+    depth, sensor, labels = render(pitch=-20)
+    assert (labels == OTHER).mean() > 0.1
+    assert (classify(depth, CAMERA, sensor).classes[labels == OTHER] == OTHER).mean() > 0.95
+
+
+def test_a_cupboard_that_is_seen_over_is_no_wall():
+    depth, sensor, labels = render(cupboard=True)
+    front = classify(depth, CAMERA, sensor).classes[labels == FURNITURE]
+    assert (front == OTHER).mean() > 0.95
+
+
+def test_without_sensor_depth_nothing_is_glass():
+    depth, _, _ = render()
+    assert not (classify(depth, CAMERA).classes == GLASS).any()
+
+
+def test_a_sensor_that_looks_through_shows_glass():
+    depth, sensor, labels = render()
+    through = np.where(sensor == 0, depth + 3, sensor).astype(np.float32)
+    assert intersection_over_union(classify(depth, CAMERA, through).classes, labels, GLASS) > 0.9
+
+
+def test_a_dark_cupboard_is_no_glass():
+    depth, sensor, labels = render(cupboard=True)
+    sensor[labels == FURNITURE] = 0
+    assert not (classify(depth, CAMERA, sensor).classes[labels == FURNITURE] == GLASS).any()
+
+
+def test_a_dark_floor_is_no_glass():
+    depth, sensor, labels = render(pitch=15)
+    sensor[labels == FLOOR] = 0
+    assert not (classify(depth, CAMERA, sensor).classes[labels == FLOOR] == GLASS).any()
+
+
+def test_other_lens_and_size():
+    camera = CAMERA.cropped(100, 60, 440, 360).resized(220, 180)
+    depth, sensor, labels = render(camera, pitch=10)
+    result = classify(depth, camera, sensor)
+    assert intersection_over_union(result.classes, labels, FLOOR) > 0.9
+    assert intersection_over_union(result.classes, labels, WALL) > 0.9
+
+
+def test_known_gravity_is_kept():
+    depth, sensor, _ = render(pitch=15)
+    down = rotation(15) @ (0, 2.0, 0)
+    assert np.allclose(classify(depth, CAMERA, sensor, gravity=down).gravity, down / 2)
+
+
+def test_table_top_without_floor_in_sight_is_no_floor():
+    depth, _, labels = render(pitch=20)
+    far = labels == FLOOR  # a table 0.5 m below the camera that ends 1.2 m ahead, the room goes on behind it
+    rays_down = depth[far] * 0.5 / 1.3
+    on_table = np.zeros_like(far)
+    on_table[far] = rays_down < 1.15
+    depth[on_table] = rays_down[rays_down < 1.15]
+    depth[(labels == FLOOR) & ~on_table] = 4.0
+    assert not (classify(depth, CAMERA).classes[on_table] == FLOOR).any()
+
+
+def test_empty_depth_is_other():
+    empty = np.zeros((480, 640), np.float32)
+    result = classify(empty, CAMERA, empty)
+    assert (result.classes == OTHER).all()
