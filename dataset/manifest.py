@@ -108,8 +108,8 @@ def read_manifest(path: str | Path) -> list[Row]:
     intrinsics take those of the folder's camera.json, if there is one.
 
     Raises:
-        UserError: no such file, a line that is no JSON object, a row without rgb or depth, a path that leads out of
-            the manifest's folder, a stem that comes twice, an empty manifest.
+        UserError: no such file, a line that is no JSON object, a row without rgb or depth, a path or a stem that
+            leads out of the manifest's folder, a stem that comes twice, an empty manifest.
     """
     path = Path(path)
     if not path.is_file():
@@ -157,7 +157,8 @@ def _parse(line: str, root: Path, where: str) -> Row:
     if not isinstance(made_by, dict):
         raise UserError(f"{where}: made_by is a JSON object")
     stem = str(entry.get("stem") or default_stem(entry["rgb"]))
-    _inside(root, stem, f"{where}, stem")  # stages name their output files by it
+    if stem.startswith("/") or ".." in stem.split("/") or "\0" in stem:  # stages name their output files by it
+        raise UserError(f"{where}: stem {stem} leads out of the manifest's folder")
     return Row(
         stem=stem,
         **paths,

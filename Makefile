@@ -1,0 +1,45 @@
+# make setup | demo | test | bench | lint | clean; see README.md
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+DA3_VERSION := 0.1.1
+
+DEMO_DATA := data/rooms_teacher_data
+DEMO_MANIFEST := $(DEMO_DATA)/manifest.jsonl
+DEMO_SCENES := 60
+DEMO_EPOCHS := 16
+
+.PHONY: setup demo test bench lint clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.txt requirements-da3.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet --no-deps depth-anything-3==$(DA3_VERSION)
+	$(RUN) -m pip install --quiet -r requirements-da3.txt
+	touch $@
+
+# The whole pipeline on rendered rooms: data, gate, labels, manifest, training, Table IV, export, Table III.
+demo: $(INSTALLED)
+	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES)
+	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 16 --encoder-weights none
+	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --data-limit 6 --output-dir predictions
+	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --skip-trt
+	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST)
+	$(RUN) benchmark_jetson.py --engine-dir ./engines/
+	@echo "pictures: $(DEMO_DATA)/sam2_seg/panels/ $(DEMO_DATA)/gate/ checkpoints/table_4/ predictions/ runs/"
+
+test: $(INSTALLED)
+	$(RUN) -m pytest -q
+
+bench: $(INSTALLED)
+	$(RUN) benchmarks/student_latency.py
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf $(VENV) data checkpoints runs engines predictions

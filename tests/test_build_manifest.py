@@ -1,0 +1,130 @@
+"""Joining images, depth and teachers' maps: what is checked, what is left out, what is written."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from box_room import write_folder
+
+from dataset.manifest import read_manifest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "teacher_infer" / "build_manifest.py"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = write_folder(tmp_path / "data")
+    shutil.copytree(root / "depth", root / "da3_depth")
+    for path in (root / "labels").rglob("*.png"):
+        target = root / "sam2_seg" / path.relative_to(root / "labels").with_suffix(".npy")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.save(target, cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+    for name, model in (("da3_depth", "DA3"), ("sam2_seg", "SAM2")):
+        (root / name / "provenance.json").write_text(json.dumps({"backend": name, "model": model, "versions": {}}))
+    return root
+
+
+def build(root, *extra):
+    args = ["--rgb-dir", root / "rgb", "--depth-dir", root / "depth", "--da3-dir", root / "da3_depth",
+            "--sam2-dir", root / "sam2_seg", "--output", root / "manifest.jsonl", *extra]  # fmt: skip
+    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, cwd="/")
+
+
+def refused(root, *extra):
+    """The one line of a build that must fail and write nothing."""
+    result = build(root, *extra)
+    assert result.returncode == 2 and result.stderr.strip().count("\n") == 0, result.stderr
+    assert not (root / "manifest.jsonl").exists() and not (root / "manifest.json").exists()
+    return result.stderr
+
+
+def test_rows_hold_everything(folder):
+    done = build(folder)
+    assert done.returncode == 0, done.stderr
+    rows = read_manifest(folder / "manifest.jsonl")
+    assert [(r.stem, r.split) for r in rows] == [("a/000", "train"), ("a/001", "train"), ("b/000", "val"), ("b/001", "test")]
+    assert all(r.confidence and r.labels and r.da3_depth and r.sam2_seg for r in rows)
+    assert rows[0].intrinsics.fx == pytest.approx(130)
+    assert rows[0].made_by == {"da3_depth": {"backend": "da3_depth", "model": "DA3"},
+                               "sam2_seg": {"backend": "sam2_seg", "model": "SAM2"}}  # fmt: skip
+    assert json.loads((folder / "manifest.json").read_text())["frames"] == 4
+    first = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])
+    assert first["depth"] == "depth/a/000.npy"
+
+
+def test_same_input_same_bytes(folder):
+    build(folder)
+    before = [(folder / name).read_bytes() for name in ("manifest.jsonl", "manifest.json")]
+    build(folder)
+    assert before == [(folder / name).read_bytes() for name in ("manifest.jsonl", "manifest.json")]
+
+
+def test_missing_teacher_needs_permission(folder):
+    (folder / "sam2_seg" / "a" / "001.npy").unlink()
+    assert "a/001" in refused(folder)
+    assert build(folder, "--allow-missing-teachers").returncode == 0
+    row = next(r for r in read_manifest(folder / "manifest.jsonl") if r.stem == "a/001")
+    assert row.sam2_seg is None and "sam2_seg" not in row.made_by
+
+
+def test_missing_teacher_folder_needs_permission(folder):
+    shutil.rmtree(folder / "da3_depth")
+    assert "--da3-dir" in refused(folder)
+    assert build(folder, "--allow-missing-teachers").returncode == 0
+
+
+def test_missing_depth_is_an_error(folder):
+    (folder / "depth" / "b" / "000.npy").unlink()
+    assert "b/000 has no depth" in refused(folder, "--allow-missing-teachers")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "word"),
+    [
+        ("da3_depth", np.ones((60, 80), np.float32), "80x60"),
+        ("da3_depth", np.ones((120, 160), np.int32), "int32"),
+        ("da3_depth", np.full((120, 160), 2000, np.float32), "metres"),
+        ("sam2_seg", np.full((120, 160), 6, np.uint8), "class 6"),
+        ("confidence", np.full((120, 160), 2, np.float32), "0..1"),
+        ("labels", np.full((120, 160), 7, np.uint8), "class 7"),
+    ],
+)
+def test_unfit_maps_are_refused(folder, name, array, word):
+    (folder / name / "a" / "001.png").unlink(missing_ok=True)
+    np.save(folder / name / "a" / "001.npy", array)
+    assert word in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["da3_depth/a/001.npy", "rgb/a/001.png"])
+def test_truncated_files_are_refused(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    assert "001" in refused(folder)
+
+
+def test_stems_without_split_are_left_out_and_said(folder):
+    (folder / "splits.json").write_text(json.dumps({"train": ["a/000", "gone"], "val": [], "test": ["b/000"]}))
+    done = build(folder)
+    assert done.returncode == 0 and "2 images in no split" in done.stdout and "gone" in done.stdout
+    assert [r.stem for r in read_manifest(folder / "manifest.jsonl")] == ["a/000", "b/000"]
+
+
+def test_orphans_are_said(folder):
+    np.save(folder / "da3_depth" / "a" / "777.npy", np.zeros((2, 2), np.float32))
+    assert "1 da3_depth maps without an image: a/777.npy" in build(folder).stdout
+
+
+def test_camera_that_lacks_a_frame_is_refused(folder):
+    camera = json.loads((folder / "camera.json").read_text())
+    (folder / "camera.json").write_text(json.dumps({"a/000": camera}))
+    assert "a/001" in refused(folder)
+
+
+def test_manifest_below_its_data_is_refused(folder):
+    result = build(folder, "--output", folder / "rgb" / "manifest.jsonl")
+    assert result.returncode == 2 and "above all data" in result.stderr

@@ -1,0 +1,218 @@
+"""manifest.jsonl, camera.json and splits.json: what is read, what is refused, what is written."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+from cli import UserError
+from config import NYU_INTRINSICS, Intrinsics
+from dataset import manifest
+from dataset.manifest import Cameras, Row, fingerprint, read_manifest, read_splits, write_manifest
+
+CAMERA = {"fx": 500.0, "fy": 501.0, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}
+ROW = {"stem": "000001", "rgb": "rgb/000001.png", "depth": "depth/000001.npy", "split": "train", "intrinsics": CAMERA}
+
+
+def write(folder: Path, *rows: dict | str) -> Path:
+    path = folder / "manifest.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def without(*names: str) -> dict:
+    return {name: value for name, value in ROW.items() if name not in names}
+
+
+def test_rows_keep_what_they_say(tmp_path):
+    maps = {name: f"{name}/000001.npy" for name in ("confidence", "labels", "da3_depth", "sam2_seg")}
+    (row,) = read_manifest(write(tmp_path, ROW | maps | {"made_by": {"da3": "large"}}, "", "  "))
+    assert row.stem == "000001" and row.split == "train" and row.made_by == {"da3": "large"}
+    assert row.intrinsics == Intrinsics(500, 501, 319.5, 239.5, 640, 480)
+    assert row.rgb == tmp_path.resolve() / "rgb/000001.png"
+    for name, relative in maps.items():
+        assert getattr(row, name) == tmp_path.resolve() / relative
+
+
+def test_rows_written_by_others(tmp_path):
+    entry = {"rgb": "rgb/00/000123.jpg", "sensor_depth": "d/7.png", "sam2_seg": "sam2_seg/00/000123_sam2_seg.npy"}
+    with pytest.warns(UserWarning, match="without a split"):
+        (row,) = read_manifest(write(tmp_path, entry))
+    assert row.stem == "00/000123"
+    assert row.depth == tmp_path.resolve() / "d/7.png"
+    assert row.sam2_seg.name == "000123_sam2_seg.npy"
+    assert row.intrinsics is None and row.confidence is None
+
+
+@pytest.mark.parametrize(
+    ("rgb", "stem"), [("rgb/1.png", "1"), ("rgb/00/1.png", "00/1"), ("1.png", "1"), ("rgb/a.b.png", "a.b")]
+)
+def test_default_stem(rgb, stem):
+    assert manifest.default_stem(rgb) == stem
+
+
+def test_rows_without_split_take_blocks_in_order(tmp_path):
+    rows = [without("split", "stem") | {"rgb": f"rgb/{n:02d}.png"} for n in range(20)]
+    with pytest.warns(UserWarning, match="20 rows without a split"):
+        splits = [row.split for row in read_manifest(write(tmp_path, *rows))]
+    assert splits == ["train"] * 16 + ["val"] * 2 + ["test"] * 2
+
+
+def test_splits_and_camera_files_fill_rows_in(tmp_path):
+    (tmp_path / "splits.json").write_text(json.dumps({"train": [], "val": ["000001"], "test": ["000002"]}))
+    (tmp_path / "camera.json").write_text(json.dumps(CAMERA | {"fx": 600}))
+    path = write(
+        tmp_path,
+        without("split", "intrinsics"),
+        ROW | {"stem": "000002"},  # its own words count
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = read_manifest(path)
+    assert (first.split, first.intrinsics.fx) == ("val", 600)
+    assert (second.split, second.intrinsics.fx) == ("train", 500)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("not json", "line 1: not JSON"),
+        ("[1, 2]", "JSON object"),
+        (without("rgb"), "no column 'rgb'"),
+        (without("depth"), "no column 'depth'"),
+        (ROW | {"rgb": "../secret.png"}, "leads out"),
+        (ROW | {"rgb": "/etc/passwd"}, "leads out"),
+        (ROW | {"rgb": "."}, "leads out"),
+        (ROW | {"labels": "labels/../../x.npy"}, "labels.*leads out"),
+        (ROW | {"depth": 7}, "a path is a string"),
+        (ROW | {"depth": "a\0b"}, "a path is a string"),
+        (ROW | {"stem": "../../home/user/x"}, "stem .* leads out"),
+        (ROW | {"stem": "/tmp/x"}, "stem .* leads out"),
+        (without("stem") | {"rgb": "rgb/../../data/1.png"}, "leads out"),
+        (ROW | {"split": "training"}, "split 'training'"),
+        (ROW | {"made_by": "me"}, "made_by"),
+        (ROW | {"intrinsics": CAMERA | {"fx": 0}}, "above 0"),
+        (ROW | {"intrinsics": CAMERA | {"cx": float("nan")}}, "cx and cy"),
+        (ROW | {"intrinsics": CAMERA | {"fy": "wide"}}, "need the numbers"),
+        (ROW | {"intrinsics": CAMERA | {"width": 10**400}}, "need the numbers"),
+        (ROW | {"intrinsics": [1, 2, 3]}, "need the numbers"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, row, words):
+    with pytest.raises(UserError, match=words) as error:
+        read_manifest(write(tmp_path, row))
+    assert "line 1" in str(error.value)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "rgb").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="leads out"):
+        read_manifest(write(folder, ROW))
+
+
+def test_wrong_manifests_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no manifest"):
+        read_manifest(tmp_path / "manifest.jsonl")
+    with pytest.raises(UserError, match="lists no frame"):
+        read_manifest(write(tmp_path, "", " "))
+    with pytest.raises(UserError, match="000001 is listed twice"):
+        read_manifest(write(tmp_path, ROW, ROW))
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a text file"):
+        read_manifest(tmp_path / "manifest.jsonl")
+
+
+def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(json.dumps(ROW | {"stem": "a\u2028b"}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_manifest(path)[0].stem == "a\u2028b"
+
+
+def test_written_manifests_read_back_and_can_be_moved(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [
+        Row("00/1", folder / "rgb/00/1.png", folder / "depth/00/1.npy", split="test", intrinsics=NYU_INTRINSICS),
+        Row("2", folder / "rgb/2.png", folder / "depth/2.png", sam2_seg=folder / "s/2.npy", made_by={"sam2": "x"}),
+    ]
+    write_manifest(folder / "manifest.jsonl", rows)
+    first = (folder / "manifest.jsonl").read_bytes()
+    write_manifest(folder / "manifest.jsonl", rows)
+    assert (folder / "manifest.jsonl").read_bytes() == first
+    assert str(tmp_path) not in first.decode()
+
+    moved = folder.rename(tmp_path / "moved").resolve()
+    with pytest.warns(UserWarning, match="1 rows without a split"):
+        back = read_manifest(moved / "manifest.jsonl")
+    assert back[0] == Row("00/1", moved / "rgb/00/1.png", moved / "depth/00/1.npy", split="test",
+                          intrinsics=NYU_INTRINSICS)  # fmt: skip
+    assert back[1].sam2_seg == moved / "s/2.npy" and back[1].made_by == {"sam2": "x"}
+
+
+def test_rows_outside_the_folder_are_not_written(tmp_path):
+    path = tmp_path / "data/manifest.jsonl"
+    with pytest.raises(UserError, match="outside"):
+        write_manifest(path, [Row("1", tmp_path / "1.png", tmp_path / "data/1.npy")])
+    assert not path.exists()
+
+
+def test_cameras(tmp_path):
+    path = tmp_path / "camera.json"
+    path.write_text(json.dumps(CAMERA))
+    assert Cameras.read(path).of("any").fx == 500
+    path.write_text(json.dumps({"1": CAMERA}))
+    assert Cameras.read(path).of("1").fy == 501
+    with pytest.raises(UserError, match="no entry for frame 2"):
+        Cameras.read(path).of("2")
+    for text, words in (("[]", "JSON object"), ("{", "not readable JSON"), ('{"1": 5}', "need the numbers")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            Cameras.read(path)
+    with pytest.raises(UserError, match="no file"):
+        Cameras.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "under the keys"),
+        ({"training": []}, "under the keys"),
+        ({"train": ["1"], "test": ["1"]}, "frame 1 stands in train and in test"),
+        ({"train": "1"}, "list of stems"),
+        ({"train": [1, 2]}, "list of stems"),
+        ({"train": None}, "list of stems"),
+    ],
+)
+def test_wrong_splits_are_refused(tmp_path, content, words):
+    (tmp_path / "splits.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        read_splits(tmp_path / "splits.json")
+
+
+def test_splits(tmp_path):
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["1", "2"], "test": ["3"]}))
+    assert read_splits(tmp_path / "splits.json") == {"1": "train", "2": "train", "3": "test"}
+
+
+def test_fingerprint_changes_with_the_data(tmp_path):
+    for name in ("1.png", "1.npy"):
+        (tmp_path / name).write_bytes(b"data")
+    row = Row("1", tmp_path / "1.png", tmp_path / "1.npy", split="train", intrinsics=NYU_INTRINSICS)
+    first = fingerprint([row])
+    assert fingerprint([row]) == first
+
+    row.split = "test"
+    assert fingerprint([row]) != first
+    row.split = "train"
+    status = (tmp_path / "1.npy").stat()
+    os.utime(tmp_path / "1.npy", ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+    assert fingerprint([row]) != first
+    os.utime(tmp_path / "1.npy", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint([row]) == first
+    (tmp_path / "1.npy").unlink()
+    with pytest.raises(UserError, match="frame 1: there is no file"):
+        fingerprint([row])

@@ -1,0 +1,125 @@
+"""The loop that both teachers share: resuming, shards, failed frames, signals, provenance, cameras."""
+
+import argparse
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from box_room import CAMERA
+
+from cli import UserError
+from teacher_infer import stage
+
+FRAMES = {f"a/{n}": None for n in range(5)}
+
+
+def constant(stem, path):
+    return np.full((2, 2), int(stem[-1]), np.float32)
+
+
+def test_every_frame_once_and_only_what_is_missing_again(tmp_path):
+    assert stage.run_stage(FRAMES, tmp_path, constant) == 0
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{n}.npy" for n in range(5)]
+    (tmp_path / "a" / "3.npy").unlink()
+    done = []
+    assert stage.run_stage(FRAMES, tmp_path, lambda stem, path: done.append(stem) or constant(stem, path)) == 0
+    assert done == ["a/3"]
+
+
+def test_shards_share_the_frames(tmp_path):
+    done = []
+    for index in range(3):
+        stage.run_stage(FRAMES, tmp_path, lambda s, p: done.append(s) or constant(s, p), part=(index, 3))
+    assert sorted(done) == sorted(FRAMES)
+
+
+@pytest.mark.parametrize("text", ["3/3", "-1/2", "1", "a/b", "1/0"])
+def test_shard_outside_its_count_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        stage.shard(text)
+
+
+def test_failed_frames_are_listed_and_tried_again(tmp_path):
+    def broken(stem, path):
+        if stem == "a/2":
+            raise UserError("not\nreadable")
+        return constant(stem, path)
+
+    assert stage.run_stage(FRAMES, tmp_path, broken) == 0
+    listed = [json.loads(line) for line in (tmp_path / "failed_frames.jsonl").read_text().splitlines()]
+    assert listed == [{"stem": "a/2", "reason": "not readable"}]
+    assert not (tmp_path / "a" / "2.npy").exists()
+    assert stage.run_stage(FRAMES, tmp_path, constant) == 0
+    assert (tmp_path / "a" / "2.npy").exists() and not (tmp_path / "failed_frames.jsonl").exists()
+
+
+def test_all_failed_is_an_error(tmp_path):
+    def broken(stem, path):
+        raise OSError("gone")
+
+    with pytest.raises(UserError, match="all 5 frames failed.*gone"):
+        stage.run_stage(FRAMES, tmp_path, broken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_finishes_the_frame_in_hand(tmp_path, number):
+    def interrupted(stem, path):
+        if stem == "a/1":
+            os.kill(os.getpid(), number)
+        return constant(stem, path)
+
+    assert stage.run_stage(FRAMES, tmp_path, interrupted) == 75
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0.npy", "1.npy"]
+    assert stage.run_stage(FRAMES, tmp_path, constant) == 0
+
+
+def test_outputs_of_other_settings_are_refused(tmp_path):
+    stage.claim_output(tmp_path, {"model": "a", "versions": {"torch": "1"}}, overwrite=False)
+    stage.claim_output(tmp_path, {"model": "a", "versions": {"torch": "2"}}, overwrite=False)
+    with pytest.raises(UserError, match="model"):
+        stage.claim_output(tmp_path, {"model": "b", "versions": {}}, overwrite=False)
+    stage.claim_output(tmp_path, {"model": "b", "versions": {}}, overwrite=True)
+    assert json.loads((tmp_path / "provenance.json").read_text())["model"] == "b"
+
+
+def test_outputs_of_unknown_making_are_refused(tmp_path):
+    np.save(tmp_path / "0.npy", np.zeros(1))
+    with pytest.raises(UserError, match="provenance"):
+        stage.claim_output(tmp_path, {"model": "a"}, overwrite=False)
+
+
+def rgb_folder(root, camera=None):
+    (root / "rgb").mkdir(parents=True)
+    if camera:
+        (root / "camera.json").write_text(json.dumps(camera))
+    return root / "rgb", np.zeros((240, 320, 3), np.uint8)
+
+
+def test_camera_file_is_brought_to_the_image_size(tmp_path):
+    folder, rgb = rgb_folder(tmp_path, CAMERA.__dict__)
+    assert stage.FrameCameras(folder, None, None).of("a", rgb).fx == pytest.approx(260)
+
+
+def test_flags_override_the_camera_file_with_one_warning(tmp_path, capsys):
+    folder, rgb = rgb_folder(tmp_path, {"a": CAMERA.__dict__, "b": CAMERA.__dict__})
+    cameras = stage.FrameCameras(folder, 300.0, None)
+    assert (cameras.of("a", rgb).fx, cameras.of("b", rgb).fy) == (300, 300)
+    assert capsys.readouterr().err.count("warning") == 1
+
+
+def test_flags_that_agree_do_not_warn(tmp_path, capsys):
+    folder, rgb = rgb_folder(tmp_path, CAMERA.__dict__)
+    stage.FrameCameras(folder, 260.0, 260.0).of("a", rgb)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_camera_of_nyu_and_of_nobody(tmp_path, capsys):
+    folder, _ = rgb_folder(tmp_path / "nyu_teacher_data")
+    camera = stage.FrameCameras(folder, None, None).of("a", np.zeros((480, 640, 3), np.uint8))
+    assert camera.fx == pytest.approx(518.8579) and "NYU" in capsys.readouterr().out
+    folder, _ = rgb_folder(tmp_path / "robot")
+    if "nyu" not in str(tmp_path).lower():
+        with pytest.raises(UserError, match="--fx"):
+            stage.FrameCameras(folder, None, None)
