@@ -1,5 +1,5 @@
 # make setup | demo | test | bench | lint | clean; see README.md
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

@@ -27,7 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's main function and exit with its code; a UserError becomes one line and exit code 2."""
+    """Run a script's main function and exit with its code; UserError and OSError become one line and exit code 2."""
     try:
         code = main()
     except UserError as error:
@@ -36,6 +36,9 @@ def run(main: Callable[[], int | None]) -> None:
         code = EXIT_USAGE
     except BrokenPipeError:
         code = EXIT_OK  # the reader (head, less) has seen enough
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        code = EXIT_USAGE
     sys.exit(code or EXIT_OK)
 
 

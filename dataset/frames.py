@@ -138,7 +138,8 @@ def camera_for(intrinsics: Intrinsics | None, rgb: np.ndarray, stem: str) -> Int
     height, width = rgb.shape[:2]
     if abs(intrinsics.width / intrinsics.height / (width / height) - 1) > 0.01:
         raise UserError(
-            f"frame {stem}: its intrinsics are of {intrinsics.width}x{intrinsics.height} pixels, its image has {width}x{height}"
+            f"frame {stem}: its image has {width}x{height} pixels, but its intrinsics are of one with "
+            f"{intrinsics.width}x{intrinsics.height}"
         )
     return intrinsics.resized(width, height)
 

@@ -19,7 +19,7 @@ Paths are relative to the manifest's own folder and may not lead out of it.
 
 import hashlib
 import json
-import warnings
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -191,9 +191,9 @@ def _fill_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
     if splits_file.is_file():
         split_of = read_splits(splits_file)
         for row in without:
-            row.split = split_of.get(row.stem, "train")
+            row.split = split_of.get(row.stem)  # a frame of no split, in the gap before the test frames, stays so
         return
-    warnings.warn(f"{path}: {len(without)} rows without a split; 80/10/10 in blocks by their order", stacklevel=3)
+    print(f"WARNING: {path}: {len(without)} rows without a split; 80/10/10 in blocks by their order", file=sys.stderr)
     for index, row in enumerate(without):
         position = index / len(without)
         row.split = "train" if position < 0.8 else "val" if position < 0.9 else "test"

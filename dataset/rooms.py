@@ -180,6 +180,7 @@ def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, cam
             _write_cell_array(file, name, texts)
         for name in ("fx", "fy", "cx", "cy"):
             file.attrs[name] = getattr(camera, name)
+        file.attrs["rendered"] = 1
 
 
 def _write_cell_array(file: h5py.File, name: str, texts: list[str]) -> None:

@@ -17,10 +17,20 @@ from dataset.manifest import Cameras, Row, fingerprint, read_splits, write_manif
 from teacher_infer.stage import PROVENANCE
 
 TEACHERS = {"da3_depth": "run_da3.py", "sam2_seg": "run_sam2.py"}
-READERS = {"depth": read_depth, "confidence": read_confidence, "labels": read_classes, "da3_depth": read_depth,
-           "sam2_seg": read_classes}  # fmt: skip
-KINDS = {"depth": np.floating, "confidence": np.floating, "labels": np.integer, "da3_depth": np.floating,
-         "sam2_seg": np.integer}  # fmt: skip
+READERS = {
+    "depth": read_depth,
+    "confidence": read_confidence,
+    "labels": read_classes,
+    "da3_depth": read_depth,
+    "sam2_seg": read_classes,
+}
+KINDS = {
+    "depth": np.floating,
+    "confidence": np.floating,
+    "labels": np.integer,
+    "da3_depth": np.floating,
+    "sam2_seg": np.integer,
+}
 PNG_MODES = {"depth": ("I;16", "I", "I;16B"), "labels": ("L",), "sam2_seg": ("L",)}
 SAMPLED_FRAMES = 100  # evenly spread, read whole: their values are checked, too; of the others only headers
 SHOWN = 5  # problems or stems named in one message
@@ -39,10 +49,14 @@ def parse_args():
     parser.add_argument("--sam2-dir", metavar="SAM2", help="output folder of run_sam2.py")
     parser.add_argument("--confidence-dir", metavar="C", help="default: confidence/ beside the image folder, if there")
     parser.add_argument("--labels-dir", metavar="L", help="default: labels/ beside the image folder, if there")
-    parser.add_argument("--output", required=True, metavar="manifest.jsonl",
-                        help="the manifest, in a folder above all data")  # fmt: skip
-    parser.add_argument("--allow-missing-teachers", action="store_true",
-                        help="write rows without a teacher's map where it is missing")  # fmt: skip
+    parser.add_argument(
+        "--output", required=True, metavar="manifest.jsonl", help="the manifest, in a folder above all data"
+    )
+    parser.add_argument(
+        "--allow-missing-teachers",
+        action="store_true",
+        help="write rows without a teacher's map where it is missing",
+    )
     return parser.parse_args()
 
 
@@ -59,7 +73,10 @@ def find_folders(args) -> Folders:
     """The folders that the flags name or that lie beside the images; UserError when one that must be there is not."""
     rgb = existing_dir(args.rgb_dir, "--rgb-dir")
     maps = {"depth": existing_dir(args.depth_dir, "--depth-dir")}
-    for column, given, flag in (("da3_depth", args.da3_dir, "--da3-dir"), ("sam2_seg", args.sam2_dir, "--sam2-dir")):
+    for column, given, flag in (
+        ("da3_depth", args.da3_dir, "--da3-dir"),
+        ("sam2_seg", args.sam2_dir, "--sam2-dir"),
+    ):
         if given and (Path(given).is_dir() or not args.allow_missing_teachers):
             maps[column] = existing_dir(given, flag)
         elif not args.allow_missing_teachers:
@@ -109,8 +126,13 @@ class Join:
     missing: dict[str, list[str]] = field(default_factory=dict)
 
 
-def join_frames(folders: Folders, frames: dict[str, Path], splits: dict[str, str] | None, cameras: Cameras | None,
-                made_by: dict) -> Join:  # fmt: skip
+def join_frames(
+    folders: Folders,
+    frames: dict[str, Path],
+    splits: dict[str, str] | None,
+    cameras: Cameras | None,
+    made_by: dict,
+) -> Join:
     """One row a frame, each file's header checked and the values of SAMPLED_FRAMES of them."""
     join = Join(missing={column: [] for column in TEACHERS})
     every = max(1, len(frames) // SAMPLED_FRAMES)
@@ -186,8 +208,10 @@ def split_frames(frames: dict[str, Path], splits: dict[str, str] | None) -> dict
     if splits is None:
         print("no splits.json: rows without a split; training divides them by their order")
         return frames
-    for what, stems in (("images in no split, left out", frames.keys() - splits.keys()),
-                        ("stems of splits.json without an image", splits.keys() - frames.keys())):  # fmt: skip
+    for what, stems in (
+        ("images in no split, left out", frames.keys() - splits.keys()),
+        ("stems of splits.json without an image", splits.keys() - frames.keys()),
+    ):
         if stems:
             print(f"{len(stems)} {what}: {_some(sorted(stems))}")
     kept = {stem: path for stem, path in frames.items() if stem in splits}

@@ -17,7 +17,7 @@ from config import Intrinsics
 from dataset.frames import find_map, read_depth
 from teacher_infer.stage import sha256_of, versions_of
 
-DEFAULT_MODEL = "depth-anything/DA3METRIC-LARGE"
+DEFAULT_MODEL = "depth-anything/da3metric-large"
 WEIGHTS_FILE = "model.safetensors"
 PROCESS_RESOLUTION = 504  # pixels of the longer side that the network sees; its own default
 CANONICAL_FOCAL = 300.0  # pixels; metric depth = focal * raw / 300 (Depth Anything 3's README)
@@ -92,6 +92,10 @@ def _to_image_size(depth: np.ndarray, sky: np.ndarray | None, shape: tuple[int, 
 
 
 def _load_da3(model_id: str):
+    folder = Path(model_id)
+    for name in ("config.json", WEIGHTS_FILE):
+        if folder.is_dir() and not (folder / name).is_file():
+            raise UserError(f"--model-id {model_id}: the folder holds no {name}")
     os.environ.setdefault("DA3_LOG_LEVEL", "ERROR")  # its remarks are about 3D export, and two a frame
     try:
         from depth_anything_3.api import DepthAnything3
@@ -99,11 +103,6 @@ def _load_da3(model_id: str):
         raise UserError(
             f"the package depth-anything-3 is not installed completely ({error}): see requirements.txt, or {ADVICE}"
         ) from None
-    folder = Path(model_id)
-    if folder.is_dir():
-        for name in ("config.json", WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise UserError(f"--model-id {model_id}: the folder holds no {name}")
     try:
         return DepthAnything3.from_pretrained(model_id)
     except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
@@ -148,13 +147,22 @@ class Reference:
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     """--backend, --reference-depth-dir, --model-id."""
-    parser.add_argument("--backend", choices=("da3", "reference"), default="da3",
-                        help="da3: Depth Anything 3; reference: the data's own depth in its place (default: da3)")  # fmt: skip
-    parser.add_argument("--reference-depth-dir", metavar="DEPTH",
-                        help="depth that --backend reference takes (default: depth/ beside the image folder)")  # fmt: skip
-    parser.add_argument("--model-id", default=DEFAULT_MODEL,
-                        help=f"Hugging Face name, or a folder with config.json and {WEIGHTS_FILE} "
-                             f"(default: {DEFAULT_MODEL})")  # fmt: skip
+    parser.add_argument(
+        "--backend",
+        choices=("da3", "reference"),
+        default="da3",
+        help="da3: Depth Anything 3; reference: the data's own depth in its place (default: da3)",
+    )
+    parser.add_argument(
+        "--reference-depth-dir",
+        metavar="DEPTH",
+        help="depth that --backend reference takes (default: depth/ beside the image folder)",
+    )
+    parser.add_argument(
+        "--model-id",
+        default=DEFAULT_MODEL,
+        help=f"Hugging Face name, or a folder with config.json and {WEIGHTS_FILE} (default: {DEFAULT_MODEL})",
+    )
 
 
 def load_depth_backend(args: argparse.Namespace, input_dir: Path) -> DepthBackend:

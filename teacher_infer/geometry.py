@@ -25,7 +25,10 @@ from config import CLASS_NAMES, Intrinsics
 FLOOR, WALL, GLASS, OTHER = (CLASS_NAMES.index(name) for name in ("floor", "wall", "glass", "other"))
 
 WORKING_WIDTH = 320
-FINE, COARSE = 2, 5  # radii in working pixels of the two normal fits; the coarse one counts where it is planar
+FINE, COARSE = (
+    2,
+    5,
+)  # radii in working pixels of the two normal fits; the coarse one counts where it is planar
 PLANAR = 0.012  # largest relative rms residual of depth against the fitted plane
 
 PRIOR_GRAVITY = (0.0, 1.0, 0.0)
@@ -219,13 +222,17 @@ def find_floor(scene: Scene, down: np.ndarray) -> Plane | None:
     for level in _peaks(height[candidates], scene.area[candidates], FLOOR_AREA)[:3]:
         plane = _refine(scene, Plane(-down, level), candidates)
         below = scene.valid & (plane.distance(scene.points) < -3 * scene.tolerance)
-        if below.sum() < BELOW_FLOOR * scene.valid.sum() and _floating(scene, candidates & _on(scene, plane, 1.0)) < FLOATING:
+        if (
+            below.sum() < BELOW_FLOOR * scene.valid.sum()
+            and _floating(scene, candidates & _on(scene, plane, 1.0)) < FLOATING
+        ):
             return plane
     return None
 
 
-def _floating(scene: Scene, members: np.ndarray, above: int = 6) -> float:
-    """Share of the columns of `members` in which depth jumps back `above` pixels over their far edge.
+def _floating(scene: Scene, members: np.ndarray, above: int = 2 * COARSE) -> float:
+    """Share of the columns of `members` in which depth jumps back `above` pixels over their far edge (normals are
+    blurred by COARSE pixels, so the last members lie as far before it).
 
     A floor ends where something stands on it or before it; behind the edge of a table top the view goes on.
     """
@@ -337,7 +344,9 @@ def _paint(scene: Scene, plane: Plane, class_id: int, width: float, classes, con
     confidence[on] = 1 - off[on]
 
 
-def find_glass(scene: Scene, down: np.ndarray, floor: Plane | None, walls: list[Plane]) -> list[tuple[np.ndarray, float]]:
+def find_glass(
+    scene: Scene, down: np.ndarray, floor: Plane | None, walls: list[Plane]
+) -> list[tuple[np.ndarray, float]]:
     """Panes as (bool [h,w], share of holes in it)."""
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)
@@ -399,9 +408,8 @@ def _rectangle(scene: Scene, plane: Plane, members: np.ndarray, down, floor) -> 
         inside &= (coordinate >= low) & (coordinate <= high)
     behind_or_on = plane.distance(scene.points) < 3 * scene.tolerance
     pane = inside & behind_or_on
-    top = np.percentile(scene.points[members] @ -down, 97) if floor is None else np.percentile(
-        floor.distance(scene.points[members]), 97
-    )
+    above = -(scene.points[members] @ down) if floor is None else floor.distance(scene.points[members])
+    top = np.percentile(above, 97)
     cut = members[:3].any()
     if not cut and top < (0.0 if floor is None else GLASS_TOP):
         return None

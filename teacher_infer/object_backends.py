@@ -114,7 +114,9 @@ def _load_yolo(weights: Path):
     try:
         from ultralytics import YOLO
     except ImportError as error:
-        raise UserError(f"the package ultralytics is not installed ({error}): see requirements.txt, or {ADVICE}") from None
+        raise UserError(
+            f"the package ultralytics is not installed ({error}): see requirements.txt, or {ADVICE}"
+        ) from None
     try:
         detector = YOLO(str(weights))
         names = detector.names
@@ -210,18 +212,37 @@ def _with_box(class_id: int, mask: np.ndarray) -> DetectedObject:
 def add_object_flags(parser: argparse.ArgumentParser) -> None:
     """--backend, --reference-dir, --yolo-weights, --sam2-checkpoint, --sam2-config."""
     weights = Config().weights_dir
-    parser.add_argument("--backend", choices=("yolo-sam2", "reference"), default="yolo-sam2",
-                        help="objects from YOLO and SAM2, or from reference instances in their place "
-                             "(default: yolo-sam2)")  # fmt: skip
-    parser.add_argument("--reference-dir", metavar="D",
-                        help="data folder whose labels/ and instances/ --backend reference takes "
-                             "(default: the one that holds the image folder)")  # fmt: skip
-    parser.add_argument("--yolo-weights", type=Path, default=weights / "yolo11x.pt", metavar="PT",
-                        help="ultralytics weights of a COCO detector (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--sam2-checkpoint", type=Path, default=weights / "sam2.1_hiera_large.pt", metavar="PT",
-                        help="SAM2 weights (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--sam2-config", metavar="YAML",
-                        help="config in the sam2 package (default: the one of the checkpoint's name)")  # fmt: skip
+    parser.add_argument(
+        "--backend",
+        choices=("yolo-sam2", "reference"),
+        default="yolo-sam2",
+        help="objects from YOLO and SAM2, or from reference instances in their place (default: yolo-sam2)",
+    )
+    parser.add_argument(
+        "--reference-dir",
+        metavar="D",
+        help="data folder whose labels/ and instances/ --backend reference takes "
+        "(default: the one that holds the image folder)",
+    )
+    parser.add_argument(
+        "--yolo-weights",
+        type=Path,
+        default=weights / "yolov8x.pt",
+        metavar="PT",
+        help="ultralytics weights of a COCO detector (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sam2-checkpoint",
+        type=Path,
+        default=weights / "sam2.1_hiera_large.pt",
+        metavar="PT",
+        help="SAM2 weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sam2-config",
+        metavar="YAML",
+        help="config in the sam2 package (default: the one of the checkpoint's name)",
+    )
 
 
 def load_object_backend(args: argparse.Namespace, input_dir: Path) -> ObjectBackend:

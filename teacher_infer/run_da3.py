@@ -10,7 +10,14 @@ from cli import ArgumentParser, existing_dir, run
 from dataset.files import read_image
 from dataset.frames import find_frames
 from teacher_infer.depth_backends import add_backend_flags, load_depth_backend
-from teacher_infer.stage import FrameCameras, add_camera_flags, add_stage_flags, claim_output, limit_threads, run_stage
+from teacher_infer.stage import (
+    FrameCameras,
+    add_camera_flags,
+    add_stage_flags,
+    claim_output,
+    limit_threads,
+    run_stage,
+)
 
 
 def parse_args():

@@ -35,16 +35,31 @@ def parse_args():
         "SIGTERM or SIGUSR1 with frames left."
     )
     parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
-    parser.add_argument("--depth-dir", required=True, metavar="DEPTH",
-                        help="depth for geometry without holes: the depth teacher's, or filled sensor depth")  # fmt: skip
+    parser.add_argument(
+        "--depth-dir",
+        required=True,
+        metavar="DEPTH",
+        help="depth for geometry without holes: the depth teacher's, or filled sensor depth",
+    )
     parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for the class maps")
-    parser.add_argument("--sensor-depth-dir", metavar="D",
-                        help="depth as a sensor gave it, for glass (default: depth/ beside the image folder)")  # fmt: skip
-    parser.add_argument("--confidence-dir", metavar="C",
-                        help="the sensor's confidence; where it is 0 the sensor gave nothing "
-                             "(default: confidence/ beside the image folder, unless --sensor-depth-dir is given)")  # fmt: skip
-    parser.add_argument("--save-panels", type=non_negative_int, default=0, metavar="N",
-                        help="write pictures of the first N frames done to --output-dir/panels (default: 0)")  # fmt: skip
+    parser.add_argument(
+        "--sensor-depth-dir",
+        metavar="D",
+        help="depth as a sensor gave it, for glass (default: depth/ beside the image folder)",
+    )
+    parser.add_argument(
+        "--confidence-dir",
+        metavar="C",
+        help="the sensor's confidence; where it is 0 the sensor gave nothing "
+        "(default: confidence/ beside the image folder, unless --sensor-depth-dir is given)",
+    )
+    parser.add_argument(
+        "--save-panels",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="write pictures of the first N frames done to --output-dir/panels (default: 0)",
+    )
     add_object_flags(parser)
     add_camera_flags(parser)
     add_stage_flags(parser)
@@ -58,8 +73,8 @@ class DepthMaps:
         self.depth = existing_dir(depth_dir, "--depth-dir")
         self.sensor = _given_or_beside(sensor_dir, root / "depth", "--sensor-depth-dir")
         beside = root / "confidence"  # of the depth beside the images, so of no other sensor's
-        self.confidence = None if sensor_dir and not confidence_dir else _given_or_beside(
-            confidence_dir, beside, "--confidence-dir"
+        self.confidence = (
+            None if sensor_dir and not confidence_dir else _given_or_beside(confidence_dir, beside, "--confidence-dir")
         )
         if self.sensor is None:
             print("no sensor depth: nothing will be labelled glass")
@@ -71,7 +86,10 @@ class DepthMaps:
         made_by = self.depth / PROVENANCE
         content = read_json(made_by) if made_by.is_file() else {}
         return {
-            "depth": {"folder": self.depth.resolve().name, **{k: content[k] for k in ("backend", "model") if k in content}},
+            "depth": {
+                "folder": self.depth.resolve().name,
+                **{k: content[k] for k in ("backend", "model") if k in content},
+            },
             "sensor_depth": self.sensor and self.sensor.resolve().name,
             "confidence": self.confidence and self.confidence.resolve().name,
         }
@@ -152,8 +170,12 @@ def main() -> int:
         counts[:] += np.bincount(merged.ravel(), minlength=len(CLASS_NAMES))
         if panels_left:
             panels_left -= 1
-            pictures = (("image", rgb), ("boxes and masks", draw_objects(rgb, objects)),
-                        ("geometry", colour_classes(geometry)), ("merged", colour_classes(merged)))  # fmt: skip
+            pictures = (
+                ("image", rgb),
+                ("boxes and masks", draw_objects(rgb, objects)),
+                ("geometry", colour_classes(geometry)),
+                ("merged", colour_classes(merged)),
+            )
             write_png(output_dir / "panels" / f"{stem}.png", stack([panel(pictures)]))
         return merged
 

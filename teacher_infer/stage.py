@@ -49,11 +49,19 @@ def shard(text: str) -> tuple[int, int]:
 def add_stage_flags(parser: argparse.ArgumentParser) -> None:
     """--device, --shard, --overwrite."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--shard", type=shard, default=(0, 1), metavar="i/n",
-                        help="do every n-th frame from the i-th on, i in 0..n-1; all n shards together do all frames "
-                             "and may run at once on one output folder (default: 0/1, all frames)")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true",
-                        help="do finished frames again (default: skip them, and refuse to mix settings)")  # fmt: skip
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        default=(0, 1),
+        metavar="i/n",
+        help="do every n-th frame from the i-th on, i in 0..n-1; all n shards together do all frames "
+        "and may run at once on one output folder (default: 0/1, all frames)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="do finished frames again (default: skip them, and refuse to mix settings)",
+    )
 
 
 def add_camera_flags(parser: argparse.ArgumentParser) -> None:
@@ -94,8 +102,10 @@ class FrameCameras:
             return Intrinsics(self.fx, self.fy, (width - 1) / 2, (height - 1) / 2, width, height)
         if max(abs(self.fx / known.fx - 1), abs(self.fy / known.fy - 1)) > FOCAL_TOLERANCE and not self._warned:
             self._warned = True
-            print(f"warning: --fx/--fy {self.fx:g} {self.fy:g} override camera.json's {known.fx:g} {known.fy:g}",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"warning: --fx/--fy {self.fx:g} {self.fy:g} override camera.json's {known.fx:g} {known.fy:g}",
+                file=sys.stderr,
+            )
         return Intrinsics(self.fx, self.fy, known.cx, known.cy, width, height)
 
     def settings(self) -> dict:
@@ -138,19 +148,21 @@ def claim_output(output_dir: Path, provenance: dict, overwrite: bool) -> None:
     Package versions may differ, everything else must be equal. Raises UserError otherwise, unless `overwrite`.
     """
     file = output_dir / PROVENANCE
+    has_outputs = next(output_dir.rglob("*.npy"), None) is not None  # asked first: another shard may start right now
     if file.is_file() and not overwrite:
         before = read_json(file)
         differing = sorted(
-            name for name in (before.keys() | provenance.keys()) - {"versions"}
+            name
+            for name in (before.keys() | provenance.keys()) - {"versions"}
             if before.get(name) != json.loads(json.dumps(provenance.get(name)))
-        )  # fmt: skip
+        )
         if differing:
             raise UserError(
-                f"{output_dir} holds outputs made with other settings ({', '.join(differing)} differ, see {PROVENANCE}):"
+                f"{output_dir} holds outputs made with other settings ({', '.join(differing)}; see {PROVENANCE}):"
                 " choose another --output-dir or redo them with --overwrite"
             )
         return
-    if not overwrite and next(output_dir.rglob("*.npy"), None):
+    if has_outputs and not overwrite:
         raise UserError(
             f"{output_dir} holds outputs but no {PROVENANCE}, so nothing says what made them: choose another"
             " --output-dir or redo them with --overwrite"
@@ -202,8 +214,10 @@ def run_stage(
             tally.done += 1
         left = len(waiting) - tally.done - len(tally.failed)
     _write_failed(output_dir, part, tally.failed)
-    print(f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
-          + (f", {left} left ({stop.received.name}); run the same command again" if left else ""))  # fmt: skip
+    print(
+        f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
+        + (f", {left} left ({stop.received.name}); run the same command again" if left else "")
+    )
     if left:
         return EXIT_STOPPED
     if tally.failed and not tally.done + tally.finished_before:

@@ -8,10 +8,19 @@ import numpy as np
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
-from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, existing_dir, positive_int, resolve_device, run
+from cli import (
+    EXIT_GATE_FAILED,
+    EXIT_OK,
+    ArgumentParser,
+    UserError,
+    existing_dir,
+    positive_int,
+    resolve_device,
+    run,
+)
 from dataset.files import read_image, write_json, write_png
 from dataset.frames import find_frames, find_map, read_depth
-from dataset.pictures import CAPTION_HEIGHT, colour_depth, colour_error, depth_range, panel
+from dataset.pictures import colour_depth, colour_error, depth_range, panel
 from teacher_infer.depth_backends import PROCESS_RESOLUTION, add_backend_flags, load_depth_backend
 from teacher_infer.stage import FrameCameras, add_camera_flags, limit_threads
 
@@ -47,8 +56,14 @@ def compare(teacher: np.ndarray, reference: np.ndarray | None, shape: tuple[int,
     finite = bool(np.isfinite(teacher).all())
     valid = np.isfinite(teacher) & (teacher > 0)
     nearest, farthest = np.percentile(teacher[valid], (1, 99)) if valid.any() else (0.0, 0.0)
-    result = Comparison(teacher.shape == shape, teacher.dtype == np.float32, finite, float(valid.mean()),
-                        float(nearest), float(farthest))  # fmt: skip
+    result = Comparison(
+        teacher.shape == shape,
+        teacher.dtype == np.float32,
+        finite,
+        float(valid.mean()),
+        float(nearest),
+        float(farthest),
+    )
     both = valid & (reference > 0) if reference is not None and teacher.shape == reference.shape else np.zeros(0, bool)
     if both.any():
         a, b = teacher[both].astype(np.float64), reference[both].astype(np.float64)
@@ -76,19 +91,27 @@ def find_problems(comparisons: dict[str, Comparison], resize: float) -> list[str
         return problems
     correlation = float(np.median([c.correlation for c in measured.values()]))
     if correlation < 0:  # then no scale would help
-        return [*problems, f"correlation: median {correlation:.2f} is negative: this looks like inverse depth (disparity)"]
+        return [
+            *problems,
+            f"correlation: median {correlation:.2f} is negative: this looks like inverse depth (disparity)",
+        ]
     if correlation < SMALLEST_CORRELATION:
-        problems.append(f"correlation: median {correlation:.2f} is below {SMALLEST_CORRELATION}: not a depth of these"
-                        " images; random weights, or stems that name other frames?")  # fmt: skip
+        problems.append(
+            f"correlation: median {correlation:.2f} is below {SMALLEST_CORRELATION}: not a depth of these"
+            " images; random weights, or stems that name other frames?"
+        )
     pooled = pooled_ratio(list(measured.values()))
     low, high = RATIO_RANGE
     outside = [stem for stem, c in measured.items() if not low <= c.ratio <= high]
     if not low <= pooled <= high:
-        problems.append(f"scale: median teacher / reference is {pooled:.3g}, not in {low}..{high}: "
-                        f"{_scale_cause(pooled, resize)}")  # fmt: skip
+        problems.append(
+            f"scale: median teacher / reference is {pooled:.3g}, not in {low}..{high}: {_scale_cause(pooled, resize)}"
+        )
     elif len(outside) > OUTLIER_FRAMES * len(measured):
-        problems.append(f"scale: {len(outside)} of {len(measured)} frames lie outside {low}..{high} ({', '.join(outside)}):"
-                        " frames of several cameras under one focal length?")  # fmt: skip
+        problems.append(
+            f"scale: {len(outside)} of {len(measured)} frames lie outside {low}..{high} ({', '.join(outside)}):"
+            " frames of several cameras under one focal length?"
+        )
     return problems
 
 
@@ -112,7 +135,7 @@ def _scale_cause(ratio: float, resize: float) -> str:
     known = {
         1000.0: "the teacher gives millimetres, or the reference is read as metres / 1000",
         0.001: "the reference is in millimetres",
-        1 / resize: "the focal length was not brought to the size that the network sees (fx * tensor width / input width)",
+        1 / resize: "the focal length was not brought to the network's size (fx * tensor width / input width)",
         resize: "the focal length was brought to the network's size twice, or --fx/--fy are of a smaller image",
     }
     for value, cause in known.items():
@@ -124,12 +147,15 @@ def _scale_cause(ratio: float, resize: float) -> str:
 def parse_args():
     parser = ArgumentParser(
         "Reads images, camera.json beside their folder and reference depth; runs the depth teacher on a few frames;\n"
-        "writes gate.json and, for each frame, <stem>.png (image | teacher | reference | difference) to --output-dir.\n\n"
+        "writes gate.json and, a frame, <stem>.png (image | teacher | reference | ratio) to --output-dir.\n\n"
         "Exit 0: the teacher may be used; 1: it may not, with the probable cause; 2: wrong input."
     )
     parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
-    parser.add_argument("--gt-depth-dir", metavar="DEPTH",
-                        help="reference depth; without it scale and correlation stay unchecked")  # fmt: skip
+    parser.add_argument(
+        "--gt-depth-dir",
+        metavar="DEPTH",
+        help="reference depth; without it scale and correlation stay unchecked",
+    )
     parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for gate.json and pictures")
     parser.add_argument("--n-frames", type=positive_int, default=5, help="frames, evenly spread (default: 5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -146,23 +172,43 @@ def choose_frames(frames: dict[str, Path], reference_dir: Path | None, n: int) -
     return [stems[round(i)] for i in np.linspace(0, len(stems) - 1, min(n, len(stems)))]
 
 
+def read_reference(folder: Path, stem: str, shape: tuple[int, int]) -> np.ndarray:
+    """Reference depth of a frame, float32 [H,W] metres; UserError when it is not of the image's size."""
+    path = find_map(folder, stem)
+    reference = read_depth(path)
+    if reference.shape != shape:
+        raise UserError(f"{path} is {reference.shape[1]}x{reference.shape[0]}, its image {shape[1]}x{shape[0]}")
+    return reference
+
+
 def picture(rgb: np.ndarray, teacher: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
     """image | teacher | reference | difference, the depths in one range of colours."""
     maps = [teacher] if reference is None else [teacher, reference]
     near, far = depth_range(*maps)
-    columns = [("image", rgb), (f"teacher, {near:.1f} m red to {far:.1f} m blue", colour_depth(teacher, near, far))]
+    columns = [
+        ("image", rgb),
+        (f"teacher, {near:.1f} m red to {far:.1f} m blue", colour_depth(teacher, near, far)),
+    ]
     if reference is not None and teacher.shape == reference.shape:
         columns.append(("reference", colour_depth(reference, near, far)))
         # colour_error shows predicted - reference where reference > 0: here log2 of the ratio, shifted by 1
-        error = colour_error(np.log2(np.maximum(teacher, 1e-3) / np.maximum(reference, 1e-3)) + 1, (reference > 0) * 1.0)
+        error = colour_error(
+            np.log2(np.maximum(teacher, 1e-3) / np.maximum(reference, 1e-3)) + 1, (reference > 0) * 1.0
+        )
         columns.append(("ratio: x0.5 blue, x1 white, x2 red", error))
     return panel(columns)
 
 
 def table(comparisons: dict[str, Comparison]) -> str:
     """One row a frame."""
-    names = {"valid_share": "valid", "nearest": "p1 m", "farthest": "p99 m", "ratio": "teacher/ref",
-             "correlation": "correlation", "abs_rel": "AbsRel"}  # fmt: skip
+    names = {
+        "valid_share": "valid",
+        "nearest": "p1 m",
+        "farthest": "p99 m",
+        "ratio": "teacher/ref",
+        "correlation": "correlation",
+        "abs_rel": "AbsRel",
+    }
     rows = [[stem, *(getattr(c, name) for name in names)] for stem, c in comparisons.items()]
     return tabulate(rows, headers=["frame", *names.values()], floatfmt=".3f", missingval="-", disable_numparse=[0])
 
@@ -180,7 +226,7 @@ def main() -> int:
     comparisons, problems = {}, []
     for stem in stems:
         rgb = read_image(frames[stem])
-        reference = read_depth(find_map(reference_dir, stem)) if reference_dir else None
+        reference = read_reference(reference_dir, stem, rgb.shape[:2]) if reference_dir else None
         try:
             teacher = backend(stem, rgb, cameras.of(stem, rgb) if cameras else None)
         except UserError as error:  # the teacher's fault, so the gate's verdict and not wrong usage
@@ -204,14 +250,17 @@ def report(output_dir: Path, provenance: dict, comparisons: dict[str, Comparison
         print(f"nothing to compare with: could not check {', '.join(unchecked)}")
     else:
         print(f"median teacher / reference over all frames: {pooled:.3f}")
-    write_json(output_dir / "gate.json", {
-        "passed": not problems,
-        "problems": problems,
-        "not_checked": unchecked,
-        "median_ratio": pooled,
-        "frames": {stem: asdict(c) for stem, c in comparisons.items()},
-        "teacher": provenance,
-    })  # fmt: skip
+    write_json(
+        output_dir / "gate.json",
+        {
+            "passed": not problems,
+            "problems": problems,
+            "not_checked": unchecked,
+            "median_ratio": pooled,
+            "frames": {stem: asdict(c) for stem, c in comparisons.items()},
+            "teacher": provenance,
+        },
+    )
     for problem in problems:
         print(f"FAILED: {problem}")
     if not problems:

@@ -1,4 +1,4 @@
-"""A room of six planes, a window and a cupboard, by ray-plane intersection: exact depth, labels and a sensor's holes."""
+"""A room of six planes with a window and a cupboard, by ray-plane intersection: depth, labels, a sensor's holes."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,14 @@ def render(camera: Intrinsics = CAMERA, pitch: float = 0.0, roll: float = 0.0, c
     u = (np.arange(camera.width) - camera.cx) / camera.fx
     v = (np.arange(camera.height) - camera.cy) / camera.fy
     rays = np.stack([*np.meshgrid(u, v), np.ones((camera.height, camera.width))], axis=-1) @ rotation(pitch, roll)
-    planes = [((0, 1, 0), FLOOR_BELOW, FLOOR), ((0, -1, 0), CEILING_ABOVE, OTHER), ((1, 0, 0), HALF_WIDTH, WALL),
-              ((-1, 0, 0), HALF_WIDTH, WALL), ((0, 0, 1), FRONT, WALL), ((0, 0, -1), -BACK, WALL)]  # fmt: skip
+    planes = [
+        ((0, 1, 0), FLOOR_BELOW, FLOOR),
+        ((0, -1, 0), CEILING_ABOVE, OTHER),
+        ((1, 0, 0), HALF_WIDTH, WALL),
+        ((-1, 0, 0), HALF_WIDTH, WALL),
+        ((0, 0, 1), FRONT, WALL),
+        ((0, 0, -1), -BACK, WALL),
+    ]
     depth = np.full(rays.shape[:2], np.inf)
     labels = np.full(rays.shape[:2], OTHER, dtype=np.uint8)
     for normal, offset, class_id in planes:

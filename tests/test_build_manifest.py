@@ -30,8 +30,19 @@ def folder(tmp_path):
 
 
 def build(root, *extra):
-    args = ["--rgb-dir", root / "rgb", "--depth-dir", root / "depth", "--da3-dir", root / "da3_depth",
-            "--sam2-dir", root / "sam2_seg", "--output", root / "manifest.jsonl", *extra]  # fmt: skip
+    args = [
+        "--rgb-dir",
+        root / "rgb",
+        "--depth-dir",
+        root / "depth",
+        "--da3-dir",
+        root / "da3_depth",
+        "--sam2-dir",
+        root / "sam2_seg",
+        "--output",
+        root / "manifest.jsonl",
+        *extra,
+    ]
     return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, cwd="/")
 
 
@@ -47,11 +58,18 @@ def test_rows_hold_everything(folder):
     done = build(folder)
     assert done.returncode == 0, done.stderr
     rows = read_manifest(folder / "manifest.jsonl")
-    assert [(r.stem, r.split) for r in rows] == [("a/000", "train"), ("a/001", "train"), ("b/000", "val"), ("b/001", "test")]
+    assert [(r.stem, r.split) for r in rows] == [
+        ("a/000", "train"),
+        ("a/001", "train"),
+        ("b/000", "val"),
+        ("b/001", "test"),
+    ]
     assert all(r.confidence and r.labels and r.da3_depth and r.sam2_seg for r in rows)
     assert rows[0].intrinsics.fx == pytest.approx(130)
-    assert rows[0].made_by == {"da3_depth": {"backend": "da3_depth", "model": "DA3"},
-                               "sam2_seg": {"backend": "sam2_seg", "model": "SAM2"}}  # fmt: skip
+    assert rows[0].made_by == {
+        "da3_depth": {"backend": "da3_depth", "model": "DA3"},
+        "sam2_seg": {"backend": "sam2_seg", "model": "SAM2"},
+    }
     assert json.loads((folder / "manifest.json").read_text())["frames"] == 4
     first = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])
     assert first["depth"] == "depth/a/000.npy"

@@ -130,7 +130,8 @@ def test_flags_override_the_file_with_a_warning(tmp_path):
         ("30 0 15\n0 nan 12\n0 0 1\n", ["3x3"]),
         ("-30 0 15\n0 30 12\n0 0 1\n", ["above 0"]),
         ("15 0 30\n12 30 0\n1 0 0\n", ["camera matrix"]),
-        ("300 0 960\n0 300 540\n0 0 1\n", ["another resolution"]),
+        ("300 0 960\n0 300 12\n0 0 1\n", ["another resolution"]),
+        ("300 0 16\n0 300 540\n0 0 1\n", ["another resolution"]),
     ],
 )
 def test_wrong_intrinsics_are_refused(tmp_path, text, words):

@@ -18,7 +18,7 @@ def test_classes_and_gravity_of_a_room(pitch, roll):
         if (labels == class_id).mean() > 0.01:
             assert intersection_over_union(result.classes, labels, class_id) > least
     assert (result.confidence[result.classes == OTHER] == 0).all()
-    assert 0 <= result.confidence.min() and result.confidence.max() <= 1
+    assert result.confidence.min() >= 0 and result.confidence.max() <= 1
 
 
 def test_ceiling_is_other():
@@ -72,13 +72,26 @@ def test_known_gravity_is_kept():
 
 def test_table_top_without_floor_in_sight_is_no_floor():
     depth, _, labels = render(pitch=20)
-    far = labels == FLOOR  # a table 0.5 m below the camera that ends 1.2 m ahead, the room goes on behind it
-    rays_down = depth[far] * 0.5 / 1.3
-    on_table = np.zeros_like(far)
-    on_table[far] = rays_down < 1.15
-    depth[on_table] = rays_down[rays_down < 1.15]
-    depth[(labels == FLOOR) & ~on_table] = 4.0
-    assert not (classify(depth, CAMERA).classes[on_table] == FLOOR).any()
+    table_depth = depth * (0.5 / 1.3)  # a table 0.5 m below the camera that ends at 1.15 m, and shelves behind it
+    table = (labels == FLOOR) & (table_depth < 1.15)
+    depth = np.where(table, table_depth, np.minimum(depth, 1.5)).astype(np.float32)
+    assert table.mean() > 0.2
+    assert not (classify(depth, CAMERA).classes[table] == FLOOR).any()
+
+
+def test_a_dark_panel_low_on_a_wall_is_no_glass():
+    depth, sensor, labels = render()
+    rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]]
+    x, y = (columns - CAMERA.cx) / CAMERA.fx * depth, (rows - CAMERA.cy) / CAMERA.fy * depth
+    panel = (labels == WALL) & (np.abs(x - 0.9) < 0.6) & (y > 0.4) & (y < 1.1)
+    sensor[panel] = 0
+    assert not (classify(depth, CAMERA, sensor).classes[panel] == GLASS).any()
+
+
+def test_a_wall_out_of_the_sensors_reach_is_no_glass():
+    depth, sensor, _ = render()
+    sensor[depth > 3.3] = 0
+    assert not (classify(depth, CAMERA, sensor).classes == GLASS).any()
 
 
 def test_empty_depth_is_other():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from box_room import CAMERA, render, write_folder
 
-from config import NYU_INTRINSICS
+from config import NYU_INTRINSICS, Intrinsics
 from teacher_infer import depth_backends, verify_teacher_output
 from teacher_infer.verify_teacher_output import compare, find_problems
 
@@ -33,7 +33,7 @@ class Outputs(dict):
     __getattr__ = dict.__getitem__
 
 
-def fake_da3(monkeypatch, raw, **extra):
+def fake_da3(raw, **extra):
     torch = pytest.importorskip("torch")
 
     def model(image, export_feat_layers):
@@ -44,35 +44,35 @@ def fake_da3(monkeypatch, raw, **extra):
     backend = depth_backends.DA3.__new__(depth_backends.DA3)
     backend.device = torch.device("cpu")
     backend.network = SimpleNamespace(
-        model=model, input_processor=lambda images, process_res, sequential: (torch.zeros(1, 3, 378, 504), None, None)
+        model=model,
+        input_processor=lambda images, process_res, sequential: (torch.zeros(1, 3, 378, 504), None, None),
     )
     return backend("a", np.zeros((480, 640, 3), np.uint8), NYU_INTRINSICS)
 
 
-def test_da3_gives_metres_at_the_image_size(monkeypatch):
-    depth = fake_da3(monkeypatch, 2.0)
+def test_da3_gives_metres_at_the_image_size():
+    depth = fake_da3(2.0)
     assert depth.shape == (480, 640) and depth.dtype == np.float32
     assert depth == pytest.approx(2.0 * 519.16375 * RESIZE / 300)
 
 
-def test_da3_sky_and_non_finite_become_zero(monkeypatch):
-    assert not fake_da3(monkeypatch, 2.0, sky=0.31).any()
-    assert fake_da3(monkeypatch, 2.0, sky=0.29).all()
-    assert not fake_da3(monkeypatch, float("nan")).any()
+def test_da3_sky_and_non_finite_become_zero():
+    assert not fake_da3(2.0, sky=0.31).any()
+    assert fake_da3(2.0, sky=0.29).all()
+    assert not fake_da3(float("nan")).any()
 
 
-def test_real_da3_with_random_weights(tmp_path):
+def test_real_da3_with_random_weights(tmp_path, monkeypatch):
     api = pytest.importorskip("depth_anything_3.api", reason="depth-anything-3 is not installed")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     api.DepthAnything3(model_name="da3-small").save_pretrained(tmp_path / "weights")
     backend = depth_backends.DA3(str(tmp_path / "weights"), "cpu")
+    monkeypatch.setattr(depth_backends, "PROCESS_RESOLUTION", 112)
     rgb = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
-    near, far = (backend("a", rgb, CAMERA.resized(160, 120).resized(160 * k, 120 * k)) for k in (1, 1))
+    near = backend("a", rgb, Intrinsics(130, 130, 80, 60, 160, 120))
     assert near.shape == (120, 160) and near.dtype == np.float32 and (near > 0).all()
-    assert np.array_equal(near, far)
-    longer = depth_backends.Intrinsics(2 * 130, 2 * 130, 80, 60, 160, 120)
-    assert backend("a", rgb, longer) == pytest.approx(near * 2, rel=1e-5)
+    assert backend("a", rgb, Intrinsics(260, 260, 80, 60, 160, 120)) == pytest.approx(near * 2, rel=1e-5)
     assert len(backend.provenance["weights_sha256"]) == 64
 
 
@@ -91,7 +91,7 @@ def test_a_good_teacher_passes():
 @pytest.mark.parametrize(
     ("teacher", "cause"),
     [
-        (REFERENCE / np.float32(RESIZE), "not brought to the size"),
+        (REFERENCE / np.float32(RESIZE), "not brought to the network's size"),
         (REFERENCE * np.float32(RESIZE), "twice"),
         (REFERENCE * 1000, "millimetres"),
         (REFERENCE / 1000, "millimetres"),
@@ -102,7 +102,7 @@ def test_a_good_teacher_passes():
         (np.full_like(REFERENCE, np.nan), "NaN"),
         (REFERENCE[:-1], "size"),
         (REFERENCE.astype(np.float64), "float32"),
-        (np.where(REFERENCE > 2, 0, REFERENCE), "pixels have depth"),
+        (np.where(np.median(REFERENCE) - 0.1 < REFERENCE, 0, REFERENCE), "pixels have depth"),
     ],
 )
 def test_the_gate_names_the_cause(teacher, cause):
@@ -133,8 +133,17 @@ def test_run_da3_reference(folder, tmp_path):
 
 
 def test_gate_passes_and_fails_by_exit_code(folder, tmp_path):
-    common = ["verify_teacher_output.py", "--input-dir", folder / "rgb", "--gt-depth-dir", folder / "depth",
-              "--backend", "reference", "--n-frames", 2]  # fmt: skip
+    common = [
+        "verify_teacher_output.py",
+        "--input-dir",
+        folder / "rgb",
+        "--gt-depth-dir",
+        folder / "depth",
+        "--backend",
+        "reference",
+        "--n-frames",
+        2,
+    ]
     passed = script(*common, "--output-dir", tmp_path / "good")
     assert passed.returncode == 0, passed.stderr
     assert json.loads((tmp_path / "good" / "gate.json").read_text())["passed"] is True
@@ -151,7 +160,10 @@ def test_gate_passes_and_fails_by_exit_code(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["run_da3.py", "verify_teacher_output.py"])
 def test_wrong_input_is_one_line(name, folder, tmp_path):
-    for args in (["--input-dir", tmp_path / "absent"], ["--input-dir", folder / "rgb", "--model-id", tmp_path]):
+    for args in (
+        ["--input-dir", tmp_path / "absent"],
+        ["--input-dir", folder / "rgb", "--model-id", tmp_path],
+    ):
         failed = script(name, *args, "--output-dir", tmp_path / "out")
         assert failed.returncode == 2 and failed.stderr.strip().count("\n") == 0, failed.stderr
         assert not (tmp_path / "out").exists()

@@ -20,7 +20,14 @@ def run_sam2(*args):
 
 
 def test_coco_classes():
-    assert [coco_class(i) for i in (0, 56, 60, 62, 68, 79)] == [PERSON, FURNITURE, FURNITURE, OTHER, OTHER, OTHER]
+    assert [coco_class(i) for i in (0, 56, 60, 62, 68, 79)] == [
+        PERSON,
+        FURNITURE,
+        FURNITURE,
+        OTHER,
+        OTHER,
+        OTHER,
+    ]
     assert {class_id for _, class_id in COCO_CLASSES.values()} == {PERSON, FURNITURE}
 
 
@@ -39,7 +46,14 @@ def test_small_over_large_and_persons_over_all():
 def test_reference_takes_objects_and_leaves_surfaces_to_geometry():
     labels = np.full((20, 20), WALL, np.uint8)
     instances = np.ones((20, 20), np.uint16)  # 1: the wall
-    for number, class_id, rows in ((2, PERSON, 2), (3, FURNITURE, 2), (4, OTHER, 1), (5, OTHER, 4), (6, GLASS, 2), (7, FLOOR, 2)):
+    for number, class_id, rows in (
+        (2, PERSON, 2),
+        (3, FURNITURE, 2),
+        (4, OTHER, 1),
+        (5, OTHER, 4),
+        (6, GLASS, 2),
+        (7, FLOOR, 2),
+    ):
         start = 2 * number
         labels[start : start + rows], instances[start : start + rows] = class_id, number
     found = object_backends._instances(labels, instances)
@@ -60,8 +74,18 @@ def folder(tmp_path_factory):
 
 
 def test_run_sam2_reference(folder, tmp_path):
-    done = run_sam2("--input-dir", folder / "rgb", "--depth-dir", folder / "depth", "--output-dir", tmp_path / "seg",
-                    "--backend", "reference", "--save-panels", 1)  # fmt: skip
+    done = run_sam2(
+        "--input-dir",
+        folder / "rgb",
+        "--depth-dir",
+        folder / "depth",
+        "--output-dir",
+        tmp_path / "seg",
+        "--backend",
+        "reference",
+        "--save-panels",
+        1,
+    )
     assert done.returncode == 0, done.stderr
     classes = np.load(tmp_path / "seg" / "a" / "000.npy")
     assert classes.dtype == np.uint8 and classes.shape == (120, 160)
@@ -77,15 +101,31 @@ def test_a_frame_without_depth_is_listed_and_the_rest_done(folder, tmp_path):
     np.save(tmp_path / "depth" / "x.npy", np.zeros(1))
     (tmp_path / "depth" / "a").mkdir()
     np.save(tmp_path / "depth" / "a" / "000.npy", np.load(folder / "depth" / "a" / "000.npy"))
-    done = run_sam2("--input-dir", folder / "rgb", "--depth-dir", tmp_path / "depth", "--output-dir", tmp_path / "seg",
-                    "--backend", "reference")  # fmt: skip
+    done = run_sam2(
+        "--input-dir",
+        folder / "rgb",
+        "--depth-dir",
+        tmp_path / "depth",
+        "--output-dir",
+        tmp_path / "seg",
+        "--backend",
+        "reference",
+    )
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "seg" / "failed_frames.jsonl").read_text().splitlines()) == 3
 
 
 def test_missing_weights_are_one_line(folder, tmp_path):
-    failed = run_sam2("--input-dir", folder / "rgb", "--depth-dir", folder / "depth", "--output-dir", tmp_path / "seg",
-                      "--yolo-weights", tmp_path / "absent.pt")  # fmt: skip
+    failed = run_sam2(
+        "--input-dir",
+        folder / "rgb",
+        "--depth-dir",
+        folder / "depth",
+        "--output-dir",
+        tmp_path / "seg",
+        "--yolo-weights",
+        tmp_path / "absent.pt",
+    )
     assert failed.returncode == 2 and failed.stderr.strip().count("\n") == 0
     assert "--backend reference" in failed.stderr and not (tmp_path / "seg").exists()
 
@@ -104,7 +144,8 @@ def test_real_yolo_and_sam2_with_random_weights(tmp_path, monkeypatch):
     rgb = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     assert backend("a", rgb) == []  # random weights are sure of nothing
     boxes = ultralytics.engine.results.Boxes(
-        torch.tensor([[10, 10, 60, 90, 0.9, 0], [50, 20, 150, 110, 0.8, 56], [5, 5, 20, 20, 0.7, 62]]), rgb.shape[:2]
+        torch.tensor([[10, 10, 60, 90, 0.9, 0], [50, 20, 150, 110, 0.8, 56], [5, 5, 20, 20, 0.7, 62]]),
+        rgb.shape[:2],
     )
     monkeypatch.setattr(backend.detector, "predict", lambda *args, **kwargs: [type("Result", (), {"boxes": boxes})])
     encoded = []
