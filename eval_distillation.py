@@ -173,6 +173,8 @@ def main() -> int:
     pictures = [output / f"frame_{number}.png" for number in range(min(PICTURES, len(rows)))]
     notes = checkpoint.get("notes", {})
     results = compare(student.to(device), rows, notes, config, device, pictures)
+    if not any(results.values()):
+        raise UserError(f"{arguments.manifest}: the frames have neither depth nor classes to compare with")
 
     heading = title(rows, arguments.split)
     table = as_markdown(heading, results)

@@ -7,6 +7,7 @@ Writes  a picture per image (image | depth | classes) into --output-dir, for vid
 Depth is in metres of the camera given by --camera or --fx --fy, else of the camera that the student was trained on.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,12 +20,15 @@ from tqdm import tqdm
 from cli import ArgumentParser, UserError, positive_float, positive_int, resolve_device, run
 from config import Config, Intrinsics
 from dataset.files import atomic_path, read_image, write_npy, write_png
-from dataset.frames import IMAGE_SUFFIXES, find_frames
+from dataset.frames import IMAGE_SUFFIXES, camera_for, find_frames
 from dataset.manifest import Cameras
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
 from training.checkpoint import load_student
 from training.inference import focal_scale, predict
 
+# What OpenCV and ffmpeg have to say of a file that is no video would bury the one line that this script says.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 VIDEO_FPS = 15.0  # of the written video when the source does not tell its own
 
 
@@ -52,18 +56,16 @@ def images(source: Path, limit: int | None) -> Iterator[tuple[str, np.ndarray]]:
         yield stem, read_image(path)
 
 
-def camera_scale(arguments, notes: dict, config: Config, width: int, height: int) -> float:
-    """f / f_ref for images of the given size; warns when nothing tells their camera."""
-    if arguments.fx and arguments.fy:
-        camera = Intrinsics(arguments.fx, arguments.fy, width / 2, height / 2, width, height)
-    elif arguments.camera:
-        camera = Cameras.read(arguments.camera).of("").resized(width, height)
-    elif notes.get("camera"):
-        camera = Intrinsics(**notes["camera"])
-    else:
-        print("WARNING: no --camera: depth is in metres of the reference camera", file=sys.stderr)
-        camera = None
-    return focal_scale(camera, config)
+def camera_of(
+    arguments, cameras: Cameras | None, trained_on: dict | None, stem: str, rgb: np.ndarray
+) -> Intrinsics | None:
+    """The camera of one image: what the flags say, else the one that the student was trained on, if it was one."""
+    height, width = rgb.shape[:2]
+    if arguments.fx:
+        return Intrinsics(arguments.fx, arguments.fy, width / 2, height / 2, width, height)
+    if cameras:
+        return camera_for(cameras.of(stem), rgb, stem)
+    return Intrinsics(**trained_on) if trained_on else None
 
 
 def draw(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
@@ -78,7 +80,7 @@ def parse_arguments():
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
     parser.add_argument("--input", required=True, help="image, folder, video file, or number of a camera")
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: %(default)s")
-    parser.add_argument("--camera", type=Path, help="camera.json with one camera, of the images or their aspect ratio")
+    parser.add_argument("--camera", type=Path, help="camera.json of the images, or of one with their aspect ratio")
     parser.add_argument("--fx", type=positive_float, help="focal length in pixels of the input images, with --fy")
     parser.add_argument("--fy", type=positive_float, help="focal length in pixels of the input images, with --fx")
     parser.add_argument("--save-maps", action="store_true", help="write depth and classes as .npy, too")
@@ -98,12 +100,15 @@ def main() -> int:
     source = Path(arguments.input)
     is_video = not source.is_dir() and source.suffix.lower() not in IMAGE_SUFFIXES
     frames = (video_frames if is_video else images)(str(source) if is_video else source, arguments.data_limit)
-    output, scale, count, video = arguments.output_dir, None, 0, None
+    cameras = Cameras.read(arguments.camera) if arguments.camera else None
+    trained_on = checkpoint.get("notes", {}).get("camera")
+    output, count, video = arguments.output_dir, 0, None
     with ExitStack() as stack_of_files:
         for stem, rgb in tqdm(frames, desc="predicting", disable=None):
-            if scale is None:
-                scale = camera_scale(arguments, checkpoint.get("notes", {}), config, rgb.shape[1], rgb.shape[0])
-            depth, seg = predict(student, rgb, scale, config, device)
+            camera = camera_of(arguments, cameras, trained_on, stem, rgb)
+            if camera is None and not count:
+                print("WARNING: no --camera: depth is in metres of the reference camera", file=sys.stderr)
+            depth, seg = predict(student, rgb, focal_scale(camera, config), config, device)
             picture = draw(rgb, depth, seg)
             if is_video and video is None:
                 path = stack_of_files.enter_context(atomic_path(output / "predictions.mp4"))

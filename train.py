@@ -10,6 +10,7 @@ SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume th
 
 import csv
 import json
+import math
 import subprocess
 import time
 from dataclasses import fields
@@ -96,13 +97,15 @@ def main() -> int:
     resumed = trainer.resume(arguments.resume)
     if not resumed:
         baselines = target_statistics(frames, config.confidence_threshold)
+        if set(baselines.values()) == {None}:
+            raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
         trainer.start(arguments.encoder_weights, describe(train_rows, config) | baselines)
     print(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, encoder start "
         f"{trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, log {trainer.run_dir}"
     )
     with StopSignal() as stop:
-        for epoch in range(trainer.step // trainer.steps_per_epoch, config.epochs):
+        for epoch in range(len(trainer.notes["history"]), config.epochs):
             trainer.train_epoch(epoch, stop)
             if stop:
                 trainer.save("last.pt")
@@ -159,15 +162,19 @@ class Trainer:
         self.steps_per_epoch = batches_per_epoch(len(frames), config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.weights = LossWeights(config.depth_weight, config.segmentation_weight, config.smoothness_weight)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
         self.model = build_student(config).to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.lr, total_steps=self.total_steps + 1, pct_start=config.warmup_fraction
+            self.optimizer,
+            config.lr,
+            total_steps=self.total_steps + 1,
+            pct_start=max(config.warmup_fraction, 2 / (self.total_steps + 1)),  # a warm-up of no step divides by zero
         )
         self.average = MovingAverage(self.model, config.ema_decay)
         self.step = 0
+        self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the epoch in hand
         self.notes = {"data_fingerprint": data, "history": [], "best_score": float("-inf")}
 
     def start(self, encoder_weights: str, description: dict) -> None:
@@ -196,13 +203,17 @@ class Trainer:
                     f"{path} was trained with {name} {content['config'].get(name)}, not {getattr(self.config, name)}: "
                     "give the same settings, or start anew in another --checkpoint-dir"
                 )
-        if content["notes"]["data_fingerprint"] != self.notes["data_fingerprint"]:
-            raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")
-        self.model.load_state_dict(content["model"])
-        self.average.model.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.load_state_dict(content["schedule"])
-        self.step, self.notes = content["step"], content["notes"]
+        try:
+            if content["notes"]["data_fingerprint"] != self.notes["data_fingerprint"]:
+                raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")
+            self.model.load_state_dict(content["model"])
+            self.average.model.load_state_dict(content["ema"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            self.epoch_loss.copy_(content["epoch_loss"])
+            self.step, self.notes = content["step"], content["notes"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(f"{path} can't be resumed, it is of another model: {str(error)[:200]}") from None
         return True
 
     @property
@@ -216,7 +227,7 @@ class Trainer:
         batches = training_batches(
             self.frames, self.config.batch_size, self.config.seed, epoch, skip=done, device=self.device
         )
-        self.epoch_loss, start, images = torch.zeros((), device=self.device), time.perf_counter(), 0
+        start, images = time.perf_counter(), 0
         bar = tqdm(batches, initial=done, total=self.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=None)
         for batch in bar:
             self.epoch_loss += self.train_step(batch)
@@ -245,13 +256,17 @@ class Trainer:
 
     def finish_epoch(self, epoch: int) -> None:
         """Validate, tell, log, and save."""
+        loss = self.epoch_loss.item() / self.steps_per_epoch
+        if not math.isfinite(loss):
+            raise UserError(f"training has diverged, the loss of epoch {epoch + 1} is {loss}: take a lower --lr")
         metrics = self.validate()
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
-            "loss": self.epoch_loss.item() / self.steps_per_epoch,
+            "loss": loss,
             "images_per_second": self.images_per_second,
         } | metrics
+        self.epoch_loss.zero_()
         self.notes["history"].append(entry)
         print("  ".join(f"{name} {value:.4g}" for name, value in entry.items()))
         write_history(self.run_dir / "history.csv", self.notes["history"])
@@ -301,6 +316,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "step": self.step,
+                "epoch_loss": self.epoch_loss,
                 "config": plain_config(self.config),
                 "class_names": list(CLASS_NAMES),
                 "reference_focal": self.config.reference_focal,

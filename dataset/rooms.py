@@ -112,7 +112,7 @@ def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
         x, y = rng.uniform(0.25, room.width - 0.25), rng.uniform(0.25, room.depth - 0.25)
         if room.free((x, y, x, y), 0.2):
             break
-    height = rng.uniform(0.9, 1.7)
+    height = np.clip(rng.normal(1.35, 0.12), 0.9, 1.7)  # held at the chest or mounted on a robot
     target = rng.uniform(0.1, 0.9, 2) * [room.width, room.depth]
     yaw = np.arctan2(target[1] - y, target[0] - x)
     pitch = np.clip(rng.normal(-0.13, 0.09), -MAX_PITCH, MAX_PITCH)

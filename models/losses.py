@@ -37,8 +37,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference in metres over the pixels with a target; float32 [B,1,H,W] each."""
-    return masked_mean((predicted - target).abs(), target > 0)
+    """Mean absolute difference over the pixels with a target, in metres plus in log metres; float32 [B,1,H,W] each.
+
+    In metres alone the far wall outweighs what the robot is about to touch; the logarithm is the relative error.
+    """
+    mask = target > 0
+    log_difference = predicted.log() - torch.where(mask, target, 1).log()
+    return masked_mean((predicted - target).abs() + log_difference.abs(), mask)
 
 
 def segmentation_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the training device; depth stays metric.
 
 A crop enlarged by z is what a lens of z times the focal length sees: at the reference focal length its depth is
-divided by z (batch.focal_factor carries it). Zooming out (z < 1) leaves a black rim that teaches nothing.
+divided by z (batch.focal_factor carries it). Zooming out (z < 1) leaves a mirrored rim that teaches nothing.
 """
 
 import math
@@ -27,12 +27,13 @@ def augment(batch: Batch, zoom: tuple[float, float], seed: int, step: int) -> Ba
         batch: from the feed.
         zoom: range of the factor on the focal length.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     device = batch.rgb.device
     grid, factor = zoom_flip_grid(batch.rgb.shape, zoom, generator)
     grid = grid.to(device)
     return Batch(
-        rgb=change_colour(F.grid_sample(batch.rgb, grid, align_corners=False), generator),
+        # mirrored rather than black outside the image: a black rim would give the zoom away
+        rgb=change_colour(F.grid_sample(batch.rgb, grid, padding_mode="reflection", align_corners=False), generator),
         depth=_nearest(batch.depth, grid),
         confidence=_nearest(batch.confidence, grid),
         da3_depth=_nearest(batch.da3_depth, grid),

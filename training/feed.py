@@ -82,8 +82,9 @@ class PackedFrames:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder.parent))
         try:
-            self._pack_into(building, workers)
-            os.rename(building, self.folder)
+            (building / "frames").mkdir()  # mkdtemp makes private folders; the cache is shared in a group
+            self._pack_into(building / "frames", workers)
+            os.rename(building / "frames", self.folder)
         except OSError:
             if not self.folder.is_dir():  # else another job has just finished the same cache: use that one
                 raise

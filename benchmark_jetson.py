@@ -1,0 +1,479 @@
+"""Table III: latency and accuracy of the exported student on the machine at hand.
+
+Reads   <engine-dir>/student_{fp32,fp16,int8}.engine; eval_frames.npz and student.json there, for the accuracy.
+        Without TensorRT: the .onnx files instead, in ONNX Runtime on the CPU, which the table then says.
+Writes  <engine-dir>/table_3.md and table_3.json, and prints the table.
+
+This file runs alone: copy it beside the folder of engines. It needs Python 3.8, numpy, and on a Jetson tensorrt (from
+JetPack, 8.5 or newer) and pycuda. An engine runs only on the kind of GPU and the TensorRT version that built it, so
+build it on the Jetson from the .onnx:
+
+    /usr/src/tensorrt/bin/trtexec --onnx=engines/student_fp32.onnx --saveEngine=engines/student_fp32.engine --noTF32
+
+Fix the clocks first (sudo nvpmodel -m 0; sudo jetson_clocks), or the figures are those of an idle board waking up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+PRECISIONS = ("fp32", "fp16", "int8")
+INPUT, DEPTH, SEG = "rgb", "depth", "seg"
+IGNORE = 255
+MEBIBYTE = 2.0**20
+EXIT_USAGE = 2
+Outputs = Tuple[np.ndarray, np.ndarray]  # depth float32 [H,W] in metres, seg float32 [classes,H,W]
+
+
+class BenchmarkError(Exception):
+    """Input that is wrong in a way the user can mend; the message is one line."""
+
+
+# ---------------------------------------------------------------------------------------------------- the two runtimes
+
+
+class TensorRTStudent:
+    """An engine, with the calls that TensorRT 8.5 to 11 have in common."""
+
+    def __init__(self, path: Path, trt, cuda):
+        """Load an engine onto the GPU; raises BenchmarkError when it was built elsewhere or has other tensors."""
+        self.cuda = cuda
+        free_before = cuda.mem_get_info()[0]
+        self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            raise BenchmarkError(
+                f"TensorRT {trt.__version__} can't load {path}: it was built by another version or on another kind of "
+                "GPU; build it here from the .onnx (see --help)"
+            )
+        self.context = self.engine.create_execution_context()
+        self.stream = cuda.Stream()
+        self.host: Dict[str, np.ndarray] = {}
+        self.device = {}
+        for index in range(self.engine.num_io_tensors):
+            name = self.engine.get_tensor_name(index)
+            if self.engine.get_tensor_dtype(name) != trt.float32:
+                raise BenchmarkError(f"{path}: tensor {name} is not float32")
+            # pinned, else the copies wait for the CPU
+            self.host[name] = cuda.pagelocked_empty(tuple(self.engine.get_tensor_shape(name)), np.float32)
+            self.device[name] = cuda.mem_alloc(self.host[name].nbytes)
+            self.context.set_tensor_address(name, int(self.device[name]))
+        if set(self.host) != {INPUT, DEPTH, SEG}:
+            raise BenchmarkError(f"{path} has the tensors {sorted(self.host)}, not {INPUT}, {DEPTH}, {SEG}")
+        self.input_shape = self.host[INPUT].shape
+        self.marks = [cuda.Event() for _ in range(4)]
+        self.run()  # what TensorRT allocates on first use belongs to the engine's memory
+        self.memory_bytes = max(free_before - cuda.mem_get_info()[0], 0)
+
+    def prepare(self, rgb: np.ndarray) -> None:
+        """Take the next image, float32 [1,3,H,W] in 0..1."""
+        self.host[INPUT][...] = rgb
+
+    def run(self) -> None:
+        """One inference from image in host memory to answers in host memory."""
+        self.marks[0].record(self.stream)
+        self.cuda.memcpy_htod_async(self.device[INPUT], self.host[INPUT], self.stream)
+        self.marks[1].record(self.stream)
+        if not self.context.execute_async_v3(self.stream.handle):
+            raise BenchmarkError("TensorRT could not run the engine; its message stands above")
+        self.marks[2].record(self.stream)
+        for name in (DEPTH, SEG):
+            self.cuda.memcpy_dtoh_async(self.host[name], self.device[name], self.stream)
+        self.marks[3].record(self.stream)
+        self.stream.synchronize()
+
+    def parts(self) -> Dict[str, float]:
+        """Milliseconds of the last run on the GPU's clock: copy in, compute, copy out."""
+        names = ("h2d_ms", "compute_ms", "d2h_ms")
+        return {name: self.marks[n].time_till(self.marks[n + 1]) for n, name in enumerate(names)}
+
+    def outputs(self) -> Outputs:
+        """Answers of the last run; they change with the next one."""
+        return self.host[DEPTH][0, 0], self.host[SEG][0]
+
+
+class OnnxRuntimeStudent:
+    """An ONNX file on the CPU: shows that a graph works and how accurate it is, not how fast a Jetson is."""
+
+    memory_bytes = None
+
+    def __init__(self, path: Path, onnxruntime, threads: int):
+        """Load an ONNX file; raises BenchmarkError when it is broken or has other tensors."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no base class of their own
+            raise BenchmarkError(f"{path} can't be loaded by ONNX Runtime: {error}") from None
+        tensors = {value.name: value for value in self.session.get_inputs() + self.session.get_outputs()}
+        if set(tensors) != {INPUT, DEPTH, SEG}:
+            raise BenchmarkError(f"{path} has the tensors {sorted(tensors)}, not {INPUT}, {DEPTH}, {SEG}")
+        self.input_shape = tuple(tensors[INPUT].shape)
+
+    def prepare(self, rgb: np.ndarray) -> None:
+        """Take the next image, float32 [1,3,H,W] in 0..1."""
+        self.rgb = rgb
+
+    def run(self) -> None:
+        """One inference."""
+        self.answers = self.session.run([DEPTH, SEG], {INPUT: self.rgb})
+
+    def parts(self) -> Dict[str, float]:
+        """Nothing: there are no copies to tell from the computing."""
+        return {}
+
+    def outputs(self) -> Outputs:
+        """Answers of the last run."""
+        return self.answers[0][0, 0], self.answers[1][0]
+
+
+class Backend(NamedTuple):
+    """What runs the student here."""
+
+    name: str
+    device: str
+    suffix: str  # of the files that it loads
+    load: Callable  # a file's path to a student
+    notice: Optional[str] = None  # what the reader of the table must know
+
+
+def find_backend(threads: int) -> Backend:
+    """TensorRT if it can be used, else ONNX Runtime on the CPU; raises BenchmarkError when there is neither."""
+    try:
+        import pycuda.autoinit
+        import pycuda.driver as cuda
+        import tensorrt as trt
+    except Exception as error:  # without a GPU pycuda raises errors of its own, which can't be named without it
+        reason = " ".join(str(error).split())
+        return _onnx_runtime(threads, reason)
+    if not hasattr(trt.ICudaEngine, "num_io_tensors"):
+        raise BenchmarkError(f"TensorRT {trt.__version__} is too old: 8.5 (JetPack 5.1) or newer is needed")
+    device = f"{board()}, GPU {pycuda.autoinit.device.name()}"
+    return Backend(f"TensorRT {trt.__version__}", device, ".engine", lambda path: TensorRTStudent(path, trt, cuda))
+
+
+def _onnx_runtime(threads: int, reason: str) -> Backend:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BenchmarkError(
+            f"neither TensorRT ({reason}) nor ONNX Runtime ({error}) can be used: install one"
+        ) from None
+    return Backend(
+        f"ONNX Runtime {onnxruntime.__version__} on the CPU",
+        f"{board()}, {threads} threads" if threads else board(),
+        ".onnx",
+        lambda path: OnnxRuntimeStudent(path, onnxruntime, threads),
+        notice=f"NOT TensorRT ({reason}): latencies are this CPU's and say nothing about a Jetson",
+    )
+
+
+def board() -> str:
+    """Name of the machine: a Jetson's model, else the processor's."""
+    model = Path("/proc/device-tree/model")
+    if model.is_file():
+        return model.read_bytes().decode("ascii", "replace").strip("\0\n ")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def find_models(engine_dir: Path, backend: Backend) -> List[Tuple[str, Path]]:
+    """(precision, file) of what the backend can run; raises BenchmarkError when the folder holds nothing for it."""
+    if not engine_dir.is_dir():
+        raise BenchmarkError(f"there is no folder {engine_dir}; export_trt.py writes one")
+    paths = [(precision, engine_dir / f"student_{precision}{backend.suffix}") for precision in PRECISIONS]
+    found = [(precision, path) for precision, path in paths if path.is_file()]
+    if found:
+        return found
+    other = sorted(path.name for path in engine_dir.glob("student_*.*") if path.suffix in (".engine", ".onnx"))
+    hint = f"it has {', '.join(other)}; " if other else ""
+    how = "build engines here with trtexec (see --help)" if backend.suffix == ".engine" else "run export_trt.py"
+    raise BenchmarkError(f"{engine_dir} has no student_*{backend.suffix} for {backend.name}; {hint}{how}")
+
+
+# ------------------------------------------------------------------------------------------------------------- latency
+
+
+def measure(student, images: Sequence[np.ndarray], iterations: int, warmup: int, clock: Callable[[], float]) -> dict:
+    """Time inferences one after the other, from image in host memory to answers in host memory.
+
+    Args:
+        student: TensorRTStudent or OnnxRuntimeStudent.
+        images: float32 [1,3,H,W] in 0..1, taken in turn; their preparation is not timed.
+        warmup: inferences before the timed ones.
+        clock: seconds, as time.perf_counter.
+
+    Returns: 'latency_ms', one value an iteration, and the same for each of student.parts().
+    """
+    samples: Dict[str, List[float]] = {"latency_ms": []}
+    for number in range(warmup + iterations):
+        student.prepare(images[number % len(images)])
+        start = clock()
+        student.run()
+        latency = 1000 * (clock() - start)
+        if number < warmup:
+            continue
+        samples["latency_ms"].append(latency)
+        for name, value in student.parts().items():
+            samples.setdefault(name, []).append(value)
+    return samples
+
+
+def summarise(samples: Dict[str, Sequence[float]]) -> Dict[str, float]:
+    """Median, 90th and 99th percentile, standard deviation (jitter) and FPS of measure()'s samples; medians of parts.
+
+    FPS is 1 / mean latency: what a loop that does nothing else reaches.
+    """
+    latency = np.asarray(samples["latency_ms"], dtype=np.float64)
+    summary = {"median_ms": float(np.median(latency))}
+    for percent in (90, 99):
+        summary[f"p{percent}_ms"] = float(np.percentile(latency, percent))
+    summary["std_ms"] = float(latency.std())
+    summary["fps"] = float(1000 / latency.mean())
+    parts = {name: float(np.median(values)) for name, values in samples.items() if name != "latency_ms"}
+    return {**summary, **parts}
+
+
+# ------------------------------------------------------------------------------------------------------------ accuracy
+
+
+def read_evaluation(engine_dir: Path) -> Optional[dict]:
+    """Held-out frames and what is needed to score them; None when the folder has none.
+
+    Returns: rgb uint8 [N,H,W,3], depth float32 [N,H,W] in metres of each frame's camera (0 = none), labels uint8
+        [N,H,W] (255 = none), focal float32 [N], and from student.json engine_focal, the focal length that the engines'
+        depth is for, and scored_depth [nearest, farthest] in metres.
+    Raises BenchmarkError when a file is broken.
+    """
+    path, description = engine_dir / "eval_frames.npz", engine_dir / "student.json"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(str(path), allow_pickle=False) as archive:
+            frames = {name: archive[name] for name in ("rgb", "depth", "labels", "focal")}
+        shape = frames["rgb"].shape
+        if len(shape) != 4 or shape[3] != 3 or not shape[0]:
+            raise ValueError(f"rgb has the shape {list(shape)}")
+        for name, expected in (("depth", shape[:3]), ("labels", shape[:3]), ("focal", shape[:1])):
+            if frames[name].shape != expected:
+                raise ValueError(f"{name} has the shape {list(frames[name].shape)}, not {list(expected)}")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BenchmarkError(f"{path} is not what export_trt.py writes: {error}") from None
+    try:
+        content = json.loads(description.read_text(encoding="utf-8"))
+        frames["engine_focal"] = float(content["camera"]["focal"])
+        frames["scored_depth"] = [float(metres) for metres in content["scored_depth"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"{description}, which says what camera the engines are for, is not readable: {error}"
+        ) from None
+    return frames
+
+
+def as_input(rgb: np.ndarray) -> np.ndarray:
+    """uint8 [H,W,3] to what the student takes: float32 [1,3,H,W] in 0..1."""
+    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
+
+
+def accuracy(student, frames: dict) -> Dict[str, Optional[float]]:
+    """Depth and segmentation metrics over all held-out frames, pooled over pixels; None for what has no reference.
+
+    rmse in metres, abs_rel = mean |p - r| / r, delta1 = share with max(p / r, r / p) < 1.25 (Eigen et al., NeurIPS
+    2014, arXiv:1406.2283), without scale alignment; miou from one confusion matrix, over the classes that occur.
+    """
+    nearest, farthest = frames["scored_depth"]
+    sums, confusion = np.zeros(4), 0
+    for index in range(len(frames["rgb"])):
+        student.prepare(as_input(frames["rgb"][index]))
+        student.run()
+        depth, seg = student.outputs()
+        # The engines' metres are those of one camera; the same image from a longer lens is farther away.
+        depth = depth * (frames["focal"][index] / frames["engine_focal"])
+        sums += depth_sums(depth, frames["depth"][index], nearest, farthest)
+        confusion = confusion + confusion_matrix(seg.argmax(axis=0), frames["labels"][index], len(seg))
+    pixels, squares, relative, close = sums
+    results: Dict[str, Optional[float]] = dict.fromkeys(("rmse", "abs_rel", "delta1", "miou"))
+    if pixels:
+        results.update(rmse=(squares / pixels) ** 0.5, abs_rel=relative / pixels, delta1=close / pixels)
+    if confusion.any():
+        results["miou"] = mean_iou(confusion)
+    return {name: None if value is None else float(value) for name, value in results.items()}
+
+
+def depth_sums(predicted: np.ndarray, reference: np.ndarray, nearest: float, farthest: float) -> np.ndarray:
+    """[pixels, sum of squared errors, of relative errors, pixels within 1.25] of one image, both [H,W] in metres.
+
+    A prediction that is no number counts as the farthest: it must not vanish from the score.
+    """
+    mask = (reference >= nearest) & (reference <= farthest)
+    p, r = predicted[mask].astype(np.float64), reference[mask].astype(np.float64)
+    p = np.clip(np.where(np.isfinite(p), p, farthest), nearest, farthest)
+    close = np.maximum(p / r, r / p) < 1.25
+    return np.array([len(r), ((p - r) ** 2).sum(), (np.abs(p - r) / r).sum(), close.sum()], dtype=np.float64)
+
+
+def confusion_matrix(predicted: np.ndarray, reference: np.ndarray, classes: int) -> np.ndarray:
+    """int64 [classes,classes]: pixels by (reference, predicted) class, without those whose reference is 255."""
+    mask = reference != IGNORE
+    pairs = reference[mask].astype(np.int64) * classes + predicted[mask]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean over the classes that occur of TP / (TP + FP + FN)."""
+    hits = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
+    return float((hits[union > 0] / union[union > 0]).mean())
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+COLUMNS = (  # heading, key of a row, format
+    ("precision", "precision", "{}"),
+    ("runs in", "runtime", "{}"),
+    ("median ms", "median_ms", "{:.2f}"),
+    ("p90 ms", "p90_ms", "{:.2f}"),
+    ("p99 ms", "p99_ms", "{:.2f}"),
+    ("jitter ms", "std_ms", "{:.2f}"),
+    ("FPS", "fps", "{:.1f}"),
+    ("H2D ms", "h2d_ms", "{:.3f}"),
+    ("compute ms", "compute_ms", "{:.3f}"),
+    ("D2H ms", "d2h_ms", "{:.3f}"),
+    ("GPU MiB", "gpu_mib", "{:.0f}"),
+    ("file MiB", "file_mib", "{:.1f}"),
+    ("RMSE m", "rmse", "{:.3f}"),
+    ("AbsRel", "abs_rel", "{:.3f}"),
+    ("delta1", "delta1", "{:.3f}"),
+    ("mIoU", "miou", "{:.3f}"),
+)
+
+
+def as_markdown(table: dict) -> str:
+    """Table III as Markdown with its heading and what its columns mean; '-' where nothing was measured."""
+    lines = [f"### {table['title']}", ""]
+    if table["notice"]:
+        lines += [f"**{table['notice']}**", ""]
+    cells = [[heading for heading, _, _ in COLUMNS]]
+    for row in table["rows"]:
+        cells.append(["-" if row.get(key) is None else form.format(row[key]) for _, key, form in COLUMNS])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+    padded = [[line[column].ljust(width) for column, width in enumerate(widths)] for line in cells]
+    padded.insert(1, ["-" * width for width in widths])
+    lines += ["| " + " | ".join(line) + " |" for line in padded]
+    scored = "no held-out frames with references in the folder: no accuracy"
+    if table["frames"]:
+        scored = f"accuracy on {table['frames']} held-out frames, pooled over pixels, depth from {{}} to {{}} m"
+        scored = scored.format(*table["scored_depth"])
+    lines += [
+        "",
+        f"{table['iterations']} inferences of one image each after {table['warmup']} to warm up; latency is from image "
+        "to answers in host memory, FPS its mean's inverse, jitter its standard deviation; H2D, compute and D2H are "
+        f"medians on the GPU's clock; {scored}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(prefix="." + path.name, dir=str(path.parent))
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes private files
+        os.replace(temporary, str(path))
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) -> dict:
+    """Table III of a folder as plain values: title, notice, rows and how they were measured."""
+    models = find_models(engine_dir, backend)
+    frames = read_evaluation(engine_dir)
+    rows = []
+    for precision, path in models:
+        student = backend.load(path)
+        height, width = student.input_shape[2:]
+        if frames is None:
+            images = [np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32)]
+        elif frames["rgb"].shape[1:3] == (height, width):
+            images = [as_input(rgb) for rgb in frames["rgb"]]
+        else:
+            raise BenchmarkError(f"{path} takes images of {width}x{height}, eval_frames.npz has others: export anew")
+        row = {"precision": precision, "runtime": backend.name, "file_mib": path.stat().st_size / MEBIBYTE}
+        row.update(summarise(measure(student, images, iterations, warmup, time.perf_counter)))
+        row["gpu_mib"] = None if student.memory_bytes is None else student.memory_bytes / MEBIBYTE
+        row.update(accuracy(student, frames) if frames else {})
+        rows.append(row)
+        print(f"{path.name}: median {row['median_ms']:.2f} ms", file=sys.stderr)
+        del student  # its GPU memory must not count as the next one's
+    return {
+        "title": f"Table III: student, {backend.name}, {backend.device}",
+        "notice": backend.notice,
+        "rows": rows,
+        "iterations": iterations,
+        "warmup": warmup,
+        "frames": len(frames["rgb"]) if frames else 0,
+        "scored_depth": frames["scored_depth"] if frames else None,
+    }
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one line on a wrong flag."""
+
+    def error(self, message: str):
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def count(text: str) -> int:
+    """argparse type: an integer of 0 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return value
+
+
+def parse_arguments():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine-dir", type=Path, default=Path("engines"), help="default: %(default)s")
+    parser.add_argument("--iterations", type=count, default=200, help="timed inferences (default: %(default)s)")
+    parser.add_argument("--warmup", type=count, default=20, help="inferences before (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=0, help="of ONNX Runtime (default: 0, its own choice)")
+    arguments = parser.parse_args()
+    if not arguments.iterations:
+        parser.error("--iterations must be 1 or more")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        table = benchmark(arguments.engine_dir, find_backend(arguments.threads), arguments.iterations, arguments.warmup)
+        text = as_markdown(table)
+        write_text(arguments.engine_dir / "table_3.md", text)
+        write_text(arguments.engine_dir / "table_3.json", json.dumps(table, indent=2, allow_nan=False) + "\n")
+    except (BenchmarkError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A tiny data folder with teachers, and scripts' main functions run inside the test's own process."""
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from box_room import CAMERA, write_folder
+
+from cli import run
+from dataset.files import read_png_raw, write_npy
+from dataset.manifest import Row, write_manifest
+
+SIZE = (160, 120)
+SPLITS = ("train", "train", "train", "train", "val", "test", "test")
+STEMS = tuple(f"a/{index:03d}" for index in range(len(SPLITS)))
+MADE_BY = {"da3_depth": {"backend": "reference"}, "sam2_seg": {"backend": "reference"}}
+
+
+def write_data(root: Path) -> Path:
+    """Box rooms whose teachers are the reference: 4 train, 1 val, 2 test frames; returns the manifest's path."""
+    write_folder(root, STEMS, SIZE)
+    rows = []
+    for stem, split in zip(STEMS, SPLITS, strict=True):
+        (root / f"da3_depth/{stem}.npy").parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / f"depth/{stem}.npy", root / f"da3_depth/{stem}.npy")
+        write_npy(root / f"sam2_seg/{stem}.npy", read_png_raw(root / f"labels/{stem}.png"))
+        maps = {name: root / f"{name}/{stem}.npy" for name in ("depth", "confidence", "da3_depth", "sam2_seg")}
+        maps |= {name: root / f"{name}/{stem}.png" for name in ("rgb", "labels")}
+        rows.append(Row(stem, **maps, split=split, intrinsics=CAMERA.resized(*SIZE), made_by=MADE_BY))
+    write_manifest(root / "manifest.jsonl", rows)
+    return root / "manifest.jsonl"
+
+
+def copy_data(manifest: Path, root: Path) -> Path:
+    """A copy of a data folder that a test may spoil; returns its manifest's path."""
+    shutil.copytree(manifest.parent, root, ignore=shutil.ignore_patterns(".cache"))
+    return root / manifest.name
+
+
+def call(main: Callable[[], int | None], *arguments: object) -> int | None:
+    """What main() returns for the arguments of a command line."""
+    with _command_line(main, arguments):
+        return main()
+
+
+def exit_code(main: Callable[[], int | None], *arguments: object) -> int:
+    """The exit code of the script for the arguments of a command line."""
+    with _command_line(main, arguments), pytest.raises(SystemExit) as end:
+        run(main)
+    return end.value.code
+
+
+def _command_line(main: Callable, arguments: Sequence[object]):
+    return mock.patch.object(sys, "argv", [f"{main.__module__}.py", *map(str, arguments)])
+
+
+def train_flags(manifest: Path, out: Path) -> list[object]:
+    """A short run on the CPU: two epochs of two steps."""
+    flags = ["--manifest", manifest, "--checkpoint-dir", out / "checkpoints", "--log-dir", out / "runs"]
+    return [*flags, "--epochs", 2, "--batch-size", 2, "--encoder-weights", "none", "--device", "cpu"]
+
+
+def random_depth(rng: np.random.Generator, shape: tuple[int, ...], holes: float = 0.2) -> np.ndarray:
+    """float32 metres in 0.3..9, a share of the pixels 0."""
+    return np.where(rng.random(shape) < holes, 0, rng.uniform(0.3, 9, shape)).astype(np.float32)

@@ -1,0 +1,144 @@
+"""Augmentation keeps depth metric and the maps of a frame registered."""
+
+from dataclasses import fields
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from config import IGNORE
+from training import augment as augmentation
+from training.augment import augment
+from training.feed import Batch
+
+HEIGHT, WIDTH = 60, 80
+FOCAL, CX, CY = 90.0, (WIDTH - 1) / 2, (HEIGHT - 1) / 2
+NORMAL, DISTANCE = np.array([0.3, -0.2, 0.9]), 2.5  # the plane of the points p with NORMAL . p = DISTANCE
+MIXED = (0.6, 2.0)
+
+
+def rays(focal: float, cx: float, cy: float) -> np.ndarray:
+    """Directions [H,W,3] with z = 1 of the pixels of a camera."""
+    u, v = np.meshgrid((np.arange(WIDTH) - cx) / focal, (np.arange(HEIGHT) - cy) / focal)
+    return np.stack([u, v, np.ones_like(u)], axis=-1)
+
+
+def plane_batch(size: int = 6) -> Batch:
+    """One slanted plane; RGB's channels hold column, row and depth, and the classes hold columns' sixths."""
+    depth = torch.from_numpy(DISTANCE / (rays(FOCAL, CX, CY) @ NORMAL)).float().expand(size, 1, HEIGHT, WIDTH)
+    column = (torch.arange(WIDTH) / WIDTH).expand(size, 1, HEIGHT, WIDTH)
+    row = (torch.arange(HEIGHT) / HEIGHT).view(-1, 1).expand(size, 1, HEIGHT, WIDTH)
+    classes = (column * 6).long()[:, 0]
+    return Batch(
+        rgb=torch.cat([column, row, depth / 10], dim=1),
+        depth=depth,
+        confidence=torch.ones_like(depth),
+        da3_depth=depth + 1,
+        sam2_seg=classes,
+        labels=5 - classes,
+        focal_factor=torch.linspace(0.8, 1.3, size),
+    )
+
+
+@pytest.fixture
+def without_colour(monkeypatch):
+    """Colours stay as they are, so that RGB tells where each pixel came from."""
+    monkeypatch.setattr(augmentation, "change_colour", lambda rgb, generator: rgb)
+
+
+def interior(changed: Batch, index: int) -> np.ndarray:
+    """bool [H,W]: pixels whose neighbours come from within the image, too."""
+    inside = (changed.depth[index, 0] > 0).numpy().astype(np.uint8)
+    return cv2.erode(inside, np.ones((3, 3)), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+
+
+def line(changed: Batch, index: int, channel: int) -> tuple[float, float]:
+    """(slope, offset) of the source column (channel 0) or row (1) over the augmented one, read from the colours."""
+    here = interior(changed, index)
+    source = changed.rgb[index, channel].numpy() * (WIDTH, HEIGHT)[channel]
+    return np.polyfit(np.nonzero(here)[1 - channel], source[here], 1)
+
+
+@pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.75, 0.75), (1.5, 1.5), MIXED])
+def test_points_behind_a_zoomed_lens_lie_on_the_same_plane(zoom, without_colour):
+    """Back-projected with f * z, whatever the shift of the window and the flip, the depth is of the same surface."""
+    batch = plane_batch()
+    changed = augment(batch, zoom, seed=0, step=3)
+    factors = (batch.focal_factor / changed.focal_factor).numpy()
+    for index, z in enumerate(factors):
+        (slope_x, offset_x), (slope_y, offset_y) = line(changed, index, 0), line(changed, index, 1)
+        assert abs(slope_x) == pytest.approx(1 / z, rel=1e-3)
+        assert slope_y == pytest.approx(1 / z, rel=1e-3)
+        cx, cy = (CX - offset_x) / slope_x, (CY - offset_y) / slope_y  # where the optical axis has gone
+        depth = changed.depth[index, 0].numpy()
+        points = rays(FOCAL * z, cx, cy) * [np.sign(slope_x), 1, 1] * depth[..., None]
+        off_plane = np.abs(points @ NORMAL - DISTANCE)[depth > 0]
+        assert off_plane.max() < 0.02, f"image {index}, zoom {z}: {off_plane.max():.3f} m"
+
+
+def test_lenses_vary_within_the_range(without_colour):
+    batch = plane_batch(64)
+    changed = augment(batch, MIXED, seed=0, step=0)
+    factors = (batch.focal_factor / changed.focal_factor).numpy()
+    assert MIXED[0] <= factors.min() < 0.75 and 1.6 < factors.max() <= MIXED[1]
+    assert 0.05 < (np.abs(factors - 1) < 1e-6).mean() < 0.4, "some frames keep their lens"
+    flipped = np.mean([line(changed, index, 0)[0] < 0 for index in range(64)])
+    assert 0.25 < flipped < 0.75
+
+
+def test_maps_stay_registered_with_the_picture(without_colour):
+    batch = plane_batch()
+    changed = augment(batch, MIXED, seed=1, step=7)
+    for index in range(len(batch.rgb)):
+        here = interior(changed, index)
+        column, _, tenth = (channel.numpy()[here] for channel in changed.rgb[index])
+        depth, classes = changed.depth[index, 0].numpy()[here], changed.labels[index].numpy()[here]
+        np.testing.assert_allclose(depth, tenth * 10, atol=0.02)
+        near_border = np.abs(column * 6 - np.round(column * 6)) < 6 / WIDTH
+        np.testing.assert_array_equal(classes[~near_border], 5 - np.floor(column * 6)[~near_border])
+        np.testing.assert_array_equal(changed.sam2_seg[index].numpy()[here], 5 - classes)
+        np.testing.assert_array_equal(changed.da3_depth[index, 0].numpy()[here], depth + 1)
+        np.testing.assert_array_equal(changed.confidence[index, 0].numpy()[here], 1)
+
+
+def test_outside_the_image_nothing_is_taught():
+    batch = plane_batch()
+    changed = augment(batch, (0.5, 0.5), seed=0, step=0)
+    outside = changed.depth == 0
+    zoomed_out = changed.focal_factor > batch.focal_factor
+    assert zoomed_out.any()
+    for index, out in enumerate(outside):
+        assert out.float().mean().item() == pytest.approx(0.75 if zoomed_out[index] else 0, abs=1e-6)
+    for other in (changed.confidence, changed.da3_depth):
+        assert torch.equal(other == 0, outside)
+    for classes in (changed.sam2_seg, changed.labels):
+        assert torch.equal(classes == IGNORE, outside[:, 0])
+
+
+def test_holes_and_ignored_pixels_stay_so():
+    batch = plane_batch()
+    batch.depth, batch.labels, batch.sam2_seg = batch.depth * 0, batch.labels * 0, torch.full_like(batch.labels, IGNORE)
+    changed = augment(batch, (1.0, 1.5), seed=0, step=0)
+    assert not changed.depth.any() and not changed.labels.any()
+    assert (changed.sam2_seg == IGNORE).all()
+
+
+def test_seed_and_step_alone_decide():
+    batch = plane_batch()
+    before = [getattr(batch, field.name).clone() for field in fields(Batch)]
+    first, again = augment(batch, MIXED, seed=4, step=11), augment(batch, MIXED, seed=4, step=11)
+    for field, original in zip(fields(Batch), before, strict=True):
+        assert torch.equal(getattr(first, field.name), getattr(again, field.name))
+        assert torch.equal(getattr(batch, field.name), original), "the batch that came in is left as it was"
+    for seed, step in ((4, 12), (5, 11), (10**20, 11)):
+        other = augment(batch, MIXED, seed=seed, step=step)
+        assert not torch.equal(first.rgb, other.rgb) and not torch.equal(first.depth, other.depth)
+
+
+def test_colours_change_within_their_range():
+    batch = plane_batch()
+    changed = augment(batch, (1.0, 1.0), seed=0, step=0)
+    assert changed.rgb.min() >= 0 and changed.rgb.max() <= 1
+    assert len({round(picture.mean().item(), 4) for picture in changed.rgb}) == len(changed.rgb)
+    assert changed.depth.unique().numel() == batch.depth.unique().numel()

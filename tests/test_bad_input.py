@@ -1,0 +1,259 @@
+"""Wrong input to training, evaluation and prediction: one line on stderr, exit code 2, nothing half-written."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_run import STEMS, copy_data, exit_code, train_flags
+
+import eval_distillation
+import predict
+import train
+from cli import EXIT_USAGE
+from dataset.files import read_image, read_npy, write_npy, write_png
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check_one_line(code: int, error: str, words: str) -> None:
+    """`words` stand in the one line that a script left on stderr."""
+    assert code == EXIT_USAGE, error
+    assert error.count("\n") == 1 and error.endswith("\n"), error
+    assert error.count(".py: error: ") == 1 and words in error, error
+
+
+def edit_rows(manifest: Path, change: Callable[[dict], None]) -> None:
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for entry in entries:
+        change(entry)
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def row_change(change: Callable[[dict], None], stem: str = STEMS[1]) -> Callable[[Path], None]:
+    """Spoils one row of a manifest."""
+    return lambda manifest: edit_rows(manifest, lambda entry: change(entry) if entry["stem"] == stem else None)
+
+
+def map_change(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    """Spoils one map of every frame."""
+
+    def spoil(manifest: Path) -> None:
+        for path in (manifest.parent / name).rglob("*.npy"):
+            write_npy(path, change(read_npy(path)))
+
+    return spoil
+
+
+def nothing_but_nan(manifest: Path) -> None:
+    """Depth without a single reading, and no teacher."""
+    map_change("depth", lambda depth: np.full_like(depth, np.nan))(manifest)
+    edit_rows(manifest, lambda entry: [entry.pop(name) for name in ("da3_depth", "sam2_seg", "labels")])
+
+
+def unknown_class(manifest: Path) -> None:
+    for path in (manifest.parent / "labels").rglob("*.png"):
+        write_png(path, np.full(read_image(path).shape[:2], 17, np.uint8))
+
+
+WRONG_DATA = {
+    "a missing column": (row_change(lambda row: row.pop("depth")), "line 2: the row has no column 'depth'"),
+    "an outside path": (
+        row_change(lambda row: row.update(rgb="../../etc/passwd")),
+        "leads out of the manifest's folder",
+    ),
+    "an absolute path": (row_change(lambda row: row.update(depth="/etc/passwd")), "leads out of the manifest's folder"),
+    "an unknown split": (row_change(lambda row: row.update(split="holdout")), "split 'holdout' is not one of"),
+    "an empty manifest": (lambda manifest: manifest.write_text("\n"), "lists no frame"),
+    "no JSON": (lambda manifest: manifest.write_text("rgb,depth\n"), "line 1: not JSON"),
+    "no manifest": (lambda manifest: manifest.unlink(), "there is no manifest"),
+    "another shape": (map_change("depth", lambda depth: depth[:60]), "depth is 160x60 but the image is 160x120"),
+    "millimetres as .npy": (map_change("depth", lambda depth: depth * 1000), "is no depth in metres"),
+    "confidence above 1": (map_change("confidence", lambda c: c * 255), "confidence must lie in 0..1"),
+    "an unknown class": (unknown_class, "class 17 is not known"),
+    "an unknown teacher's class": (map_change("sam2_seg", lambda seg: seg + np.uint8(40)), "is not known"),
+    "depth without readings": (nothing_but_nan, "depth"),
+    "a missing file": (lambda manifest: (manifest.parent / f"depth/{STEMS[5]}.npy").unlink(), f"depth/{STEMS[5]}.npy"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_DATA)
+def test_training_refuses_wrong_data(manifest, tmp_path, capfd, case):
+    spoil, words = WRONG_DATA[case]
+    manifest = copy_data(manifest, tmp_path / "data")
+    spoil(manifest)
+    if case == "a missing file":  # of a frame of the test split, so training reads on
+        manifest.parent.joinpath(f"depth/{STEMS[0]}.npy").unlink()
+        words = f"depth/{STEMS[0]}.npy"
+    code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"))
+    check_one_line(code, capfd.readouterr().err, words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("case", WRONG_DATA)
+def test_evaluation_refuses_wrong_data(manifest, trained, tmp_path, capfd, case):
+    spoil, words = WRONG_DATA[case]
+    manifest = copy_data(manifest, tmp_path / "data")
+    spoil(manifest)
+    flags = ("--checkpoint", trained / "checkpoints/best.pt", "--output-dir", tmp_path / "out", "--device", "cpu")
+    code = exit_code(eval_distillation.main, "--manifest", manifest, *flags)
+    check_one_line(code, capfd.readouterr().err, words)
+    assert not list((tmp_path / "out").glob("table_4.*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data-limit", "-3"], "--data-limit: -3 is not 1 or more"),
+        (["--epochs", "0"], "--epochs: 0 is not 1 or more"),
+        (["--batch-size", "four"], "'four' is not a number"),
+        (["--lr", "nan"], "--lr: nan is not a finite number above 0"),
+        (["--device", "cuda:7"], "--device cuda:7: this machine has"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--resume", "gone.pt"], "there is no checkpoint gone.pt"),
+        (["--encoder-weights", "gone.pt"], "gone.pt"),
+        (["--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_training_refuses_wrong_flags(manifest, tmp_path, capfd, flags, words):
+    code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), *flags)
+    check_one_line(code, capfd.readouterr().err, words)
+    assert not (tmp_path / "out/checkpoints").exists()
+
+
+def test_a_diverged_run_ends_and_keeps_no_checkpoint(manifest, tmp_path, capfd):
+    code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), "--lr", "1e9", "--seed", 10**20)
+    check_one_line(code, capfd.readouterr().err, "training has diverged, the loss of epoch 1 is nan")
+    assert not (tmp_path / "out/checkpoints").exists()
+
+
+class Bomb:
+    """Unpickling it creates a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def wrong_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
+    """{file name: words of the message} of checkpoints that are none, written into the folder."""
+    good = (trained / "checkpoints/best.pt").read_bytes()
+    content = torch.load(trained / "checkpoints/best.pt", weights_only=True)
+    torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, folder / "foreign.pt")
+    torch.save(content | {"ema": {"conv.weight": torch.zeros(3)}, "model": {}}, folder / "weights.pt")
+    torch.save(content | {"class_names": ["floor", "wall"]}, folder / "classes.pt")
+    torch.save(content | {"notes": Bomb(folder / "marker")}, folder / "bomb.pt")
+    (folder / "old_bomb.pt").write_bytes(pickle.dumps(Bomb(folder / "marker")))
+    (folder / "empty.pt").touch()
+    (folder / "cut.pt").write_bytes(good[: len(good) // 2])
+    (folder / "text.pt").write_text("404 not found")
+    (folder / "byte.pt").write_bytes(b"K")
+    return {
+        "foreign.pt": "is not a checkpoint of this student",
+        "weights.pt": "another model",
+        "classes.pt": "classes floor, wall",
+        "bomb.pt": "objects other than tensors",
+        "old_bomb.pt": "objects other than tensors",
+        "empty.pt": "not a readable checkpoint",
+        "cut.pt": "not a readable checkpoint",
+        "text.pt": "text.pt",
+        "byte.pt": "not a readable checkpoint",
+        "gone.pt": "there is no checkpoint",
+    }
+
+
+def test_wrong_checkpoints_are_refused_and_never_run(manifest, trained, tmp_path, capfd):
+    out = tmp_path / "out"
+    image = ("--input", manifest.parent / f"rgb/{STEMS[0]}.png")
+    scripts = {
+        eval_distillation.main: ("--manifest", manifest, "--output-dir", out, "--device", "cpu", "--checkpoint"),
+        predict.main: (*image, "--output-dir", out, "--device", "cpu", "--checkpoint"),
+        train.main: (*train_flags(manifest, out), "--resume"),
+    }
+    for name, words in wrong_checkpoints(trained, tmp_path).items():
+        for main, flags in scripts.items():
+            if name == "classes.pt" and main is train.main:
+                continue
+            code = exit_code(main, *flags, tmp_path / name)
+            check_one_line(code, capfd.readouterr().err, words)
+            assert not (tmp_path / "marker").exists(), f"{main.__module__} ran what is in {name}"
+            assert not out.exists()
+    code = exit_code(train.main, *train_flags(manifest, out), "--encoder-weights", tmp_path / "bomb.pt")
+    check_one_line(code, capfd.readouterr().err, "bomb.pt")
+    assert not (tmp_path / "marker").exists()
+    with pytest.raises((TypeError, AttributeError, pickle.UnpicklingError)):
+        torch.load(tmp_path / "bomb.pt", weights_only=False).missing  # noqa: B018
+    assert (tmp_path / "marker").exists(), "the bomb is a real one"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--input", "gone.png"], "there is no file gone.png"),
+        (["--input", "gone.mp4"], "--input gone.mp4: no image, folder, video or camera"),
+        (["--input", "text.mp4"], "--input text.mp4: no image, folder, video or camera"),
+        (["--input", "77"], "--input 77: no image, folder, video or camera"),
+        (["--input", "text.png"], "text.png is not a readable image"),
+        (["--input", "empty"], "holds no .png or .jpg image"),
+        (["--input", "grey.png", "--fx", "500"], "--fx and --fy go together"),
+        (["--input", "grey.png", "--fx", "-1", "--fy", "500"], "--fx: -1"),
+        (["--input", "grey.png", "--camera", "gone.json"], "gone.json"),
+        (["--input", "grey.png", "--camera", "text.png"], "not readable JSON"),
+        (["--input", "grey.png", "--device", "cuda:7"], "--device cuda:7"),
+    ],
+)
+def test_prediction_refuses_wrong_input(trained, tmp_path, monkeypatch, capfd, flags, words):
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "grey.png", np.full((120, 160, 3), 90, np.uint8))
+    (tmp_path / "empty").mkdir()
+    for name in ("text.png", "text.mp4"):
+        (tmp_path / name).write_text("404 not found")
+    code = exit_code(predict.main, "--checkpoint", trained / "checkpoints/best.pt", "--device", "cpu", *flags)
+    check_one_line(code, capfd.readouterr().err, words)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_evaluation_refuses_wrong_flags(manifest, trained, tmp_path, capfd):
+    flags = ("--checkpoint", trained / "checkpoints/best.pt", "--manifest", manifest, "--output-dir", tmp_path / "out")
+    for wrong, words in (
+        (["--split", "holdout"], "holdout"),
+        (["--data-limit", "-3"], "-3 is not 1 or more"),
+        (["--device", "cuda:7"], "cuda:7"),
+    ):
+        check_one_line(exit_code(eval_distillation.main, *flags, *wrong), capfd.readouterr().err, words)
+    edit_rows(copy := copy_data(manifest, tmp_path / "data"), lambda row: row.update(split="train"))
+    code = exit_code(eval_distillation.main, *flags, "--manifest", copy)
+    check_one_line(code, capfd.readouterr().err, "no frame of the split 'test'")
+    assert not (tmp_path / "out").exists()
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_whole_processes_end_the_same_way(manifest, trained, tmp_path):
+    """What the interpreter and the libraries add to stderr counts, too."""
+    spoilt = copy_data(manifest, tmp_path / "data")
+    row_change(lambda row: row.pop("depth"))(spoilt)
+    text = tmp_path / "text.mp4"
+    text.write_text("404 not found")
+    predict_flags = ("--checkpoint", trained / "checkpoints/best.pt", "--output-dir", tmp_path / "out")
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
+    (tmp_path / "engines").mkdir()
+    for result, words in (
+        (script("train.py", *train_flags(spoilt, tmp_path / "out")), "train.py: error:"),
+        (script("eval_distillation.py", "--checkpoint", tmp_path / "bomb.pt", "--manifest", manifest), "bomb.pt"),
+        (script("predict.py", *predict_flags, "--input", text), "text.mp4"),
+        (script("benchmark_jetson.py", "--engine-dir", tmp_path / "engines"), "engines"),
+    ):
+        check_one_line(result.returncode, result.stderr, words)
+    assert not (tmp_path / "marker").exists()
+    assert not list((tmp_path / "engines").iterdir())

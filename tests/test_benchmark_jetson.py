@@ -1,0 +1,453 @@
+"""Table III: the one file that runs alone on a robot, its timing, its metrics, and both runtimes."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import benchmark_jetson
+from benchmark_jetson import accuracy, as_markdown, measure, summarise
+from models.metrics import ConfusionMatrix, DepthMetrics
+
+SCRIPT = Path(benchmark_jetson.__file__)
+HEIGHT, WIDTH, CLASSES = 6, 8, 6
+
+
+@pytest.fixture
+def weights():
+    return np.random.default_rng(1).normal(size=(CLASSES, 3, 1, 1)).astype(np.float32)
+
+
+def answer(rgb, weights):
+    """What the small graph below computes: depth 3 * mean colour + 0.5, seg a 1x1 convolution."""
+    return 3 * rgb.mean(axis=1, keepdims=True) + 0.5, np.einsum("nchw,kc->nkhw", rgb, weights[:, :, 0, 0])
+
+
+@pytest.fixture
+def engine_dir(tmp_path, weights):
+    """A folder as export_trt.py writes it, with a graph of four nodes for a student."""
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    nodes = [
+        helper.make_node("ReduceMean", ["rgb"], ["mean"], axes=[1]),
+        helper.make_node("Mul", ["mean", "three"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "half"], ["depth"]),
+        helper.make_node("Conv", ["rgb", "weights"], ["seg"]),
+    ]
+    shapes = {"rgb": 3, "depth": 1, "seg": CLASSES}
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, HEIGHT, WIDTH])
+        for name, channels in shapes.items()
+    }
+    constants = {"three": np.float32(3), "half": np.float32(0.5), "weights": weights}
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "small", [values["rgb"]], [values["depth"], values["seg"]], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "student_fp32.onnx")
+    (folder / "student.json").write_text(json.dumps({"camera": {"focal": 250.0}, "scored_depth": [0.1, 10.0]}))
+    np.savez_compressed(folder / "eval_frames.npz", **evaluation_frames())
+    return folder
+
+
+def evaluation_frames(count=5):
+    generator = np.random.default_rng(0)
+    depth = generator.uniform(0.05, 12, (count, HEIGHT, WIDTH)).astype(np.float32)
+    depth[generator.random(depth.shape) < 0.3] = 0
+    labels = generator.integers(0, CLASSES - 1, (count, HEIGHT, WIDTH)).astype(np.uint8)
+    labels[generator.random(labels.shape) < 0.2] = 255
+    return {
+        "rgb": generator.integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8),
+        "depth": depth,
+        "labels": labels,
+        "focal": np.linspace(200, 300, count).astype(np.float32),
+        "stems": np.array([f"{n:06d}" for n in range(count)]),
+    }
+
+
+def run(monkeypatch, capsys, *arguments):
+    """(exit code, standard output, standard error) of the script."""
+    monkeypatch.setattr(sys, "argv", ["benchmark_jetson.py", *map(str, arguments)])
+    try:
+        code = benchmark_jetson.main()
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def without(monkeypatch, *modules):
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+class Clockwork:
+    """A student and a clock: inference number n takes n milliseconds; preparing an image takes an hour."""
+
+    def __init__(self):
+        self.now, self.inferences, self.images = 0.0, 0, []
+
+    def prepare(self, rgb):
+        self.images.append(rgb)
+        self.now += 3600
+
+    def run(self):
+        self.inferences += 1
+        self.now += self.inferences / 1000
+
+    def parts(self):
+        return {"compute_ms": 10.0 * self.inferences}
+
+    def clock(self):
+        return self.now
+
+
+# ---------------------------------------------------------------------------------------------------- one file, alone
+
+
+def test_is_python_3_8_and_imports_nothing_of_the_project():
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    tops = {name.split(".")[0] for name in imported}
+    assert tops - set(sys.stdlib_module_names) == {"numpy", "tensorrt", "pycuda", "onnxruntime"}
+
+
+def test_runs_copied_alone_beside_the_folder(tmp_path, engine_dir):
+    alone = tmp_path / "robot"
+    alone.mkdir()
+    shutil.copy(SCRIPT, alone)
+    command = [sys.executable, "-I", "benchmark_jetson.py", "--engine-dir", str(engine_dir), "--iterations", "3"]
+    done = subprocess.run(command, cwd=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Table III" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------ timing
+
+
+def test_measure_leaves_out_warm_up_and_preparation():
+    clockwork = Clockwork()
+    samples = measure(clockwork, ["a", "b"], iterations=5, warmup=3, clock=clockwork.clock)
+    assert samples["latency_ms"] == pytest.approx([4, 5, 6, 7, 8], abs=1e-6)
+    assert samples["compute_ms"] == [40, 50, 60, 70, 80]
+    assert clockwork.images == ["a", "b"] * 4
+
+
+def test_summarise():
+    summary = summarise({"latency_ms": list(range(1, 102)), "h2d_ms": [1, 5, 2]})
+    assert summary["median_ms"] == 51 and summary["p90_ms"] == 91 and summary["p99_ms"] == 100
+    assert summary["std_ms"] == pytest.approx(np.sqrt((101**2 - 1) / 12))
+    assert summary["fps"] == pytest.approx(1000 / 51)
+    assert summary["h2d_ms"] == 2
+
+
+# ---------------------------------------------------------------------------------------------------------- accuracy
+
+
+class Answering:
+    """A student that answers with depth and logits it was given, in turn."""
+
+    def __init__(self, depths, segs):
+        self.answers = list(zip(depths, segs, strict=True))
+
+    def prepare(self, rgb):
+        pass
+
+    def run(self):
+        self.last = self.answers.pop(0)
+
+    def outputs(self):
+        return self.last
+
+
+def test_accuracy_is_that_of_the_training_metrics():
+    frames = evaluation_frames() | {"engine_focal": 250.0, "scored_depth": [0.1, 10.0]}
+    generator = np.random.default_rng(2)
+    depths = frames["depth"] * generator.uniform(0.7, 1.5, frames["depth"].shape).astype(np.float32) + 0.2
+    segs = generator.normal(size=(len(depths), CLASSES, HEIGHT, WIDTH)).astype(np.float32)
+    metrics, confusion = DepthMetrics(0.1, 10.0), ConfusionMatrix(CLASSES)
+    for depth, seg, reference, labels, focal in zip(
+        depths, segs, frames["depth"], frames["labels"], frames["focal"], strict=True
+    ):
+        metrics.update(torch.from_numpy(depth * focal / 250), torch.from_numpy(reference))
+        confusion.update(torch.from_numpy(seg.argmax(axis=0)), torch.from_numpy(labels))
+    expected = {name: metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
+    expected["miou"] = confusion.compute()["miou"]
+    assert accuracy(Answering(depths, segs), frames) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_prediction_that_is_no_number_costs():
+    frames = evaluation_frames(1) | {"engine_focal": 200.0, "scored_depth": [0.1, 10.0]}
+    frames["depth"][:] = 1
+    depths, segs = np.ones((1, HEIGHT, WIDTH), np.float32), np.zeros((1, CLASSES, HEIGHT, WIDTH), np.float32)
+    assert accuracy(Answering(depths, segs), frames)["rmse"] == pytest.approx(0)
+    depths[0, 0, 0] = np.nan
+    worse = accuracy(Answering(depths, segs), frames)
+    assert worse["rmse"] == pytest.approx(np.sqrt(81 / (HEIGHT * WIDTH)))
+    assert worse["delta1"] == pytest.approx(1 - 1 / (HEIGHT * WIDTH))
+
+
+def test_without_references_there_is_no_score():
+    frames = evaluation_frames(1) | {"engine_focal": 200.0, "scored_depth": [0.1, 10.0]}
+    frames["depth"][:], frames["labels"][:] = 0, 255
+    segs = np.zeros((1, CLASSES, HEIGHT, WIDTH), np.float32)
+    scores = accuracy(Answering(np.ones((1, HEIGHT, WIDTH)), segs), frames)
+    assert scores == dict.fromkeys(("rmse", "abs_rel", "delta1", "miou"))
+
+
+# ------------------------------------------------------------------------------------- ONNX Runtime in TensorRT's place
+
+
+def test_falls_back_to_onnx_runtime_and_says_so(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    code, out, _ = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 4, "--warmup", 1)
+    assert code == 0
+    assert "ONNX Runtime" in out.splitlines()[0] and "NOT TensorRT" in out
+    assert (engine_dir / "table_3.md").read_text().strip() == out.strip()
+    table = json.loads((engine_dir / "table_3.json").read_text())
+    (row,) = table["rows"]
+    assert row["precision"] == "fp32" and row["runtime"].startswith("ONNX Runtime")
+    assert 0 < row["median_ms"] <= row["p90_ms"] <= row["p99_ms"] and row["gpu_mib"] is None
+    assert table["frames"] == 5 and table["iterations"] == 4
+    assert row["rmse"] > 0 and 0 <= row["miou"] <= 1
+    assert {path.name for path in engine_dir.iterdir()} == {
+        "eval_frames.npz", "student.json", "student_fp32.onnx", "table_3.json", "table_3.md",
+    }  # fmt: skip
+
+
+def test_accuracy_takes_frame_and_camera_to_their_focal_lengths(engine_dir, monkeypatch, capsys, weights):
+    without(monkeypatch, "tensorrt", "pycuda")
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+    frames = evaluation_frames()
+    depths, segs = answer(frames["rgb"].transpose(0, 3, 1, 2).astype(np.float32) / 255, weights)
+    metrics, confusion = DepthMetrics(0.1, 10.0), ConfusionMatrix(CLASSES)
+    for depth, reference, focal in zip(depths[:, 0], frames["depth"], frames["focal"], strict=True):
+        metrics.update(torch.from_numpy(depth * focal / 250), torch.from_numpy(reference))
+    confusion.update(torch.from_numpy(segs.argmax(axis=1)), torch.from_numpy(frames["labels"]))
+    (row,) = json.loads((engine_dir / "table_3.json").read_text())["rows"]
+    assert row["rmse"] == pytest.approx(metrics.compute()["rmse"], rel=1e-4)
+    assert row["miou"] == pytest.approx(confusion.compute()["miou"], rel=1e-6)
+
+
+def test_every_precision_has_a_row(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    shutil.copy(engine_dir / "student_fp32.onnx", engine_dir / "student_int8.onnx")
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+    rows = json.loads((engine_dir / "table_3.json").read_text())["rows"]
+    assert [row["precision"] for row in rows] == ["fp32", "int8"]
+
+
+def test_without_frames_there_is_latency_and_no_accuracy(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    (engine_dir / "eval_frames.npz").unlink()
+    code, out, _ = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 2)
+    assert code == 0 and "no accuracy" in out
+    (row,) = json.loads((engine_dir / "table_3.json").read_text())["rows"]
+    assert row["median_ms"] > 0 and "rmse" not in row
+
+
+# ------------------------------------------------------------------------------------------------------- wrong input
+
+
+def wrong(monkeypatch, capsys, folder, *needles):
+    code, out, err = run(monkeypatch, capsys, "--engine-dir", folder, "--iterations", 1)
+    assert code == 2 and not out
+    assert len(err.splitlines()) == 1 and all(needle in err for needle in needles), err
+
+
+def test_neither_runtime(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda", "onnxruntime")
+    wrong(monkeypatch, capsys, engine_dir, "neither TensorRT", "ONNX Runtime")
+
+
+def test_missing_and_empty_folder(tmp_path, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    wrong(monkeypatch, capsys, tmp_path / "nowhere", "no folder")
+    (tmp_path / "empty").mkdir()
+    wrong(monkeypatch, capsys, tmp_path / "empty", "student_*.onnx", "export_trt.py")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_broken_graph(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    (engine_dir / "student_fp32.onnx").write_bytes(b"no graph")
+    wrong(monkeypatch, capsys, engine_dir, "student_fp32.onnx")
+
+
+@pytest.mark.parametrize("content", [{"rgb": np.array([{}], dtype=object)}, {"rgb": np.zeros((0, 6, 8, 3))}])
+def test_frames_that_are_no_frames(engine_dir, monkeypatch, capsys, content):
+    without(monkeypatch, "tensorrt", "pycuda")
+    np.savez(engine_dir / "eval_frames.npz", **(evaluation_frames() | content))
+    wrong(monkeypatch, capsys, engine_dir, "eval_frames.npz")
+
+
+def test_frames_without_the_camera_of_the_engines(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    (engine_dir / "student.json").unlink()
+    wrong(monkeypatch, capsys, engine_dir, "student.json", "camera")
+
+
+# ------------------------------------------- TensorRT, with a stand-in that offers no more than what 8.5 to 11 share
+
+
+class FakeEvent:
+    ticks = 0.0
+
+    def record(self, stream):
+        FakeEvent.ticks += 0.5
+        self.at = FakeEvent.ticks
+
+    def time_till(self, other):
+        return other.at - self.at
+
+
+class FakeCuda(types.ModuleType):
+    """pycuda.driver whose device memory is host memory; copies happen when the stream is synchronised with."""
+
+    Event = FakeEvent
+
+    def __init__(self):
+        super().__init__("pycuda.driver")
+        self.memory, self.free, self.queue = {}, 10**9, []
+
+    def Stream(self):
+        return types.SimpleNamespace(handle=7, synchronize=self.synchronize)
+
+    def synchronize(self):
+        while self.queue:
+            self.queue.pop(0)()
+
+    def mem_get_info(self):
+        return self.free, 2 * 10**9
+
+    def pagelocked_empty(self, shape, dtype):
+        return np.full(shape, np.nan, dtype)
+
+    def mem_alloc(self, size):
+        address = 4096 * (len(self.memory) + 1)
+        self.memory[address] = np.full(size // 4, np.nan, np.float32)
+        self.free -= size
+        return address
+
+    def memcpy_htod_async(self, device, host, stream):
+        self.queue.append(lambda: self.memory[device].__setitem__(slice(None), host.ravel()))
+
+    def memcpy_dtoh_async(self, host, device, stream):
+        self.queue.append(lambda: host.__setitem__(slice(None), self.memory[device].reshape(host.shape)))
+
+
+def fake_tensorrt(cuda, weights, dtype="float32"):
+    """A tensorrt module; an engine file that does not begin with b'engine' was 'built elsewhere'."""
+    shapes = {"rgb": (1, 3, HEIGHT, WIDTH), "depth": (1, 1, HEIGHT, WIDTH), "seg": (1, CLASSES, HEIGHT, WIDTH)}
+
+    class Context:
+        def __init__(self):
+            self.addresses = {}
+
+        def set_tensor_address(self, name, address):
+            self.addresses[name] = address
+
+        def execute_async_v3(self, stream):
+            assert stream == 7
+            cuda.queue.append(self.compute)
+            return True
+
+        def compute(self):
+            rgb = cuda.memory[self.addresses["rgb"]].reshape(shapes["rgb"])
+            for name, value in zip(("depth", "seg"), answer(rgb, weights), strict=True):
+                cuda.memory[self.addresses[name]][:] = value.ravel()
+
+    class ICudaEngine:
+        num_io_tensors = len(shapes)
+        get_tensor_name = staticmethod(lambda index: list(shapes)[index])
+        get_tensor_shape = staticmethod(lambda name: list(shapes[name]))
+        get_tensor_dtype = staticmethod(lambda name: dtype)
+        create_execution_context = staticmethod(Context)
+
+    class Runtime:
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, content):
+            return ICudaEngine() if content.startswith(b"engine") else None
+
+    module = types.ModuleType("tensorrt")
+    module.__version__, module.float32, module.Runtime, module.ICudaEngine = "8.5.2", "float32", Runtime, ICudaEngine
+    module.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None})
+    return module
+
+
+@pytest.fixture
+def on_a_jetson(monkeypatch, weights):
+    cuda = FakeCuda()
+    package, autoinit = types.ModuleType("pycuda"), types.ModuleType("pycuda.autoinit")
+    autoinit.device = types.SimpleNamespace(name=lambda: "Orin")
+    package.driver, package.autoinit = cuda, autoinit
+    modules = {"pycuda": package, "pycuda.driver": cuda, "pycuda.autoinit": autoinit}
+    for name, module in (modules | {"tensorrt": fake_tensorrt(cuda, weights)}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return cuda
+
+
+def test_tensorrt_engine(engine_dir, on_a_jetson, monkeypatch, capsys):
+    without(monkeypatch, "onnxruntime")
+    (engine_dir / "student_fp16.engine").write_bytes(b"engine")
+    code, out, err = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 3, "--warmup", 2)
+    assert code == 0, err
+    assert "TensorRT 8.5.2" in out.splitlines()[0] and "Orin" in out.splitlines()[0] and "NOT TensorRT" not in out
+    (row,) = json.loads((engine_dir / "table_3.json").read_text())["rows"]
+    assert row["precision"] == "fp16"
+    assert row["h2d_ms"] == row["compute_ms"] == row["d2h_ms"] == 0.5
+    assert row["gpu_mib"] == 4 * HEIGHT * WIDTH * (3 + 1 + CLASSES) / 2**20
+    tensorrt_scores = {name: row[name] for name in ("rmse", "abs_rel", "delta1", "miou")}
+
+    monkeypatch.undo()  # ONNX Runtime is back, TensorRT is gone
+    without(monkeypatch, "tensorrt", "pycuda")
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+    (row,) = json.loads((engine_dir / "table_3.json").read_text())["rows"]
+    assert {name: row[name] for name in tensorrt_scores} == pytest.approx(tensorrt_scores, rel=1e-5)
+
+
+def test_engine_of_another_gpu(engine_dir, on_a_jetson, monkeypatch, capsys):
+    (engine_dir / "student_fp32.engine").write_bytes(b"from an L40S")
+    wrong(monkeypatch, capsys, engine_dir, "another kind of GPU", "build it here")
+
+
+def test_graphs_but_no_engine_on_a_jetson(engine_dir, on_a_jetson, monkeypatch, capsys):
+    wrong(monkeypatch, capsys, engine_dir, "student_fp32.onnx", "trtexec")
+
+
+def test_engine_with_other_types(engine_dir, on_a_jetson, monkeypatch, capsys, weights):
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(on_a_jetson, weights, dtype="float16"))
+    (engine_dir / "student_fp16.engine").write_bytes(b"engine")
+    wrong(monkeypatch, capsys, engine_dir, "not float32")
+
+
+def test_real_bindings_have_what_is_called():
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, whose classes are TensorRT's, is not installed")
+    used = {
+        trt.ICudaEngine: ("num_io_tensors", "get_tensor_name", "get_tensor_shape", "get_tensor_dtype",
+                          "create_execution_context"),
+        trt.IExecutionContext: ("set_tensor_address", "execute_async_v3"),
+        trt.Runtime: ("deserialize_cuda_engine",),
+        trt: ("float32", "Logger", "__version__"),
+    }  # fmt: skip
+    assert [name for owner, names in used.items() for name in names if not hasattr(owner, name)] == []
+
+
+def test_missing_values_are_dashes():
+    table = {
+        "title": "Table III", "notice": None, "iterations": 1, "warmup": 0, "frames": 0, "scored_depth": None,
+        "rows": [{"precision": "int8", "runtime": "x", "rmse": None, "fps": 12.345}],
+    }  # fmt: skip
+    line = next(line for line in as_markdown(table).splitlines() if "int8" in line)
+    assert line.split("|")[7].strip() == "12.3" and line.split("|")[13].strip() == "-"

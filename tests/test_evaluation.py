@@ -1,0 +1,222 @@
+"""Table IV on box rooms whose teachers are the reference."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from box_room import CAMERA, render
+from small_run import SIZE, call, copy_data
+
+import eval_distillation
+from cli import UserError
+from config import NYU_INTRINSICS, Config, Intrinsics
+from dataset.files import read_image, write_npy, write_png
+from dataset.frames import read_frame, to_network_map
+from dataset.manifest import Row, read_manifest
+from training.checkpoint import load_student
+from training.feed import PackedFrames
+from training.inference import focal_scale, predict
+
+CPU = torch.device("cpu")
+CONFIG = Config()
+
+
+def evaluate(manifest, trained, output, *flags) -> dict:
+    checkpoint = trained / "checkpoints/best.pt"
+    flags = ("--checkpoint", checkpoint, "--manifest", manifest, "--output-dir", output, "--device", "cpu", *flags)
+    assert call(eval_distillation.main, *flags) == 0
+    return json.loads((output / "table_4.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def output(manifest, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation") / "table_4"
+    evaluate(manifest, trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(output) -> dict:
+    return json.loads((output / "table_4.json").read_text())["rows"]
+
+
+def test_a_teacher_that_is_the_reference_is_perfect(table):
+    depth, seg = table["teacher vs reference"]["depth"], table["teacher vs reference"]["seg"]
+    assert depth["rmse"] == depth["abs_rel"] == depth["image_rmse"] == 0
+    assert depth["delta1"] == depth["median_ratio"] == 1
+    assert seg["miou"] == seg["pixel_accuracy"] == 1
+    assert table["student vs teacher"] == table["student vs reference"]
+
+
+def test_the_heading_says_reference_teachers(manifest, output, tmp_path):
+    content = json.loads((output / "table_4.json").read_text())
+    assert content["title"] == "Table IV: distillation, 2 frames of split 'test'; REFERENCE TEACHERS, not learned ones"
+    assert content["title"] in (output / "table_4.md").read_text()
+    rows = read_manifest(manifest)
+    for row in rows:
+        row.made_by = {"da3_depth": {"backend": "da3", "model": "DA3METRIC-LARGE"}}
+    assert "REFERENCE" not in eval_distillation.title(rows, "val")
+
+
+def test_json_and_markdown_agree(output, table):
+    lines = (output / "table_4.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    found = 0
+    for row in cells:
+        if row[0] not in table:
+            continue
+        depth, seg = table[row[0]]["depth"], table[row[0]]["seg"]
+        if len(row) == 1 + len(eval_distillation.DEPTH_COLUMNS):
+            values = [depth[name] for name in eval_distillation.DEPTH_COLUMNS]
+        else:
+            values = [seg["miou"], seg["pixel_accuracy"], *seg["iou"]]
+        assert [float(cell) for cell in row[1:]] == pytest.approx(values, abs=0.00051, nan_ok=True)
+        found += 1
+    assert found == 2 * len(eval_distillation.ROWS), "each row stands in both tables"
+
+
+def test_pictures_are_drawn(output):
+    assert sorted(path.name for path in output.glob("*.png")) == ["frame_0.png", "frame_1.png"]
+    assert read_image(output / "frame_0.png").std() > 10
+
+
+def test_baselines_are_the_errors_of_a_constant(manifest, trained, table):
+    """The mean depth of the training data through the test frames' lens, and the most frequent training class."""
+    rows = read_manifest(manifest)
+    scale = CAMERA.resized(CONFIG.width, CONFIG.height).focal / CONFIG.reference_focal
+    train_depth = np.concatenate([read_frame(row).depth[read_frame(row).confidence > 0] for row in rows[:4]])
+    everything = np.concatenate([read_frame(row).depth.ravel() for row in rows[:4]])  # the teacher fills the holes
+    assert everything.size > train_depth.size
+    classes = np.concatenate([read_frame(row).sam2_seg.ravel() for row in rows[:4]])
+    constant, majority = everything.mean(dtype=np.float64) / scale, np.bincount(classes).argmax()
+    notes = load_student(trained / "checkpoints/best.pt")[1]["notes"]
+    assert notes["mean_depth"] == pytest.approx(constant, rel=1e-3)
+    assert notes["majority_class"] == majority
+
+    truth = np.concatenate([read_frame(row).depth.ravel() for row in rows[5:]]).astype(np.float64)
+    labels = np.concatenate([read_frame(row).labels.ravel() for row in rows[5:]])
+    results = table["baseline vs reference"]
+    error = np.abs(notes["mean_depth"] * scale - truth)
+    assert results["depth"]["mae"] == pytest.approx(error.mean(), rel=1e-5)
+    assert results["depth"]["rmse"] == pytest.approx(math.sqrt((error**2).mean()), rel=1e-5)
+    assert results["depth"]["abs_rel"] == pytest.approx((error / truth).mean(), rel=1e-5)
+    assert results["seg"]["pixel_accuracy"] == pytest.approx((labels == majority).mean())
+    assert results["seg"]["iou"][majority] == pytest.approx((labels == majority).mean())
+
+
+def longer(camera: Intrinsics, factor: float) -> Intrinsics:
+    return Intrinsics(camera.fx * factor, camera.fy * factor, camera.cx, camera.cy, camera.width, camera.height)
+
+
+def test_the_same_image_from_a_longer_lens_is_farther_away(manifest, trained, tmp_path, table):
+    """A manifest whose cameras have 1.25 times the focal length scales every prediction by 1.25, and the baseline."""
+    manifest = copy_data(manifest, tmp_path / "data")
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for entry in entries:
+        entry["intrinsics"] = vars(longer(CAMERA.resized(*SIZE), 1.25))
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    far = evaluate(manifest, trained, tmp_path / "table")["rows"]
+    for name in ("student vs reference", "baseline vs reference"):
+        assert far[name]["depth"]["median_ratio"] == pytest.approx(1.25 * table[name]["depth"]["median_ratio"])
+        assert far[name]["seg"]["iou"] == pytest.approx(table[name]["seg"]["iou"], nan_ok=True)
+
+
+def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
+    student, _ = load_student(trained / "checkpoints/best.pt")
+    rgb = read_image(read_manifest(manifest)[0].rgb)
+    reference = Intrinsics(*[CONFIG.reference_focal / 2] * 2, 80, 60, *SIZE)
+    assert focal_scale(reference, CONFIG) == focal_scale(None, CONFIG) == 1
+    assert focal_scale(longer(reference, 1.25), CONFIG) == 1.25
+    near, seg = predict(student, rgb, focal_scale(reference, CONFIG), CONFIG, CPU)
+    far, same_seg = predict(student, rgb, focal_scale(longer(reference, 1.25), CONFIG), CONFIG, CPU)
+    np.testing.assert_allclose(far, near * 1.25, rtol=1e-6)
+    np.testing.assert_array_equal(seg, same_seg)
+    assert (near.shape, near.dtype, seg.shape, seg.dtype) == (rgb.shape[:2], np.float32, rgb.shape[:2], np.uint8)
+
+
+def test_labels_to_the_reference_camera_and_back(manifest, tmp_path):
+    """What a perfect student would learn comes back as the label, within the millimetres of the packed cache."""
+    row = read_manifest(manifest)[0]
+    row.intrinsics = longer(row.intrinsics, 1.37)
+    size = (CONFIG.width, CONFIG.height)
+    batch = PackedFrames([row], tmp_path, size, CONFIG.reference_focal, workers=1).batch([0], CPU)
+    learned = batch.depth * batch.focal_factor.view(-1, 1, 1, 1)
+    back = learned[0, 0].numpy() * focal_scale(row.intrinsics, CONFIG)
+    np.testing.assert_allclose(back, to_network_map(read_frame(row).depth, *size), atol=0.51e-3)
+
+
+class Constant(torch.nn.Module):
+    """A student that says 3 m and class 1 everywhere."""
+
+    def forward(self, rgb):
+        depth = torch.full_like(rgb[:, :1], 3.0)
+        return depth, torch.nn.functional.one_hot(torch.ones(rgb[:, 0].shape, dtype=torch.long), 6).movedim(
+            -1, 1
+        ).float()
+
+
+@pytest.mark.parametrize(("camera", "cropped"), [(NYU_INTRINSICS, True), (CAMERA, False)])
+def test_nyu_is_scored_within_the_eigen_crop_and_other_cameras_are_not(tmp_path, camera, cropped):
+    depth = np.full((480, 640), 3.0, np.float32) * np.float32(focal_scale(camera, CONFIG))
+    inside = np.zeros(depth.shape, dtype=bool)
+    inside[45:471, 41:601] = True
+    depth[~inside] *= 2
+    write_npy(tmp_path / "depth.npy", depth)
+    write_png(tmp_path / "rgb.png", np.full((480, 640, 3), 100, np.uint8))
+    row = Row("frame", tmp_path / "rgb.png", tmp_path / "depth.npy", split="test", intrinsics=camera)
+    results = eval_distillation.compare(Constant(), [row], {}, CONFIG, CPU, [])
+    expected = 0 if cropped else (~inside).mean() / 2
+    assert results["student vs reference"]["depth"]["abs_rel"] == pytest.approx(expected, abs=1e-6)
+    assert results["student vs teacher"] == results["baseline vs reference"] == {}
+
+
+def test_frames_without_labels_or_teachers_leave_those_rows_out(manifest, trained, tmp_path):
+    manifest = copy_data(manifest, tmp_path / "data")
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for entry in entries:
+        for name in ("labels", "da3_depth", "made_by"):
+            del entry[name]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    rows = evaluate(manifest, trained, tmp_path / "table", "--split", "val")["rows"]
+    parts = {name: set(results) for name, results in rows.items()}
+    assert parts["student vs reference"] == {"depth"}
+    assert parts["student vs teacher"] == {"seg"}
+    assert parts["teacher vs reference"] == set()
+
+
+def test_a_perfect_prediction_is_scored_as_perfect():
+    """A box room against itself, with holes in the reference."""
+    depth, sensor, labels = render(CAMERA.resized(*SIZE))
+    comparison = eval_distillation.Comparison(CONFIG)
+    comparison.update((depth, labels), (sensor, labels), (slice(None), slice(None)))
+    results = comparison.results()
+    assert results["depth"]["rmse"] == 0 and results["seg"]["miou"] == 1
+
+
+def test_nothing_to_compare_is_an_error(manifest, trained, tmp_path):
+    manifest = copy_data(manifest, tmp_path / "data")
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for entry in entries:
+        write_npy(manifest.parent / entry["depth"], np.full(SIZE[::-1], np.nan, np.float32))
+        kept = {name: entry[name] for name in ("stem", "rgb", "depth", "split", "intrinsics")}
+        entry.clear()
+        entry.update(kept)
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with pytest.raises(UserError, match="neither depth nor classes"):
+        evaluate(manifest, trained, tmp_path / "table")
+    assert not (tmp_path / "table/table_4.md").exists()
+
+
+def test_data_limit_and_mixed_sizes(manifest, trained, tmp_path):
+    manifest = copy_data(manifest, tmp_path / "data")
+    row = read_manifest(manifest)[5]
+    write_png(row.rgb, cv2.resize(read_image(row.rgb), (320, 240)))
+    for path in (row.depth, row.confidence, row.da3_depth, row.sam2_seg):
+        write_npy(path, cv2.resize(np.load(path), (320, 240), interpolation=cv2.INTER_NEAREST))
+    write_png(row.labels, cv2.resize(cv2.imread(str(row.labels), -1), (320, 240), interpolation=cv2.INTER_NEAREST))
+    content = evaluate(manifest, trained, tmp_path / "table", "--data-limit", 1)
+    assert "1 frames" in content["title"]
+    assert content["rows"]["teacher vs reference"]["depth"]["rmse"] == 0

@@ -1,0 +1,171 @@
+"""Losses against formulas written out here, and the student's contract."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from config import CLASS_NAMES, IGNORE, Config
+from models.losses import (
+    LossWeights,
+    depth_l1,
+    distillation_loss,
+    edge_aware_smoothness,
+    hybrid_depth,
+    masked_mean,
+    segmentation_cross_entropy,
+)
+from models.student import MAX_DEPTH, MIN_DEPTH, Student, bounded_depth
+from training.checkpoint import build_student
+
+CLASSES = len(CLASS_NAMES)
+WEIGHTS = LossWeights(depth=1.0, segmentation=0.5, smoothness=0.02)
+
+
+def pixels(*values: float) -> torch.Tensor:
+    return torch.tensor(values).view(1, 1, 1, -1)
+
+
+def test_the_sensor_teaches_where_it_is_confident_and_the_teacher_elsewhere():
+    cases = {  # sensor, confidence, teacher, target
+        "confident": (1.0, 1.0, 3.0, 1.0),
+        "just at tau": (1.0, 0.5, 3.0, 1.0),
+        "below tau": (1.0, 0.49, 3.0, 3.0),
+        "no reading": (0.0, 1.0, 3.0, 3.0),
+        "below tau and no teacher": (1.0, 0.2, 0.0, 0.0),
+        "nothing": (0.0, 0.0, 0.0, 0.0),
+    }
+    depth, confidence, teacher, expected = (pixels(*column) for column in zip(*cases.values(), strict=True))
+    assert torch.equal(hybrid_depth(depth, confidence, teacher, threshold=0.5), expected)
+
+
+def test_masked_mean_is_over_valid_pixels_not_over_all_or_over_samples():
+    values = torch.tensor([[1.0, 2.0, 30.0], [40.0, 50.0, 6.0]])
+    mask = torch.tensor([[True, True, False], [False, False, True]])
+    assert masked_mean(values, mask).item() == 3.0
+
+
+def test_depth_l1_is_in_metres_and_log_metres_over_the_pixels_with_a_target():
+    expected = ((1.0 + math.log(2)) + (0.5 + math.log(1.1))) / 2
+    predicted = pixels(2.0, 5.0, 9.0).requires_grad_()
+    loss = depth_l1(predicted, pixels(1.0, 5.5, 0.0))
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert predicted.grad.flatten().tolist() == pytest.approx([(1 + 1 / 2) / 2, -(1 + 1 / 5) / 2, 0])
+
+
+def test_cross_entropy_is_torchs_on_valid_pixels():
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, CLASSES, 7, 5), torch.randint(CLASSES, (3, 7, 5))
+    target[torch.rand(target.shape) < 0.4] = IGNORE
+    valid = target != IGNORE
+    expected = F.cross_entropy(logits.permute(0, 2, 3, 1)[valid], target[valid])
+    torch.testing.assert_close(segmentation_cross_entropy(logits, target), expected)
+
+
+def outputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    depth = torch.rand(batch, 1, 8, 6) * 5 + 0.5
+    return depth.requires_grad_(), torch.randn(batch, CLASSES, 8, 6, requires_grad=True), torch.rand(batch, 3, 8, 6)
+
+
+def test_a_frame_without_teacher_neither_adds_nor_gets_segmentation_gradient():
+    depth, seg, rgb = outputs()
+    target = torch.randint(CLASSES, (2, 8, 6))
+    target[1] = IGNORE
+    teacher = torch.rand(2, 1, 8, 6) + 1
+    teacher[1] = 0
+    both = distillation_loss(depth, seg, rgb, teacher, target, WEIGHTS)
+    both["total"].backward()
+    assert seg.grad[0].abs().min() > 0
+    assert seg.grad[1].abs().max() == 0
+    alone = distillation_loss(depth[:1], seg[:1], rgb[:1], teacher[:1], target[:1], WEIGHTS)
+    for term in ("depth", "segmentation"):
+        torch.testing.assert_close(both[term], alone[term])
+
+
+def test_a_batch_with_nothing_to_learn_is_zero_with_finite_gradients():
+    depth, seg, rgb = outputs()
+    nothing, no_class = torch.zeros(2, 1, 8, 6), torch.full((2, 8, 6), IGNORE)
+    terms = distillation_loss(depth, seg, rgb, nothing, no_class, WEIGHTS)
+    assert terms["depth"].item() == terms["segmentation"].item() == 0
+    assert math.isfinite(terms["total"].item())
+    terms["total"].backward()
+    assert depth.grad.isfinite().all()
+    assert seg.grad.abs().max() == 0
+
+
+def test_total_is_the_weighted_sum():
+    depth, seg, rgb = outputs()
+    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, torch.randint(CLASSES, (2, 8, 6)), WEIGHTS)
+    assert all(term.item() > 0 for term in terms.values())
+    expected = terms["depth"] + 0.5 * terms["segmentation"] + 0.02 * terms["smoothness"]
+    torch.testing.assert_close(terms["total"], expected)
+
+
+def test_smoothness_is_zero_for_constant_depth_and_damped_at_image_edges():
+    step = torch.full((1, 1, 6, 8), 2.0)
+    step[..., 4:] = 4.0
+    plain, with_edge, edge_elsewhere = torch.zeros(3, 1, 3, 6, 8)
+    with_edge[..., 4:] = 1.0
+    edge_elsewhere[..., 6:] = 1.0
+    assert edge_aware_smoothness(torch.full((1, 1, 6, 8), 3.0), with_edge).item() == 0
+    assert edge_aware_smoothness(3 * step, plain).item() == pytest.approx(edge_aware_smoothness(step, plain).item())
+    # inverse depths 1/2 and 1/4 have the mean 3/8; one of seven steps to the right differs by 2/3
+    assert edge_aware_smoothness(step, plain).item() == pytest.approx(2 / 3 / 7)
+    assert edge_aware_smoothness(step, with_edge).item() == pytest.approx(2 / 3 / 7 * math.exp(-1))
+    assert edge_aware_smoothness(step, edge_elsewhere).item() == pytest.approx(2 / 3 / 7)
+
+
+def test_depth_is_bounded_and_its_gradient_reaches_the_extremes():
+    assert bounded_depth(torch.tensor([-1e9, 1e9])).tolist() == pytest.approx([MIN_DEPTH, MAX_DEPTH])
+    raw = torch.tensor([-16.0, -8.0, 0.0, 8.0, 16.0], requires_grad=True)
+    depth = bounded_depth(raw)
+    depth.sum().backward()
+    assert depth.diff().min() > 0
+    assert (raw.grad > 0).all()
+    assert bounded_depth(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
+    assert bounded_depth(torch.zeros(1)).item() == pytest.approx(math.sqrt(MIN_DEPTH * MAX_DEPTH))
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    torch.manual_seed(0)
+    return build_student(Config()).eval()
+
+
+def test_student_is_small_enough_for_the_jetson(student):
+    assert sum(parameter.numel() for parameter in student.parameters()) <= 5_310_000
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(240, 320), (96, 160)])
+def test_outputs_have_the_inputs_size(student, size):
+    depth, seg = student(torch.rand(1, 3, *size))
+    assert (depth.dtype, seg.dtype) == (torch.float32, torch.float32)
+    assert (tuple(depth.shape), tuple(seg.shape)) == ((1, 1, *size), (1, CLASSES, *size))
+    assert (depth >= MIN_DEPTH).all() and (depth <= MAX_DEPTH).all()
+    assert 1 < depth.median() < 4, "an untrained student says about two metres"
+
+
+@torch.inference_mode()
+def test_the_same_seed_gives_the_same_student(student):
+    torch.manual_seed(0)
+    again = build_student(Config()).eval()
+    rgb = torch.rand(1, 3, 64, 96)
+    for first, second in zip(student(rgb), again(rgb), strict=True):
+        assert torch.equal(first, second)
+    torch.manual_seed(1)
+    other = build_student(Config()).eval()
+    assert not torch.equal(student(rgb)[0], other(rgb)[0])
+
+
+def test_every_weight_learns():
+    torch.manual_seed(0)
+    student = build_student(Config())
+    depth, seg = student(torch.rand(2, 3, 64, 96))
+    target = torch.randint(CLASSES, (2, 64, 96))
+    distillation_loss(depth, seg, torch.rand(2, 3, 64, 96), torch.ones_like(depth), target, WEIGHTS)["total"].backward()
+    without = [name for name, weight in student.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not without

@@ -1,0 +1,148 @@
+"""Metrics against formulas in NumPy, on maps with holes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from small_run import random_depth
+
+from models.metrics import ConfusionMatrix, DepthMetrics, eigen_crop
+
+NEAREST, FARTHEST = 0.1, 10.0
+POOLED = ("rmse", "rmse_log", "silog", "mae", "abs_rel", "sq_rel", "log10", "delta1", "delta2", "delta3")
+
+
+def numpy_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Eigen et al.'s formulas over all pixels of the arrays that have both values."""
+    p, r = predicted.astype(np.float64), reference.astype(np.float64)
+    both = (r >= NEAREST) & (r <= FARTHEST) & (np.nan_to_num(p) > 0)
+    p, r = np.clip(p[both], NEAREST, FARTHEST), r[both]
+    error, log_error = p - r, np.log(p) - np.log(r)
+    ratio = np.maximum(p / r, r / p)
+    return {
+        "rmse": np.sqrt(np.mean(error**2)),
+        "rmse_log": np.sqrt(np.mean(log_error**2)),
+        "silog": 100 * np.std(log_error),
+        "mae": np.mean(np.abs(error)),
+        "abs_rel": np.mean(np.abs(error) / r),
+        "sq_rel": np.mean(error**2 / r),
+        "log10": np.mean(np.abs(np.log10(p) - np.log10(r))),
+        "delta1": np.mean(ratio < 1.25),
+        "delta2": np.mean(ratio < 1.25**2),
+        "delta3": np.mean(ratio < 1.25**3),
+    }
+
+
+def measured(predicted, reference) -> dict[str, float]:
+    metrics = DepthMetrics(NEAREST, FARTHEST)
+    for p, r in zip(predicted, reference, strict=True):
+        metrics.update(torch.from_numpy(p), torch.from_numpy(r))
+    return metrics.compute()
+
+
+def maps_with_holes() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Four images of uneven size and difficulty; holes in both maps, values outside the scored range."""
+    rng = np.random.default_rng(1)
+    shapes = [(20, 30), (7, 5), (40, 40), (3, 90)]
+    reference = [random_depth(rng, shape, holes) for shape, holes in zip(shapes, (0.1, 0.8, 0.3, 0.0), strict=True)]
+    predicted = [
+        (r * np.exp(rng.normal(0, spread, r.shape))).astype(np.float32)
+        for r, spread in zip(reference, (0.05, 0.6, 0.2, 0.1), strict=True)
+    ]
+    for p, r in zip(predicted, reference, strict=True):
+        p[r == 0] = 2.0
+        p[rng.random(p.shape) < 0.1] = rng.choice([0.0, np.nan])
+        r[rng.random(r.shape) < 0.1] = 12.0
+        r[rng.random(r.shape) < 0.1] = 0.05
+    return predicted, reference
+
+
+def test_pooled_metrics_are_the_formulas_over_all_pixels():
+    predicted, reference = maps_with_holes()
+    expected = numpy_metrics(*(np.concatenate([m.ravel() for m in maps]) for maps in (predicted, reference)))
+    results = measured(predicted, reference)
+    assert {name: results[name] for name in POOLED} == pytest.approx(expected)
+
+
+def test_image_metrics_are_means_over_images():
+    predicted, reference = maps_with_holes()
+    images = [numpy_metrics(p, r) for p, r in zip(predicted, reference, strict=True)]
+    expected = {f"image_{name}": np.mean([image[name] for image in images]) for name in POOLED}
+    results = measured(predicted, reference)
+    assert {name: results[name] for name in expected} == pytest.approx(expected)
+
+
+def test_pooled_and_image_rmse_differ_on_an_uneven_set():
+    reference = [np.full((1, 9), 2.0, np.float32), np.full((1, 1), 2.0, np.float32)]
+    predicted = [np.full((1, 9), 2.0, np.float32), np.full((1, 1), 5.0, np.float32)]
+    results = measured(predicted, reference)
+    assert results["rmse"] == pytest.approx(math.sqrt(9 / 10))
+    assert results["image_rmse"] == pytest.approx(1.5)
+
+
+def test_a_wrong_scale_is_not_forgiven():
+    reference = random_depth(np.random.default_rng(2), (30, 30)) / 2
+    results = measured([reference * 1.3], [reference])
+    assert results["abs_rel"] == pytest.approx(0.3, abs=1e-6)
+    assert results["delta1"] == 0
+    assert results["median_ratio"] == pytest.approx(1.3)
+    assert results["silog"] == pytest.approx(0, abs=1e-3), "SILog alone is blind to scale"
+
+
+def test_median_ratio_is_the_median_over_images_of_medians():
+    reference = [np.full((3, 3), 2.0, np.float32)] * 3
+    predicted = [np.full((3, 3), value, np.float32) for value in (1.0, 2.4, 6.0)]
+    predicted[1][0, :] = 9.0
+    assert measured(predicted, reference)["median_ratio"] == pytest.approx(1.2)
+
+
+def test_predictions_are_clamped_to_the_scored_range():
+    assert measured([np.full((2, 2), 40.0, np.float32)], [np.full((2, 2), 9.0, np.float32)])["mae"] == pytest.approx(1)
+
+
+def test_nothing_scored_is_nan():
+    assert all(math.isnan(value) for value in measured([], []).values())
+    unscored = measured([np.ones((2, 2), np.float32)], [np.zeros((2, 2), np.float32)])
+    assert unscored.keys() == measured([np.ones((2, 2), np.float32)], [np.ones((2, 2), np.float32)]).keys()
+    assert all(math.isnan(value) for value in unscored.values())
+
+
+def test_eigen_crop():
+    assert eigen_crop(480, 640) == (slice(45, 471), slice(41, 601))
+    rows, columns = eigen_crop(240, 320)
+    assert (rows.start, rows.stop, columns.start, columns.stop) == (22, 236, 20, 300)
+
+
+def test_iou_of_three_classes_by_hand():
+    confusion = ConfusionMatrix(4)
+    # class 0: 2 hits, 1 missed, 1 too many; class 1: 1 hit, 1 missed, 2 too many; class 2: 1 hit, 1 missed; 3: absent
+    confusion.update(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
+    confusion.update(torch.tensor([[0, 1], [2, 2]]), torch.tensor([[1, 2], [2, 255]]))
+    confusion.update(torch.tensor([255, 255], dtype=torch.uint8), torch.tensor([0, 3], dtype=torch.uint8))
+    results = confusion.compute()
+    assert results["iou"][:3] == pytest.approx([2 / 4, 1 / 4, 1 / 2])
+    assert math.isnan(results["iou"][3])
+    assert results["miou"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 2) / 3)
+    assert results["pixel_accuracy"] == pytest.approx(4 / 7)
+
+
+def test_miou_is_of_the_whole_set_not_a_mean_of_batches():
+    whole, batches = ConfusionMatrix(3), []
+    rng = torch.Generator().manual_seed(0)
+    for classes in (1, 2, 3):
+        predicted, reference = torch.randint(classes, (2, 40), generator=rng)
+        whole.update(predicted, reference)
+        batches.append(ConfusionMatrix(3))
+        batches[-1].update(predicted, reference)
+    assert torch.equal(whole.counts, sum(batch.counts for batch in batches))
+    hits, counts = whole.counts.diag().double(), whole.counts.double()
+    assert whole.compute()["miou"] == pytest.approx((hits / (counts.sum(0) + counts.sum(1) - hits)).mean().item())
+    assert whole.compute()["miou"] != pytest.approx(np.mean([batch.compute()["miou"] for batch in batches]), abs=0.02)
+
+
+def test_a_class_that_is_only_predicted_counts_as_wrong():
+    confusion = ConfusionMatrix(3)
+    confusion.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert confusion.compute()["iou"][:2] == [0.5, 0.0]
+    assert confusion.compute()["miou"] == 0.25

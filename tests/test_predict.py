@@ -1,0 +1,135 @@
+"""predict.py on images, folders and videos of box rooms."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from box_room import CAMERA
+from small_run import SIZE, call
+
+import predict
+from cli import UserError
+from config import IGNORE
+from dataset.files import read_image, write_png
+from dataset.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    """predict.py with the trained student: run(input, output folder, flags...)."""
+
+    def predict_into(source: Path, output: Path, *flags: object) -> Path:
+        checkpoint = trained / "checkpoints/best.pt"
+        flags = ("--checkpoint", checkpoint, "--input", source, "--output-dir", output, "--device", "cpu", *flags)
+        assert call(predict.main, *flags) == 0
+        return output
+
+    return predict_into
+
+
+@pytest.fixture(scope="module")
+def image(manifest) -> Path:
+    return read_manifest(manifest)[5].rgb
+
+
+def depth_of(output: Path, stem: str) -> np.ndarray:
+    depth = np.load(output / f"{stem}_depth.npy", allow_pickle=False)
+    assert depth.dtype == np.float32
+    return depth
+
+
+def test_an_image(run, image, tmp_path):
+    output = run(image, tmp_path, "--save-maps")
+    assert sorted(path.name for path in output.iterdir()) == ["005.png", "005_depth.npy", "005_seg.npy"]
+    depth, seg = depth_of(output, "005"), np.load(output / "005_seg.npy")
+    assert depth.shape == seg.shape == SIZE[::-1]
+    assert (depth > 0.05).all() and (depth < 20).all()
+    assert seg.dtype == np.uint8 and seg.max() <= 5
+    picture = read_image(output / "005.png")
+    assert picture.shape[1] > 3 * 320, "image, depth and classes side by side"
+    shown = cv2.resize(read_image(image), (320, 240), interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(picture[22:262, :320], shown)
+
+
+def test_a_folder_keeps_its_stems_and_stops_at_the_limit(run, manifest, tmp_path):
+    output = run(manifest.parent / "rgb", tmp_path, "--data-limit", 2)
+    assert sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*")) == ["a/000.png", "a/001.png"]
+
+
+def test_a_video(run, manifest, tmp_path):
+    source = tmp_path / "walk.mp4"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"mp4v"), 10, SIZE)
+    for row in read_manifest(manifest)[:3]:
+        writer.write(cv2.imread(str(row.rgb)))
+    writer.release()
+    output = run(source, tmp_path / "out", "--save-maps", "--data-limit", 2)
+    assert {path.name for path in output.iterdir()} == {
+        "predictions.mp4",
+        *(f"00000{number}_{name}.npy" for number in (0, 1) for name in ("depth", "seg")),
+    }
+    video = cv2.VideoCapture(str(output / "predictions.mp4"))
+    pictures = [video.read()[1] for _ in range(3)]
+    assert pictures[2] is None and pictures[0].shape == pictures[1].shape
+    assert pictures[0].shape[1] > 3 * 320 and pictures[0].std() > 10
+
+
+def test_a_wide_image_is_cropped_not_squeezed(run, image, tmp_path):
+    """Of 16:9 the middle 4:3 is seen: NaN and 255 beside it, and inside what the window alone would give."""
+    window = cv2.resize(read_image(image), (120, 90))
+    wide = np.full((90, 160, 3), 90, np.uint8)
+    wide[:, 20:140] = window
+    write_png(tmp_path / "in/wide.png", wide)
+    write_png(tmp_path / "in/window.png", window)
+    output = run(tmp_path / "in", tmp_path / "out", "--save-maps")
+    depth, seg = depth_of(output, "wide"), np.load(output / "wide_seg.npy")
+    outside = np.ones((90, 160), dtype=bool)
+    outside[:, 20:140] = False
+    np.testing.assert_array_equal(np.isnan(depth), outside)
+    np.testing.assert_array_equal(seg == IGNORE, outside)
+    np.testing.assert_array_equal(depth[:, 20:140], depth_of(output, "window"))
+    assert read_image(output / "wide.png").std() > 10
+
+
+def test_depth_is_in_metres_of_the_camera_given(run, image, tmp_path):
+    """The flags override the training data's camera; 1.25 times its focal length is 1.25 times as far."""
+    camera = vars(CAMERA.resized(*SIZE))
+    longer = camera | {"fx": camera["fx"] * 1.25, "fy": camera["fy"] * 1.25}
+    (tmp_path / "camera.json").write_text(json.dumps(longer))
+    as_trained = depth_of(run(image, tmp_path / "0", "--save-maps"), "005")
+    focal = ("--fx", longer["fx"], "--fy", longer["fy"])
+    for name, flags in (("1", ("--camera", tmp_path / "camera.json")), ("2", focal)):
+        depth = depth_of(run(image, tmp_path / name, "--save-maps", *flags), "005")
+        np.testing.assert_allclose(depth, as_trained * 1.25, rtol=1e-5)
+
+
+def test_each_size_of_image_has_its_own_focal_length(run, image, tmp_path):
+    """--fx in pixels of the input: the same picture at twice the size through the same fx is a lens half as long."""
+    rgb = read_image(image)
+    write_png(tmp_path / "in/large.png", cv2.resize(rgb, (320, 240)))
+    write_png(tmp_path / "in/small.png", rgb)
+    (tmp_path / "camera.json").write_text(json.dumps(vars(CAMERA)))
+    output = run(tmp_path / "in", tmp_path / "flags", "--save-maps", "--fx", 130, "--fy", 130)
+    ratio = np.median(depth_of(output, "large")) / np.median(depth_of(output, "small"))
+    assert ratio == pytest.approx(0.5, abs=0.02)
+    output = run(tmp_path / "in", tmp_path / "file", "--save-maps", "--camera", tmp_path / "camera.json")
+    ratio = np.median(depth_of(output, "large")) / np.median(depth_of(output, "small"))
+    assert ratio == pytest.approx(1, abs=0.04), "camera.json is brought to each image's size"
+
+
+def test_without_any_camera_it_warns_once(trained, manifest, tmp_path, capsys):
+    content = torch.load(trained / "checkpoints/best.pt", weights_only=True)
+    content["notes"]["camera"] = None
+    torch.save(content, tmp_path / "several.pt")
+    flags = ("--input", manifest.parent / "rgb", "--output-dir", tmp_path / "out", "--device", "cpu")
+    assert call(predict.main, "--checkpoint", tmp_path / "several.pt", *flags, "--data-limit", 2) == 0
+    assert capsys.readouterr().err.count("WARNING") == 1
+
+
+def test_a_camera_of_another_aspect_ratio_is_refused(run, image, tmp_path):
+    (tmp_path / "camera.json").write_text(json.dumps(vars(CAMERA) | {"height": 360}))
+    with pytest.raises(UserError, match="160x120 pixels"):
+        run(image, tmp_path / "out", "--camera", tmp_path / "camera.json")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,320 @@
+"""The packed cache, and train.py on box rooms: exact resume, what it refuses, what it writes."""
+
+import csv
+import json
+import os
+import signal
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_run import MADE_BY, SIZE, STEMS, call, copy_data, train_flags
+
+import train
+from cli import EXIT_STOPPED, UserError
+from config import CLASS_NAMES, IGNORE, Config, Intrinsics
+from dataset.files import read_image, read_npy
+from dataset.frames import read_frame, to_network_map, to_network_rgb
+from dataset.manifest import Row, read_manifest
+from models.losses import hybrid_depth
+from training.feed import PackedFrames, choose_rows, target_statistics, training_batches
+
+CONFIG = Config()
+NETWORK = (CONFIG.width, CONFIG.height)
+CPU = torch.device("cpu")
+
+
+def packed(rows: list[Row], folder: Path) -> PackedFrames:
+    return PackedFrames(rows, folder, NETWORK, CONFIG.reference_focal, workers=2)
+
+
+def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):
+    rows = read_manifest(manifest)[:3]
+    rows[1].da3_depth = rows[1].sam2_seg = rows[1].labels = None
+    batch = packed(rows, tmp_path).batch([2, 1], CPU)
+    frame = read_frame(rows[2])
+    rgb = (batch.rgb[0] * 255).round().byte().permute(1, 2, 0)
+    np.testing.assert_array_equal(rgb, to_network_rgb(frame.rgb, *NETWORK))
+    np.testing.assert_allclose(batch.depth[0, 0], to_network_map(frame.depth, *NETWORK), atol=0.5001e-3)
+    np.testing.assert_allclose(batch.da3_depth[0, 0], to_network_map(frame.da3_depth, *NETWORK), atol=0.5001e-3)
+    np.testing.assert_array_equal(batch.confidence[0, 0], to_network_map(frame.confidence, *NETWORK))
+    np.testing.assert_array_equal(batch.labels[0], to_network_map(frame.labels, *NETWORK))
+    np.testing.assert_array_equal(batch.sam2_seg[0], to_network_map(frame.sam2_seg, *NETWORK))
+    assert not batch.da3_depth[1].any()
+    assert (batch.sam2_seg[1] == IGNORE).all() and (batch.labels[1] == IGNORE).all()
+
+
+def test_cache_is_reused_and_built_anew_when_a_file_changes(manifest, tmp_path, monkeypatch):
+    manifest = copy_data(manifest, tmp_path / "data")
+    first = packed(read_manifest(manifest), tmp_path / "cache")
+    assert stat.S_IMODE(first.folder.stat().st_mode) & 0o055 == 0o055, "a group shares the cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedFrames, "_build", lambda self, workers: pytest.fail("the cache was not reused"))
+        assert packed(read_manifest(manifest), tmp_path / "cache").folder == first.folder
+    depth_file = read_manifest(manifest)[0].depth
+    np.save(depth_file, read_npy(depth_file) + 1)
+    changed = packed(read_manifest(manifest), tmp_path / "cache")
+    assert changed.folder != first.folder
+    assert (changed.batch([0], CPU).depth - first.batch([0], CPU).depth).min() == pytest.approx(1, abs=2e-3)
+
+
+def test_two_builders_at_once_share_one_cache(manifest, tmp_path):
+    rows = read_manifest(manifest)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: packed(rows, tmp_path), range(2)))
+    assert both[0].folder == both[1].folder
+    assert [path.name for path in tmp_path.iterdir()] == [both[0].folder.name]
+    assert torch.equal(both[0].batch([0], CPU).rgb, both[1].batch([0], CPU).rgb)
+
+
+def test_a_frame_that_cannot_be_read_leaves_no_cache(manifest, tmp_path):
+    rows = read_manifest(copy_data(manifest, tmp_path / "data"))
+    rows[3].rgb.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="not a readable image"):
+        packed(rows, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_focal_factor(manifest, tmp_path):
+    """Depth is learned as through the reference lens; the window of the network's aspect ratio sets the scale."""
+    rows = read_manifest(manifest)[:3]
+    width, height = SIZE
+    longer = 1.25 * CONFIG.reference_focal * width / NETWORK[0]
+    rows[0].intrinsics = Intrinsics(longer, longer, 80, 60, width, height)
+    rows[1].intrinsics = Intrinsics(2 * longer, 2 * longer, 160, 120, 2 * width, 2 * height)  # the same, listed larger
+    rows[2].intrinsics = None
+    factor = packed(rows, tmp_path).batch([0, 1, 2], CPU).focal_factor
+    assert factor.tolist() == pytest.approx([0.8, 0.8, 1.0])
+
+
+def test_focal_factor_of_a_cropped_picture(manifest, tmp_path):
+    rows = read_manifest(copy_data(manifest, tmp_path / "data"))[:1]
+    rgb, depth = read_image(rows[0].rgb), read_npy(rows[0].depth)
+    train.write_png(rows[0].rgb, rgb[:90])  # 16:9: only the middle 120x90 pixels reach the network
+    for path in (rows[0].depth, rows[0].da3_depth, rows[0].confidence, rows[0].sam2_seg):
+        np.save(path, read_npy(path)[:90])
+    rows[0].labels = None
+    rows[0].intrinsics = Intrinsics(100, 100, 80, 45, 160, 90)
+    frames = packed(rows, tmp_path / "cache")
+    assert frames.focal_factor[0] == pytest.approx(CONFIG.reference_focal / (100 * NETWORK[0] / 120))
+    np.testing.assert_allclose(frames.batch([0], CPU).depth[0, 0, 0, ::8], depth[0, 20:140:3], atol=1e-3)
+
+
+def test_target_statistics(manifest, tmp_path):
+    rows = read_manifest(manifest)[:4]
+    frames = packed(rows, tmp_path)
+    batch = frames.batch(range(4), CPU)
+    target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, 0.5) * batch.focal_factor.view(-1, 1, 1, 1)
+    statistics = target_statistics(frames, 0.5)
+    assert statistics["mean_depth"] == pytest.approx(target[target > 0].mean().item(), rel=1e-5)
+    assert statistics["majority_class"] == batch.sam2_seg.flatten().bincount().argmax().item()
+
+
+def test_batches_of_an_epoch(manifest, tmp_path):
+    rows = read_manifest(manifest)
+    frames = packed(rows, tmp_path)
+
+    def epoch(number: int, batch_size: int = 3, skip: int = 0) -> list[torch.Tensor]:
+        return [batch.depth for batch in training_batches(frames, batch_size, 0, number, skip, CPU)]
+
+    first = epoch(0)
+    assert [len(depth) for depth in first] == [3, 3]
+    assert torch.unique(torch.cat(first), dim=0).shape[0] == 6, "no frame twice"
+    assert all(torch.equal(a, b) for a, b in zip(first, epoch(0), strict=True))
+    assert torch.equal(epoch(0, skip=1)[0], first[1])
+    assert not torch.equal(torch.cat(epoch(1)), torch.cat(first))
+    assert [len(depth) for depth in epoch(0, batch_size=20)] == [len(rows)], "fewer frames than a batch"
+
+
+def test_choose_rows():
+    rows = [Row(str(n), Path(), Path(), split="train" if n < 9 else "val") for n in range(10)]
+    assert [row.stem for row in choose_rows(rows, "train", 3)] == ["0", "4", "8"]
+    assert [row.stem for row in choose_rows(rows, "val", 3)] == ["9"]
+    assert choose_rows(rows, "test", None) == []
+    with pytest.raises(UserError, match="train"):
+        choose_rows(rows[9:], "train", None)
+
+
+def checkpoint(folder: Path, name: str = "last.pt") -> dict:
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def test_what_a_run_writes(manifest, trained):
+    content = checkpoint(trained)
+    assert content["step"] == 4
+    assert content["class_names"] == list(CLASS_NAMES)
+    assert content["reference_focal"] == CONFIG.reference_focal
+    notes = content["notes"]
+    assert notes["encoder_start"] == "random"
+    assert notes["train_stems"] == list(STEMS[:4])
+    assert notes["teachers"] == [MADE_BY]
+    assert notes["camera"]["width"] == NETWORK[0]
+    best = max(entry["score"] for entry in notes["history"])
+    assert checkpoint(trained, "best.pt")["notes"]["best_score"] == notes["best_score"] == best
+    (run_dir,) = (trained / "runs").iterdir()
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"config.json", "history.csv", "validation.png"} < names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert json.loads((run_dir / "config.json").read_text())["epochs"] == 2
+    with open(run_dir / "history.csv", newline="") as file:
+        losses = [float(line["loss"]) for line in csv.DictReader(file)]
+    assert losses == [entry["loss"] for entry in notes["history"]]
+    assert all(np.isfinite(losses))
+
+
+def test_the_average_follows_the_weights_from_afar(trained):
+    content = checkpoint(trained)
+    name = "depth_decoder.head.weight"
+    assert content["ema"].keys() == content["model"].keys()
+    assert 0 < (content["ema"][name] - content["model"][name]).abs().max() < 0.1
+
+
+def same(first, second) -> bool:
+    """Whether two checkpoints' contents are equal to the last bit, but for clocks and names of runs."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        clocks = {"run", "images_per_second"}
+        return first.keys() == second.keys() and all(
+            same(first[key], second[key]) for key in first if key not in clocks
+        )
+    if isinstance(first, list):
+        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+    return first == second
+
+
+def test_a_run_stopped_twice_ends_as_if_it_had_not_been(manifest, trained, tmp_path, monkeypatch):
+    """SIGUSR1 within the first epoch, SIGTERM after the last step of all, before it was validated."""
+    number_at = {1: signal.SIGUSR1, 4: signal.SIGTERM}
+    step = train.Trainer.train_step
+
+    def step_then_signal(trainer, batch):
+        loss = step(trainer, batch)
+        if trainer.step in number_at:
+            os.kill(os.getpid(), number_at[trainer.step])
+        return loss
+
+    monkeypatch.setattr(train.Trainer, "train_step", step_then_signal)
+    flags = [*train_flags(manifest, tmp_path), "--resume", "auto"]
+    for stopped_at in number_at:
+        assert call(train.main, *flags) == EXIT_STOPPED
+        assert checkpoint(tmp_path)["step"] == stopped_at
+    assert call(train.main, *flags) == 0
+    ours, uninterrupted = checkpoint(tmp_path), checkpoint(trained)
+    for part in ("model", "ema", "optimizer", "schedule", "step", "notes"):
+        assert same(ours[part], uninterrupted[part]), part
+    assert same(checkpoint(tmp_path, "best.pt")["ema"], checkpoint(trained, "best.pt")["ema"])
+    assert len(list((tmp_path / "runs").iterdir())) == 1, "one run, one folder"
+    assert call(train.main, *flags) == 0, "a finished run has nothing left to do"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lr", "0.001"], "lr 0.002, not 0.001"),
+        (["--epochs", "3"], "epochs 2, not 3"),
+        (["--seed", "1"], "seed 0, not 1"),
+        (["--data-limit", "2"], "other data"),
+    ],
+)
+def test_resume_with_other_settings_or_data_is_refused(manifest, trained, tmp_path, flags, words):
+    last = trained / "checkpoints/last.pt"
+    with pytest.raises(UserError, match=words):
+        call(train.main, *train_flags(manifest, tmp_path), "--resume", last, *flags)
+
+
+def test_resume_takes_no_checkpoint_of_another_model(manifest, trained, tmp_path):
+    content = checkpoint(trained)
+    content["model"] = {name: weight[:1] for name, weight in content["model"].items() if weight.ndim}
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="another model"):
+        call(train.main, *train_flags(manifest, tmp_path), "--resume", tmp_path / "other.pt")
+
+
+def test_resume_auto_without_a_checkpoint_starts_anew_and_a_named_one_must_exist(manifest, tmp_path):
+    config = Config(checkpoint_dir=tmp_path, epochs=1, batch_size=2)
+    frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
+    trainer = train.Trainer(config, CPU, frames, frames, "data")
+    assert not trainer.resume("auto") and not trainer.resume(None)
+    with pytest.raises(UserError, match=r"no checkpoint .*gone\.pt"):
+        trainer.resume(tmp_path / "gone.pt")
+
+
+def test_limited_data_without_validation_frames(manifest, tmp_path):
+    """best.pt is the last one then; --data-limit spreads the frames over the split."""
+    manifest = copy_data(manifest, tmp_path / "data")
+    lines = [line for line in manifest.read_text().splitlines() if '"val"' not in line]
+    manifest.write_text("\n".join(lines))
+    flags = [*train_flags(manifest, tmp_path), "--data-limit", 2, "--epochs", 1]
+    assert call(train.main, *flags) == 0
+    best = checkpoint(tmp_path, "best.pt")
+    assert best["step"] == 1
+    assert best["notes"]["train_stems"] == [STEMS[0], STEMS[3]]
+    assert same(best["model"], checkpoint(tmp_path)["model"])
+
+
+def test_frames_without_teachers_train_on_the_sensor(manifest, tmp_path):
+    """A mixed batch: what one frame lacks is left out, nothing becomes NaN."""
+    rows = read_manifest(manifest)[:2]
+    rows[0].da3_depth = rows[0].sam2_seg = None
+    frames = packed(rows, tmp_path / "cache")
+    trainer = train.Trainer(Config(epochs=1, batch_size=2), CPU, frames, frames, "data")
+    trainer.model.train()
+    assert np.isfinite(trainer.train_step(frames.batch([0, 1], CPU)).item())
+    assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 20])
+def test_learning_rate_rises_then_falls_to_nothing_for_any_number_of_steps(manifest, tmp_path, steps):
+    frames = packed(read_manifest(manifest)[:2], tmp_path)
+    trainer = train.Trainer(Config(epochs=steps, batch_size=2, lr=0.01), CPU, frames, frames, "data")
+    rates = [trainer.optimizer.param_groups[0]["lr"]]
+    for _ in range(trainer.total_steps):
+        trainer.optimizer.step()
+        trainer.schedule.step()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    highest = int(np.argmax(rates))
+    assert 0.0099 < rates[highest] <= 0.01
+    assert 1 <= highest <= max(1, steps // 4)
+    assert rates[0] < 0.001 and (steps == 1 or rates[-1] < 1e-6)
+
+
+def test_without_data_the_notice_names_the_rooms(tmp_path, monkeypatch, capsys):
+    rooms = tmp_path / "rooms/manifest.jsonl"
+    monkeypatch.setattr(train, "prepare_rooms", lambda out: rooms)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "nothing"))
+
+    def find(*flags: str):
+        return call(lambda: train.find_manifest(train.parse_arguments(), Config()), *flags)
+
+    assert find()[0] == rooms
+    assert "RENDERED ROOMS" in find()[1]
+    assert "RENDERED ROOMS" in capsys.readouterr().out
+    for flags in (["--require-data"], ["--data-root", str(tmp_path)]):
+        with pytest.raises(UserError, match="run the teachers first"):
+            find(*flags)
+    monkeypatch.setenv("USE_CORRIDOR_DATA", "1")
+    with pytest.raises(UserError, match="corridor_teacher_data"):
+        find()
+
+
+def test_encoder_weights(manifest, tmp_path):
+    frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
+    config = Config(epochs=1, batch_size=2, log_dir=tmp_path / "runs")
+    trainer = train.Trainer(config, CPU, frames, frames, "data")
+    weights = {name: torch.full_like(weight, 0.5) for name, weight in trainer.model.encoder.state_dict().items()}
+    torch.save(weights, tmp_path / "encoder.pt")
+    trainer.start(str(tmp_path / "encoder.pt"), {})
+    assert trainer.notes["encoder_start"] == str(tmp_path / "encoder.pt")
+    assert all((weight == 0.5).all() for weight in trainer.model.encoder.parameters())
+    assert all((weight == 0.5).all() for weight in trainer.average.model.encoder.parameters())
+    torch.save(dict(list(weights.items())[5:]), tmp_path / "part.pt")
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("404 not found")
+    torch.save([1.0], tmp_path / "list.pt")
+    for name in ("part", "empty", "text", "list", "gone"):
+        with pytest.raises(UserError, match=f"--encoder-weights .*{name}.pt"):
+            trainer.start(str(tmp_path / f"{name}.pt"), {})
