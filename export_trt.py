@@ -155,7 +155,7 @@ def export_fp32(model: Deployed, height: int, width: int) -> onnx.ModelProto:
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*legacy TorchScript")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter itself
         warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
         torch.onnx.export(
             model,

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,7 @@ def test_accuracy_is_that_of_the_training_metrics():
     generator = np.random.default_rng(2)
     depths = frames["depth"] * generator.uniform(0.7, 1.5, frames["depth"].shape).astype(np.float32) + 0.2
     segs = generator.normal(size=(len(depths), CLASSES, HEIGHT, WIDTH)).astype(np.float32)
+    segs[:, -1] = -100  # a class that occurs neither in reference nor prediction counts nowhere
     metrics, confusion = DepthMetrics(0.1, 10.0), ConfusionMatrix(CLASSES)
     for depth, seg, reference, labels, focal in zip(
         depths, segs, frames["depth"], frames["labels"], frames["focal"], strict=True
@@ -283,11 +285,29 @@ def test_broken_graph(engine_dir, monkeypatch, capsys):
     wrong(monkeypatch, capsys, engine_dir, "student_fp32.onnx")
 
 
-@pytest.mark.parametrize("content", [{"rgb": np.array([{}], dtype=object)}, {"rgb": np.zeros((0, 6, 8, 3))}])
+@pytest.mark.parametrize("content", [{"rgb": np.zeros((0, 6, 8, 3))}, {"labels": np.zeros((5, 6, 9))}])
 def test_frames_that_are_no_frames(engine_dir, monkeypatch, capsys, content):
     without(monkeypatch, "tensorrt", "pycuda")
     np.savez(engine_dir / "eval_frames.npz", **(evaluation_frames() | content))
     wrong(monkeypatch, capsys, engine_dir, "eval_frames.npz")
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickles_are_not_run(engine_dir, monkeypatch, capsys, tmp_path):
+    without(monkeypatch, "tensorrt", "pycuda")
+    trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
+    np.savez(engine_dir / "eval_frames.npz", **(evaluation_frames() | {"rgb": trap}))
+    wrong(monkeypatch, capsys, engine_dir, "eval_frames.npz")
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_frames_without_the_camera_of_the_engines(engine_dir, monkeypatch, capsys):

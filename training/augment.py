@@ -20,16 +20,18 @@ GAMMA = 0.2  # largest change of log gamma
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def augment(batch: Batch, zoom: tuple[float, float], seed: int, step: int) -> Batch:
+def augment(batch: Batch, zoom: tuple[float, float], shrink: int, seed: int, step: int) -> Batch:
     """A changed copy of the batch; what is drawn depends on seed and step alone, on any device.
 
     Args:
         batch: from the feed.
         zoom: range of the factor on the focal length.
+        shrink: the copy's maps are this many times smaller than the batch's.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     device = batch.rgb.device
-    grid, factor = zoom_flip_grid(batch.rgb.shape, zoom, generator)
+    size, height, width = len(batch.rgb), batch.rgb.shape[2] // shrink, batch.rgb.shape[3] // shrink
+    grid, factor = zoom_flip_grid((size, height, width), zoom, generator)
     grid = grid.to(device)
     return Batch(
         # mirrored rather than black outside the image: a black rim would give the zoom away
@@ -43,9 +45,11 @@ def augment(batch: Batch, zoom: tuple[float, float], seed: int, step: int) -> Ba
     )
 
 
-def zoom_flip_grid(shape: torch.Size, zoom: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def zoom_flip_grid(
+    shape: tuple[int, int, int], zoom: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Sampling grid [B,H,W,2] of a random zoom (log-uniform), shift and flip, and the zoom of each image [B]."""
-    size, height, width = shape[0], shape[2], shape[3]
+    size, height, width = shape
     draw = torch.rand(5, size, generator=generator)
     low, high = math.log(zoom[0]), math.log(zoom[1])
     factor = torch.where(draw[0] < ZOOM_PROBABILITY, torch.exp(low + (high - low) * draw[1]), 1.0)
