@@ -111,7 +111,7 @@ class Config:
     # training
     epochs: int = 30
     batch_size: int = 16
-    lr: float = 2e-3
+    lr: float = 3e-3
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1
     gradient_clip: float = 1.0
@@ -120,9 +120,6 @@ class Config:
     num_workers: int = 2
     zoom_min: float = 0.6  # augmentation: focal length times a factor in this range
     zoom_max: float = 2.0
-    # The first epochs run at half the network's size, four times as fast (progressive resizing, as EfficientNetV2 is
-    # trained, arXiv:2104.00298); there the zoomed crops are as sharp as the rest, so that blur can't betray the zoom.
-    half_size_fraction: float = 0.7
 
     # cluster
     partition: str = "l40s_public"

@@ -227,20 +227,19 @@ class Trainer:
         batches = training_batches(
             self.frames, self.config.batch_size, self.config.seed, epoch, skip=done, device=self.device
         )
-        shrink = 2 if epoch < round(self.config.half_size_fraction * self.config.epochs) else 1
         start, images = time.perf_counter(), 0
         bar = tqdm(batches, initial=done, total=self.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=None)
         for batch in bar:
-            self.epoch_loss += self.train_step(batch, shrink)
+            self.epoch_loss += self.train_step(batch)
             images += len(batch.rgb)
             if stop:
                 break
         self.images_per_second = images / (time.perf_counter() - start)
 
-    def train_step(self, batch: Batch, shrink: int) -> torch.Tensor:
+    def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; returns the total loss without waiting for the device."""
         config = self.config
-        batch = augment(batch, (config.zoom_min, config.zoom_max), shrink, config.seed, self.step)
+        batch = augment(batch, (config.zoom_min, config.zoom_max), config.seed, self.step)
         target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, config.confidence_threshold)
         target = target * batch.focal_factor.view(-1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -1,6 +1,7 @@
 """Writing files whole or not at all, and reading them without running what is in them."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -50,9 +51,18 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON with two spaces of indent, whole or not at all."""
+    """Write JSON with two spaces of indent, whole or not at all; NaN, which JSON has no word for, becomes null."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def read_json(path: str | Path) -> Any:

@@ -191,8 +191,8 @@ def test_a_run_stopped_twice_ends_as_if_it_had_not_been(manifest, trained, tmp_p
     number_at = {1: signal.SIGUSR1, 4: signal.SIGTERM}
     step = train.Trainer.train_step
 
-    def step_then_signal(trainer, batch, shrink):
-        loss = step(trainer, batch, shrink)
+    def step_then_signal(trainer, batch):
+        loss = step(trainer, batch)
         if trainer.step in number_at:
             os.kill(os.getpid(), number_at[trainer.step])
         return loss
@@ -263,7 +263,7 @@ def test_frames_without_teachers_train_on_the_sensor(manifest, tmp_path):
     frames = packed(rows, tmp_path / "cache")
     trainer = train.Trainer(Config(epochs=1, batch_size=2), CPU, frames, frames, "data")
     trainer.model.train()
-    assert np.isfinite(trainer.train_step(frames.batch([0, 1], CPU), shrink=1).item())
+    assert np.isfinite(trainer.train_step(frames.batch([0, 1], CPU)).item())
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
 
 

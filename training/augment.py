@@ -20,18 +20,16 @@ GAMMA = 0.2  # largest change of log gamma
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def augment(batch: Batch, zoom: tuple[float, float], shrink: int, seed: int, step: int) -> Batch:
+def augment(batch: Batch, zoom: tuple[float, float], seed: int, step: int) -> Batch:
     """A changed copy of the batch; what is drawn depends on seed and step alone, on any device.
 
     Args:
         batch: from the feed.
         zoom: range of the factor on the focal length.
-        shrink: the copy's maps are this many times smaller than the batch's.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     device = batch.rgb.device
-    size, height, width = len(batch.rgb), batch.rgb.shape[2] // shrink, batch.rgb.shape[3] // shrink
-    grid, factor = zoom_flip_grid((size, height, width), zoom, generator)
+    grid, factor = zoom_flip_grid(batch.rgb.shape, zoom, generator)
     grid = grid.to(device)
     return Batch(
         # mirrored rather than black outside the image: a black rim would give the zoom away
@@ -45,20 +43,21 @@ def augment(batch: Batch, zoom: tuple[float, float], shrink: int, seed: int, ste
     )
 
 
-def zoom_flip_grid(
-    shape: tuple[int, int, int], zoom: tuple[float, float], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Sampling grid [B,H,W,2] of a random zoom (log-uniform), shift and flip, and the zoom of each image [B]."""
-    size, height, width = shape
-    draw = torch.rand(5, size, generator=generator)
+def zoom_flip_grid(shape: torch.Size, zoom: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sampling grid [B,H,W,2] of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
+
+    The window is not shifted up or down: where a thing meets the floor below the horizon tells its distance through
+    any lens, as long as the optical axis stays at the image's centre.
+    """
+    size, _, height, width = shape
+    draw = torch.rand(4, size, generator=generator)
     low, high = math.log(zoom[0]), math.log(zoom[1])
     factor = torch.where(draw[0] < ZOOM_PROBABILITY, torch.exp(low + (high - low) * draw[1]), 1.0)
     free = (1 - 1 / factor).abs()  # how far the window's centre may leave the image's, in halves of its size
-    shift_x, shift_y = free * (2 * draw[2] - 1), free * (2 * draw[3] - 1)
-    direction = torch.where(draw[4] < FLIP_PROBABILITY, -1.0, 1.0)
+    direction = torch.where(draw[3] < FLIP_PROBABILITY, -1.0, 1.0)
     theta = torch.zeros(size, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = direction / factor, shift_x
-    theta[:, 1, 1], theta[:, 1, 2] = 1 / factor, shift_y
+    theta[:, 0, 0], theta[:, 0, 2] = direction / factor, free * (2 * draw[2] - 1)
+    theta[:, 1, 1] = 1 / factor
     return F.affine_grid(theta, [size, 1, height, width], align_corners=False), factor
 
 

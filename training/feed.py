@@ -116,23 +116,32 @@ class PackedFrames:
         np.save(folder / f"{FOCAL_FACTOR}.npy", factors, allow_pickle=False)
         write_json(folder / "stems.json", [row.stem for row in self.rows])
 
+    def gather(self, indices: Sequence[int], pin: bool) -> dict[str, Tensor]:
+        """The packed arrays of the given frames, [B,H,W,C] each, and focal_factor [B], in memory (pinned for a GPU)."""
+        chosen = np.asarray(indices)
+        tensors = {name: torch.from_numpy(array[chosen]) for name, array in self.arrays.items()}
+        tensors[FOCAL_FACTOR] = torch.from_numpy(self.focal_factor[chosen])
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if pin else tensors
+
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """The frames of the given indices on the device."""
+        return unpack(self.gather(indices, device.type == "cuda"), device)
 
-        def load(name: str) -> Tensor:
-            array = torch.from_numpy(self.arrays[name][np.asarray(indices)])
-            array = array.pin_memory() if device.type == "cuda" else array
-            return array.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
-        return Batch(
-            rgb=load("rgb").float().div(255).contiguous(),
-            depth=load("depth").float() / MILLIMETRES,
-            confidence=load("confidence").float() / 255,
-            da3_depth=load("da3_depth").float() / MILLIMETRES,
-            sam2_seg=load("sam2_seg")[:, 0].long(),
-            labels=load("labels")[:, 0].long(),
-            focal_factor=torch.from_numpy(self.focal_factor[np.asarray(indices)]).to(device),
-        )
+def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
+    """What PackedFrames.gather() returned, as a batch on the device."""
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in gathered.items()}
+    factor = moved.pop(FOCAL_FACTOR)
+    moved = {name: tensor.permute(0, 3, 1, 2) for name, tensor in moved.items()}
+    return Batch(
+        rgb=moved["rgb"].float().div(255).contiguous(),
+        depth=moved["depth"].float() / MILLIMETRES,
+        confidence=moved["confidence"].float() / 255,
+        da3_depth=moved["da3_depth"].float() / MILLIMETRES,
+        sam2_seg=moved["sam2_seg"][:, 0].long(),
+        labels=moved["labels"][:, 0].long(),
+        focal_factor=factor,
+    )
 
 
 def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float | int | None]:
@@ -188,17 +197,19 @@ def training_batches(
     """The batches of one epoch in an order that depends on seed and epoch alone, the first `skip` left out.
 
     The last frames that fill no whole batch wait for another epoch's order, unless there are fewer than one batch.
-    The next batch is read while the current one is in use.
+    The next batch is read while the current one is in use; the reading thread touches no tensor arithmetic, since each
+    thread that does keeps a pool of OpenMP threads, which take the cores from each other.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(frames))
     count = batches_per_epoch(len(frames), batch_size)
     chosen = [order[n * batch_size : (n + 1) * batch_size] for n in range(skip, count)]
+    pin = device.type == "cuda"
     with ThreadPoolExecutor(1) as reader:
-        waiting = [reader.submit(frames.batch, indices, device) for indices in chosen[:1]]
+        waiting = [reader.submit(frames.gather, indices, pin) for indices in chosen[:1]]
         for position in range(len(chosen)):
             if position + 1 < len(chosen):
-                waiting.append(reader.submit(frames.batch, chosen[position + 1], device))
-            yield waiting.pop(0).result()
+                waiting.append(reader.submit(frames.gather, chosen[position + 1], pin))
+            yield unpack(waiting.pop(0).result(), device)
 
 
 def batches_per_epoch(frames: int, batch_size: int) -> int:
