@@ -91,8 +91,7 @@ def main() -> int:
     manifest, rooms_notice = find_manifest(arguments, config)
     rows = read_manifest(manifest)
     train_rows, val_rows = (choose_rows(rows, split, arguments.data_limit) for split in ("train", "val"))
-    frames, val_frames = (pack(chosen, manifest, config) for chosen in (train_rows, val_rows))
-
+    frames, val_frames = pack(train_rows, manifest, config, config.cache_scale), pack(val_rows, manifest, config, 1)
     trainer = Trainer(config, device, frames, val_frames, fingerprint(train_rows + val_rows))
     resumed = trainer.resume(arguments.resume)
     if not resumed:
@@ -135,10 +134,10 @@ def find_manifest(arguments, config: Config) -> tuple[Path, str | None]:
     return prepare_rooms(config.data_root / "rooms_teacher_data"), notice
 
 
-def pack(rows: list[Row], manifest: Path, config: Config) -> PackedFrames:
-    """The rows' packed cache, kept beside their manifest."""
-    size = (config.width, config.height)
-    return PackedFrames(rows, manifest.parent / ".cache", size, config.reference_focal, config.num_workers)
+def pack(rows: list[Row], manifest: Path, config: Config, scale: int) -> PackedFrames:
+    """The rows' packed cache at `scale` times the network's size, kept beside their manifest."""
+    size, focal = (config.width * scale, config.height * scale), config.reference_focal * scale
+    return PackedFrames(rows, manifest.parent / ".cache", size, focal, config.num_workers)
 
 
 def describe(rows: list[Row], config: Config) -> dict:
@@ -239,7 +238,8 @@ class Trainer:
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; returns the total loss without waiting for the device."""
         config = self.config
-        batch = augment(batch, (config.zoom_min, config.zoom_max), config.seed, self.step)
+        size = (config.height, config.width)
+        batch = augment(batch, (config.zoom_min, config.zoom_max), size, config.seed, self.step)
         target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, config.confidence_threshold)
         target = target * batch.focal_factor.view(-1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -268,7 +268,7 @@ class Trainer:
         } | metrics
         self.epoch_loss.zero_()
         self.notes["history"].append(entry)
-        print("  ".join(f"{name} {value:.4g}" for name, value in entry.items()))
+        print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # without NaN
         write_history(self.run_dir / "history.csv", self.notes["history"])
         with SummaryWriter(self.run_dir) as board:
             for name, value in entry.items():

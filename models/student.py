@@ -69,13 +69,16 @@ class Decoder(nn.Module):
     """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the last doubling is left to the caller.
 
     All convolutions run at a quarter of the image's size; the head predicts four sub-pixels a cell (Shi et al., CVPR
-    2016, arXiv:1609.05158), which costs a fraction of a convolution at half the size.
+    2016, arXiv:1609.05158; started as in Aitken et al., arXiv:1707.02937), a fraction of a convolution at half size.
     """
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
         self.refine = separable(channels, channels, 5)
         self.head = nn.Conv2d(channels, 4 * outputs, 1)
+        with torch.no_grad():  # all sub-pixels of a cell start alike, else the output starts as a checkerboard
+            self.head.weight.copy_(self.head.weight[::4].repeat_interleave(4, dim=0))
+            self.head.bias.copy_(self.head.bias[::4].repeat_interleave(4))
 
     def forward(self, pyramid: Tensor) -> Tensor:
         return F.pixel_shuffle(self.head(self.refine(pyramid)), 2)

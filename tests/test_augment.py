@@ -16,6 +16,7 @@ HEIGHT, WIDTH = 60, 80
 FOCAL, CX, CY = 90.0, (WIDTH - 1) / 2, (HEIGHT - 1) / 2
 NORMAL, DISTANCE = np.array([0.3, -0.2, 0.9]), 2.5  # the plane of the points p with NORMAL . p = DISTANCE
 MIXED = (0.6, 2.0)
+SIZE = (HEIGHT, WIDTH)
 
 
 def rays(focal: float, cx: float, cy: float) -> np.ndarray:
@@ -64,7 +65,7 @@ def line(changed: Batch, index: int, channel: int) -> tuple[float, float]:
 def test_points_behind_a_zoomed_lens_lie_on_the_same_plane(zoom, without_colour):
     """Back-projected with f * z, whatever the shift of the window and the flip, the depth is of the same surface."""
     batch = plane_batch()
-    changed = augment(batch, zoom, seed=0, step=3)
+    changed = augment(batch, zoom, SIZE, seed=0, step=3)
     factors = (batch.focal_factor / changed.focal_factor).numpy()
     for index, z in enumerate(factors):
         (slope_x, offset_x), (slope_y, offset_y) = line(changed, index, 0), line(changed, index, 1)
@@ -79,7 +80,7 @@ def test_points_behind_a_zoomed_lens_lie_on_the_same_plane(zoom, without_colour)
 
 def test_lenses_vary_within_the_range(without_colour):
     batch = plane_batch(64)
-    changed = augment(batch, MIXED, seed=0, step=0)
+    changed = augment(batch, MIXED, SIZE, seed=0, step=0)
     factors = (batch.focal_factor / changed.focal_factor).numpy()
     assert MIXED[0] <= factors.min() < 0.75 and 1.6 < factors.max() <= MIXED[1]
     assert 0.05 < (np.abs(factors - 1) < 1e-6).mean() < 0.4, "some frames keep their lens"
@@ -89,7 +90,7 @@ def test_lenses_vary_within_the_range(without_colour):
 
 def test_maps_stay_registered_with_the_picture(without_colour):
     batch = plane_batch()
-    changed = augment(batch, MIXED, seed=1, step=7)
+    changed = augment(batch, MIXED, SIZE, seed=1, step=7)
     for index in range(len(batch.rgb)):
         here = interior(changed, index)
         column, _, tenth = (channel.numpy()[here] for channel in changed.rgb[index])
@@ -104,7 +105,7 @@ def test_maps_stay_registered_with_the_picture(without_colour):
 
 def test_outside_the_image_nothing_is_taught():
     batch = plane_batch()
-    changed = augment(batch, (0.5, 0.5), seed=0, step=0)
+    changed = augment(batch, (0.5, 0.5), SIZE, seed=0, step=0)
     outside = changed.depth == 0
     zoomed_out = changed.focal_factor > batch.focal_factor
     assert zoomed_out.any()
@@ -119,7 +120,7 @@ def test_outside_the_image_nothing_is_taught():
 def test_holes_and_ignored_pixels_stay_so():
     batch = plane_batch()
     batch.depth, batch.labels, batch.sam2_seg = batch.depth * 0, batch.labels * 0, torch.full_like(batch.labels, IGNORE)
-    changed = augment(batch, (1.0, 1.5), seed=0, step=0)
+    changed = augment(batch, (1.0, 1.5), SIZE, seed=0, step=0)
     assert not changed.depth.any() and not changed.labels.any()
     assert (changed.sam2_seg == IGNORE).all()
 
@@ -127,18 +128,18 @@ def test_holes_and_ignored_pixels_stay_so():
 def test_seed_and_step_alone_decide():
     batch = plane_batch()
     before = [getattr(batch, field.name).clone() for field in fields(Batch)]
-    first, again = augment(batch, MIXED, seed=4, step=11), augment(batch, MIXED, seed=4, step=11)
+    first, again = augment(batch, MIXED, SIZE, seed=4, step=11), augment(batch, MIXED, SIZE, seed=4, step=11)
     for field, original in zip(fields(Batch), before, strict=True):
         assert torch.equal(getattr(first, field.name), getattr(again, field.name))
         assert torch.equal(getattr(batch, field.name), original), "the batch that came in is left as it was"
     for seed, step in ((4, 12), (5, 11), (10**20, 11)):
-        other = augment(batch, MIXED, seed=seed, step=step)
+        other = augment(batch, MIXED, SIZE, seed=seed, step=step)
         assert not torch.equal(first.rgb, other.rgb) and not torch.equal(first.depth, other.depth)
 
 
 def test_colours_change_within_their_range():
     batch = plane_batch()
-    changed = augment(batch, (1.0, 1.0), seed=0, step=0)
+    changed = augment(batch, (1.0, 1.0), SIZE, seed=0, step=0)
     assert changed.rgb.min() >= 0 and changed.rgb.max() <= 1
     assert len({round(picture.mean().item(), 4) for picture in changed.rgb}) == len(changed.rgb)
     assert changed.depth.unique().numel() == batch.depth.unique().numel()

@@ -214,7 +214,7 @@ def test_a_run_stopped_twice_ends_as_if_it_had_not_been(manifest, trained, tmp_p
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--lr", "0.001"], "lr 0.002, not 0.001"),
+        (["--lr", "0.001"], f"lr {Config().lr}, not 0.001"),
         (["--epochs", "3"], "epochs 2, not 3"),
         (["--seed", "1"], "seed 0, not 1"),
         (["--data-limit", "2"], "other data"),
@@ -318,3 +318,13 @@ def test_encoder_weights(manifest, tmp_path):
     for name in ("part", "empty", "text", "list", "gone"):
         with pytest.raises(UserError, match=f"--encoder-weights .*{name}.pt"):
             trainer.start(str(tmp_path / f"{name}.pt"), {})
+
+
+def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_factor(manifest, tmp_path):
+    """Zoomed crops are to stay sharp, so the training cache has more pixels; metres stay the same."""
+    rows, config = read_manifest(manifest)[:2], Config()
+    large = train.pack(rows, tmp_path / "manifest.jsonl", config, config.cache_scale)
+    small = train.pack(rows, tmp_path / "manifest.jsonl", config, 1)
+    assert large.arrays["rgb"].shape[1:3] == (config.height * config.cache_scale, config.width * config.cache_scale)
+    assert small.arrays["rgb"].shape[1:3] == (config.height, config.width)
+    np.testing.assert_allclose(large.focal_factor, small.focal_factor, rtol=1e-6)

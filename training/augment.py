@@ -20,16 +20,18 @@ GAMMA = 0.2  # largest change of log gamma
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def augment(batch: Batch, zoom: tuple[float, float], seed: int, step: int) -> Batch:
+def augment(batch: Batch, zoom: tuple[float, float], size: tuple[int, int], seed: int, step: int) -> Batch:
     """A changed copy of the batch; what is drawn depends on seed and step alone, on any device.
 
     Args:
-        batch: from the feed.
+        batch: from the feed, at least of the size to come: a crop that had to be enlarged would be blurred, and a
+            student reads the zoom off the blur instead of off what is in the picture.
         zoom: range of the factor on the focal length.
+        size: (height, width) of the copy.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     device = batch.rgb.device
-    grid, factor = zoom_flip_grid(batch.rgb.shape, zoom, generator)
+    grid, factor = zoom_flip_grid((len(batch.rgb), *size), zoom, generator)
     grid = grid.to(device)
     return Batch(
         # mirrored rather than black outside the image: a black rim would give the zoom away
@@ -43,13 +45,17 @@ def augment(batch: Batch, zoom: tuple[float, float], seed: int, step: int) -> Ba
     )
 
 
-def zoom_flip_grid(shape: torch.Size, zoom: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sampling grid [B,H,W,2] of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
+def zoom_flip_grid(
+    shape: tuple[int, int, int], zoom: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Sampling grid of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
+
+    shape: (B, H, W) of the grid [B,H,W,2].
 
     The window is not shifted up or down: where a thing meets the floor below the horizon tells its distance through
     any lens, as long as the optical axis stays at the image's centre.
     """
-    size, _, height, width = shape
+    size, height, width = shape
     draw = torch.rand(4, size, generator=generator)
     low, high = math.log(zoom[0]), math.log(zoom[1])
     factor = torch.where(draw[0] < ZOOM_PROBABILITY, torch.exp(low + (high - low) * draw[1]), 1.0)

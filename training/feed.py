@@ -1,4 +1,4 @@
-"""The packed cache: every frame once at the network's size in memory-mapped arrays, and batches cut from it."""
+"""The packed cache: every frame once at one size in memory-mapped arrays, and batches cut from it."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ class Batch:
 
 
 class PackedFrames:
-    """The frames of some rows at the network's size, memory-mapped from a cache that is built when it is missing."""
+    """The frames of some rows at one size, memory-mapped from a cache that is built when it is missing."""
 
     def __init__(
         self, rows: Sequence[Row], cache_dir: Path, size: tuple[int, int], reference_focal: float, workers: int
@@ -61,7 +61,7 @@ class PackedFrames:
         Args:
             rows: frames to pack, in this order.
             cache_dir: where caches are kept; each has a folder named by what is in it.
-            size: (width, height) of the network's input.
+            size: (width, height) to pack at, of the network's aspect ratio.
             reference_focal: f_ref in pixels at that size.
             workers: threads that read frames.
 
@@ -168,7 +168,7 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float
 
 
 def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
-    """One frame at the network's size in the cache's dtypes, [height,width,channels] each."""
+    """One frame at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
 
     def depth(array: np.ndarray | None) -> np.ndarray:
         if array is None:
