@@ -118,7 +118,7 @@ class Config:
     ema_decay: float = 0.998
     seed: int = 0
     num_workers: int = 2
-    zoom_min: float = 0.8  # augmentation: focal length times a factor in this range
+    zoom_min: float = 0.7  # augmentation: focal length times a factor in this range
     zoom_max: float = 2.0
     cache_scale: int = 2  # training frames are kept at this many times the network's size, so that zooms stay sharp
 
