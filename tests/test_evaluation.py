@@ -73,6 +73,7 @@ def test_json_and_markdown_agree(output, table):
             values = [depth[name] for name in eval_distillation.DEPTH_COLUMNS]
         else:
             values = [seg["miou"], seg["pixel_accuracy"], *seg["iou"]]
+        values = [float("nan") if value is None else value for value in values]  # JSON has no word for NaN
         assert [float(cell) for cell in row[1:]] == pytest.approx(values, abs=0.00051, nan_ok=True)
         found += 1
     assert found == 2 * len(eval_distillation.ROWS), "each row stands in both tables"
