@@ -1,6 +1,5 @@
 """An RGB-D recording as sensors leave it -> a data folder: images, depth, camera, splits by time."""
 
-import json
 import shutil
 import sys
 from collections.abc import Iterable
@@ -24,9 +23,16 @@ from cli import (
     run,
 )
 from config import Intrinsics
-from dataset.files import atomic_path, read_image, read_png_raw, write_json, write_npy
+from dataset.files import (
+    atomic_path,
+    claim_data_folder,
+    read_image,
+    read_png_raw,
+    write_failed_frames,
+    write_json,
+    write_npy,
+)
 from dataset.frames import IMAGE_SUFFIXES, find_frames, read_depth
-from dataset.nyu_loader import prepare
 
 COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
 COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
@@ -186,16 +192,6 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def write_failed(path: Path, failed: dict[str, str]) -> None:
-    """failed_frames.jsonl, one {"stem", "reason"} a line; no file when nothing failed."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_path(path) as temporary:
-        lines = (json.dumps({"stem": stem, "reason": reason}) + "\n" for stem, reason in failed.items())
-        temporary.write_text("".join(lines), encoding="utf-8")
-
-
 def parse_args():
     parser = ArgumentParser(
         "Reads an RGB-D recording: <stem>.color.jpg|png beside <stem>.depth.png, or folders rgb|color/ and depth/;\n"
@@ -267,7 +263,7 @@ def main() -> int | None:
     split = plan_split(args, list(frames))
     size = image_size(frames.values())
     camera = build_camera(args, folder, size)
-    prepare(args.out, describe(args, folder, len(frames), split))
+    claim_data_folder(args.out, describe(args, folder, len(frames), split), ("rgb", "depth"))
     kept = [stem for stems in split.values() for stem in stems]
     failed: dict[str, str] = {}
     with StopSignal() as stop:
@@ -282,7 +278,7 @@ def main() -> int | None:
                 print(f"stopped after {number} of {len(kept)} frames: the same command goes on")
                 return EXIT_STOPPED
     split = {name: [stem for stem in stems if stem not in failed] for name, stems in split.items()}
-    write_failed(args.out / "failed_frames.jsonl", failed)
+    write_failed_frames(args.out / "failed_frames.jsonl", failed)
     write_json(args.out / "camera.json", asdict(camera))
     write_json(args.out / "splits.json", split)
     print(summary(len(frames), split, failed))

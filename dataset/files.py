@@ -4,7 +4,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,3 +106,36 @@ def read_png_raw(path: str | Path) -> np.ndarray:
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path} is not a readable single-channel 8- or 16-bit PNG")
     return image
+
+
+def claim_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) -> None:
+    """Make a loader's data folder with its source.json and clear it of what a killed run has left half-written.
+
+    Args:
+        source: what the folder is made from, and with which settings; plain JSON.
+        maps: names of its sub-folders.
+
+    Raises UserError when it can't be written or holds frames of another source or of other settings.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for leftover in (part for name in maps for part in (out / name).rglob(".*.part.*")):
+            leftover.unlink()
+        if not (out / "source.json").is_file():
+            write_json(out / "source.json", source)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
+    if read_json(out / "source.json") != source:
+        raise UserError(
+            f"{out} holds frames of another source or other settings, see its source.json: choose another --out"
+        )
+
+
+def write_failed_frames(path: Path, failed: dict[str, str]) -> None:
+    """Write {stem: reason} as one {"stem", "reason"} a line; when nothing failed, an older file goes away."""
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        lines = (json.dumps({"stem": stem, "reason": reason}) + "\n" for stem, reason in failed.items())
+        temporary.write_text("".join(lines), encoding="utf-8")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python dataset/x.py` puts only dataset/ on the path
 from cli import EXIT_STOPPED, ArgumentParser, StopSignal, UserError, existing_file, run
 from config import CLASS_NAMES, IGNORE, NYU_INTRINSICS, Intrinsics
-from dataset.files import read_json, read_npy, read_png_raw, write_json, write_npy, write_png
+from dataset.files import claim_data_folder, read_npy, read_png_raw, write_json, write_npy, write_png
 from dataset.frames import white_border
 from dataset.label_remapper import check_names, remap
 from dataset.manifest import intrinsics_from
@@ -280,25 +280,6 @@ def summary(split: dict[str, list[str]], counts: np.ndarray) -> str:
     )
 
 
-def prepare(out: Path, description: dict) -> None:
-    """Make a data folder with its source.json and clear it of what a killed run has left half-written.
-
-    Raises UserError when it can't be written or holds frames of another source or of other settings.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for leftover in (part for name in MAPS for part in (out / name).rglob(".*.part.*")):
-            leftover.unlink()
-        if not (out / "source.json").is_file():
-            write_json(out / "source.json", description)
-    except OSError as error:
-        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
-    if read_json(out / "source.json") != description:
-        raise UserError(
-            f"{out} holds frames of another source or other settings, see its source.json: choose another --out"
-        )
-
-
 def parse_args():
     parser = ArgumentParser(
         "Reads nyu_depth_v2_labeled.mat (HDF5) or a file of the same layout.\n"
@@ -319,7 +300,7 @@ def main() -> int | None:
         camera = source.camera()
         split = assign_splits(len(source), source.strings("scenes"), source.official)
         description = describe(source)
-        prepare(args.out, description)
+        claim_data_folder(args.out, description, MAPS)
         print(f"{source.path}: {description['what']}; confidence is {description['confidence']}")
         counts = np.zeros(258, dtype=np.int64)
         for index in tqdm(range(len(source)), unit="frame", disable=None):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, positive_float
 from config import NYU_INTRINSICS, Intrinsics
-from dataset.files import atomic_path, read_json, write_json, write_npy
+from dataset.files import read_json, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
 from dataset.manifest import Cameras
 
@@ -213,7 +213,8 @@ def run_stage(
             _write_result(output_dir / f"{stem}.npy", result)
             tally.done += 1
         left = len(waiting) - tally.done - len(tally.failed)
-    _write_failed(output_dir, part, tally.failed)
+    failed_name = "failed_frames.jsonl" if count == 1 else f"failed_frames.{index}-of-{count}.jsonl"
+    write_failed_frames(output_dir / failed_name, tally.failed)
     print(
         f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
         + (f", {left} left ({stop.received.name}); run the same command again" if left else "")
@@ -231,17 +232,6 @@ def _write_result(path: Path, result: np.ndarray) -> None:
         write_npy(path, result)
     except OSError as error:  # a full disk is no fault of the frame: go no further
         raise UserError(f"can't write {path}: {error.strerror}") from None
-
-
-def _write_failed(output_dir: Path, part: tuple[int, int], failed: dict[str, str]) -> None:
-    index, count = part
-    file = output_dir / ("failed_frames.jsonl" if count == 1 else f"failed_frames.{index}-of-{count}.jsonl")
-    if not failed:
-        file.unlink(missing_ok=True)
-        return
-    with atomic_path(file) as temporary:
-        lines = (json.dumps({"stem": stem, "reason": reason}) + "\n" for stem, reason in failed.items())
-        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _progress(stems: list[str]) -> Iterable[str]:
