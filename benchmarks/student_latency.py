@@ -8,7 +8,6 @@ meantime slows both alike, so the ratio is steadier than the latencies. Exit cod
 """
 
 import io
-import platform
 import sys
 import time
 import warnings
@@ -23,6 +22,7 @@ from tabulate import tabulate
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
+from benchmarks.machine import processor
 from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, positive_int, run
 from config import Config
 from training.checkpoint import build_student
@@ -55,14 +55,6 @@ def interleaved(sessions: dict[str, onnxruntime.InferenceSession], image: np.nda
     return times[-rounds:]
 
 
-def machine() -> str:
-    """The processor's name as Linux gives it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> int:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--rounds", type=positive_int, default=200, help="timed runs of each (default: %(default)s)")
@@ -80,7 +72,7 @@ def main() -> int:
     ratios = times[:, 1] / times[:, 0]
     rows.append(["student / encoder", *np.percentile(ratios, (50, 10, 90))])
     print(
-        f"ONNX Runtime {onnxruntime.__version__}, {machine()}, {arguments.threads} threads, "
+        f"ONNX Runtime {onnxruntime.__version__}, {processor()}, {arguments.threads} threads, "
         f"{config.width}x{config.height}, {arguments.rounds} rounds"
     )
     print(tabulate(rows, ["", "median ms", "p10", "p90"], floatfmt=".2f"))

@@ -3,16 +3,22 @@
 import json
 import math
 import os
+import re
+import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from cli import UserError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")
 
 
 @contextmanager
@@ -34,6 +40,12 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def target_of_temporary(name: str) -> str | None:
+    """The stem of the file that a temporary name of atomic_path() is meant to become; None for any other name."""
+    match = TEMPORARY_NAME.fullmatch(name)
+    return match[1] if match else None
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:
@@ -89,13 +101,32 @@ def read_npy(path: str | Path) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an 8-bit colour image as RGB uint8 [H,W,3]; raises UserError when it can't be decoded."""
+    """Read an 8-bit RGB image as uint8 [H,W,3]; an alpha channel is dropped, a palette is looked up.
+
+    Raises UserError when it can't be decoded to its end, or is no 8-bit RGB: a grey, CMYK or 16-bit file in a folder
+    of images is another sensor's picture, and a teacher would label it without a word.
+    """
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path} is not a readable image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            if image.mode not in ("RGB", "RGBA", "P") or _png_bit_depth(file) == 16:
+                raise UserError(f"{path} is no 8-bit RGB image (mode {image.mode})")
+            image.load()  # unlike OpenCV it refuses a file that ends too early
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except PermissionError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable image: {error}") from None
+
+
+def _png_bit_depth(file: BinaryIO) -> int | None:
+    # Pillow reads 16-bit RGB as 8-bit without saying so; the header's 25th byte is the bit depth (PNG, section 11.2.2)
+    position = file.tell()
+    file.seek(0)
+    head = file.read(25)
+    file.seek(position)
+    return head[24] if len(head) == 25 and head.startswith(PNG_SIGNATURE) else None
 
 
 def read_png_raw(path: str | Path) -> np.ndarray:

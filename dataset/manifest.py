@@ -13,6 +13,7 @@ A manifest is a text file with one JSON object a line:
     split       train, val or test                          (optional)
     intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
     made_by     what made the labels                        (optional)
+    da3_scale   factor that brings da3_depth to the sensor's scale in the training target (optional)
 
 Paths are relative to the manifest's own folder and may not lead out of it.
 """
@@ -46,6 +47,7 @@ class Row:
     split: str | None = None
     intrinsics: Intrinsics | None = None
     made_by: dict = field(default_factory=dict)
+    da3_scale: float | None = None
 
 
 def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
@@ -165,7 +167,16 @@ def _parse(line: str, root: Path, where: str) -> Row:
         split=split,
         intrinsics=intrinsics_from(camera, where) if camera else None,
         made_by=made_by,
+        da3_scale=_scale(entry.get("da3_scale"), where),
     )
+
+
+def _scale(value: object, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise UserError(f"{where}: da3_scale {value!r} is no factor above 0")
+    return float(value)
 
 
 def default_stem(rgb: str) -> str:
@@ -227,14 +238,16 @@ def _entry(row: Row, root: Path) -> dict:
         entry["intrinsics"] = asdict(row.intrinsics)
     if row.made_by:
         entry["made_by"] = row.made_by
+    if row.da3_scale is not None:
+        entry["da3_scale"] = row.da3_scale
     return entry
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """sha256 over stems, splits, cameras and the size and time of change of every file: changes when the data does."""
+    """sha256 over stems, splits, cameras, scales and the files' sizes and times of change."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row.stem}|{row.split}|{row.intrinsics}".encode())
+        digest.update(f"{row.stem}|{row.split}|{row.intrinsics}|{row.da3_scale}".encode())
         for name in ("rgb", "depth", *OPTIONAL_MAPS):
             file = getattr(row, name)
             if file is None:

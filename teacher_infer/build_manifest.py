@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
 from cli import ArgumentParser, UserError, existing_dir, run
-from config import Intrinsics
+from config import Config, Intrinsics
+from dataset.alignment import seam_step, sensor_scale
 from dataset.files import read_image, read_json, write_json
 from dataset.frames import camera_for, find_frames, find_map, read_classes, read_confidence, read_depth
 from dataset.manifest import Cameras, Row, fingerprint, read_splits, write_manifest
@@ -56,6 +58,12 @@ def parse_args():
         "--allow-missing-teachers",
         action="store_true",
         help="write rows without a teacher's map where it is missing",
+    )
+    parser.add_argument(
+        "--align-to-sensor",
+        action="store_true",
+        help="give each row the factor da3_scale that brings its teacher's depth to its sensor's scale; training "
+        "applies it where the teacher fills the sensor's holes, so that the two meet without a step",
     )
     return parser.parse_args()
 
@@ -238,6 +246,29 @@ def check(join: Join, allow_missing: bool) -> None:
             print(f"{len(stems)} frames without {column}: {_some(stems)}")
 
 
+def align(rows: list[Row], threshold: float) -> None:
+    """Fill in da3_scale and say what it does to the seam between sensor and teacher; rows without a teacher stay."""
+    scales, before, after = [], [], []
+    with_teacher = [row for row in rows if row.da3_depth]
+    for row in tqdm(with_teacher, desc="aligning to the sensor", disable=None):
+        depth, teacher = read_depth(row.depth), read_depth(row.da3_depth)
+        confidence = read_confidence(row.confidence) if row.confidence else (depth > 0).astype(np.float32)
+        row.da3_scale = sensor_scale(depth, confidence, teacher, threshold)
+        if row.da3_scale is None:
+            continue
+        scales.append(row.da3_scale)
+        steps = [seam_step(depth, confidence, t, threshold) for t in (teacher, teacher * np.float32(row.da3_scale))]
+        if None not in steps:
+            before.append(steps[0])
+            after.append(steps[1])
+    if not scales:
+        raise UserError("--align-to-sensor: no frame has enough pixels with both the sensor's depth and the teacher's")
+    low, middle, high = np.percentile(scales, (5, 50, 95))
+    print(f"aligned {len(scales)} of {len(with_teacher)} frames: factor {middle:.3f} ({low:.3f}..{high:.3f} for 90 %)")
+    if before:
+        print(f"step from sensor to teacher: median {np.median(before):.1%} before, {np.median(after):.1%} after")
+
+
 def main() -> None:
     args = parse_args()
     folders, output = find_folders(args), Path(args.output)
@@ -254,6 +285,8 @@ def main() -> None:
     cameras = Cameras.read(camera_file) if camera_file else None
     join = join_frames(folders, frames, splits, cameras, teachers_provenance(folders))
     check(join, args.allow_missing_teachers)
+    if args.align_to_sensor:
+        align(join.rows, Config().confidence_threshold)
     write_manifest(output, join.rows)
     write_json(output.with_suffix(".json"), {"frames": len(join.rows), "fingerprint": fingerprint(join.rows)})
     print(f"{output}: {len(join.rows)} frames")

@@ -1,28 +1,51 @@
-"""Depth teachers: Depth Anything 3, and the reference depth of a data folder in its place.
+"""Depth teachers: Depth Anything 3, metric models of transformers, and a data folder's own depth in their place.
 
-Both are called with one image and give its depth: backend(stem, rgb, camera) -> float32 [H,W], metres, 0 = none.
+Each works in three steps, so that a stage can read and write in threads while the model runs on a batch:
+
+    prepare(stem, rgb, camera) -> Prepared   the image at the size that the network sees
+    infer(list of Prepared)    -> outputs    the network, same-sized images together
+    finish(Prepared, output)   -> depth      float32 [H,W] at the image's size, metres, 0 = none
 """
 
 import argparse
 import contextlib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
-from cli import UserError, existing_dir, resolve_device
+from cli import UserError, existing_dir, positive_int, resolve_device
 from config import Intrinsics
 from dataset.frames import find_map, read_depth
 from teacher_infer.stage import sha256_of, versions_of
 
-DEFAULT_MODEL = "depth-anything/da3metric-large"
+DEFAULT_MODELS = {
+    "da3": "depth-anything/da3metric-large",
+    "transformers": "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
+}
 WEIGHTS_FILE = "model.safetensors"
-PROCESS_RESOLUTION = 504  # pixels of the longer side that the network sees; its own default
+PROCESS_RESOLUTION = 504  # pixels of the longer side that DA3 sees; its own default
 CANONICAL_FOCAL = 300.0  # pixels; metric depth = focal * raw / 300 (Depth Anything 3's README)
-SKY = 0.3  # the network's own threshold: from here on it fills depth in, from an unseeded sample
+SKY = 0.3  # DA3's own threshold: from here on it fills depth in, from an unseeded sample
+SMALLEST_SIDE = 28  # pixels, two of DA3's patches: what is smaller is no photograph
 ADVICE = "use --backend reference or --model-id <local folder>"
+
+
+@dataclass
+class Prepared:
+    """One frame before the network.
+
+    image: what the network takes, float32 tensor [3,h,w], or the reference depth [H,W] in place of a network.
+    shape: (H, W) of the image that was read. camera: of that image; None for a backend that needs none.
+    """
+
+    image: Any
+    shape: tuple[int, int]
+    camera: Intrinsics | None
 
 
 class DepthBackend(Protocol):
@@ -30,8 +53,20 @@ class DepthBackend(Protocol):
 
     provenance: dict
 
-    def __call__(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> np.ndarray:
-        """Depth of an image uint8 [H,W,3] as float32 [H,W], metres, 0 = none; UserError when it has none."""
+    def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
+        """An image uint8 [H,W,3] at the network's size; UserError when there is no depth to be had of it."""
+
+    def infer(self, prepared: list[Prepared]) -> list:
+        """The network's output for each frame."""
+
+    def finish(self, prepared: Prepared, output: Any) -> np.ndarray:
+        """Depth float32 [H,W] at the image's size, metres, 0 = none."""
+
+
+def depth_of(backend: DepthBackend, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> np.ndarray:
+    """Depth of a single image: float32 [H,W], metres, 0 = none."""
+    prepared = backend.prepare(stem, rgb, camera)
+    return backend.finish(prepared, backend.infer([prepared])[0])
 
 
 def processed_focal(camera: Intrinsics, width: int, height: int) -> float:
@@ -48,54 +83,197 @@ class DA3:
     Args:
         model_id: name on the Hugging Face hub, or a folder with config.json and model.safetensors.
         device: torch device name.
+        process_resolution: pixels of the longer side of the image that the network sees.
+        batch_size: images at once.
+        compiled: compile the network; pays over thousands of frames.
 
     Raises UserError when the package or the weights can't be had.
     """
 
-    def __init__(self, model_id: str, device: str):
-        self.device = resolve_device(device)
+    def __init__(
+        self,
+        model_id: str,
+        device: str,
+        process_resolution: int = PROCESS_RESOLUTION,
+        batch_size: int = 1,
+        compiled: bool = False,
+    ):
+        self.device, self.process_resolution = resolve_device(device), process_resolution
         self.network = _load_da3(model_id).to(self.device).eval()
-        self.provenance = _da3_provenance(model_id, self.network.model_name)
-        if "metric" not in self.network.model_name and "nested" not in self.network.model_name:
-            print(f"warning: {self.network.model_name} is trained for relative depth; its output is no metres")
+        name = self.network.model_name
+        if "metric" not in name and "nested" not in name:
+            print(f"warning: {name} is trained for relative depth; its output is no metres")
+        # the nested model fits one scale to all that it is given
+        self.batch_size = 1 if "nested" in name else batch_size
+        self.model = _compiled(self.network.model) if compiled else self.network.model
+        self.provenance = _provenance("da3", model_id, name, self.device) | {
+            "process_resolution": process_resolution,
+            "versions": versions_of(("depth-anything-3", "torch")),
+        }
 
-    def __call__(self, stem: str, rgb: np.ndarray, camera: Intrinsics) -> np.ndarray:
+    def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics) -> Prepared:
+        _check_size(rgb)
+        images, _, _ = self.network.input_processor([rgb], process_res=self.process_resolution, sequential=True)
+        return Prepared(images[0], rgb.shape[:2], camera)
+
+    def infer(self, prepared: list[Prepared]) -> list[tuple[np.ndarray, np.ndarray | None, bool]]:
+        """(raw depth float32 [h,w], sky float32 [h,w] or None, whether raw is metres already) of each frame."""
+        return in_batches(prepared, self.batch_size, self._forward)
+
+    def _forward(self, batch: list[Prepared]) -> list[tuple[np.ndarray, np.ndarray | None, bool]]:
         import torch
 
-        image, _, _ = self.network.input_processor([rgb], process_res=PROCESS_RESOLUTION, sequential=True)
-        height, width = image.shape[-2:]
-        with torch.inference_mode(), self._autocast():
-            # the inner network takes [batch, views, 3, H, W]; api.inference would ask for half precision on a CPU
-            output = self.network.model(image[None].to(self.device), export_feat_layers=[])
-        depth = output.depth.reshape(height, width).float().cpu().numpy()
-        if not getattr(output, "is_metric", 0):
-            depth = depth * (processed_focal(camera, width, height) / CANONICAL_FOCAL)
-        sky = output.sky.reshape(height, width).float().cpu().numpy() >= SKY if "sky" in output else None
-        return _to_image_size(depth, sky, rgb.shape[:2])
+        # [batch, 1 view, 3, h, w]: as views of one batch entry, any-view models would mix the frames
+        images = torch.stack([p.image for p in batch])[:, None]
+        with _inference(self.device):
+            output = self.model(images.to(self.device), export_feat_layers=[])
+        depth = output.depth.reshape(len(batch), *images.shape[-2:]).float().cpu().numpy()
+        skies = [None] * len(batch)
+        if "sky" in output:
+            skies = output.sky.reshape(depth.shape).float().cpu().numpy()
+        return [(raw, sky, bool(getattr(output, "is_metric", 0))) for raw, sky in zip(depth, skies, strict=True)]
 
-    def _autocast(self):
+    def finish(self, prepared: Prepared, output: tuple[np.ndarray, np.ndarray | None, bool]) -> np.ndarray:
+        raw, sky, is_metric = output
+        height, width = raw.shape
+        scale = 1 if is_metric else processed_focal(prepared.camera, width, height) / CANONICAL_FOCAL
+        valid = np.isfinite(raw) & (raw > 0)
+        if sky is not None:
+            valid &= sky < SKY
+        return resize_valid(np.where(valid, raw * scale, 0).astype(np.float32), prepared.shape)
+
+
+class Transformers:
+    """A metric depth model of transformers: Depth Anything V2 metric, ZoeDepth, Depth Pro and their like.
+
+    Args as of DA3. The library's own processor makes the input and brings the output to the image's size; these
+    models know the cameras that they were trained with, so no focal length enters.
+
+    Raises UserError when the weights can't be had, or are said to be of relative depth.
+    """
+
+    def __init__(self, model_id: str, device: str, batch_size: int = 1, compiled: bool = False):
+        self.device, self.batch_size = resolve_device(device), batch_size
+        self.processor, network = _load_transformers(model_id)
+        self.network = network.to(self.device).eval()
+        self.model = _compiled(self.network) if compiled else self.network
+        self.provenance = _provenance("transformers", model_id, network.config.model_type, self.device) | {
+            "versions": versions_of(("transformers", "torch")),
+        }
+
+    def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
+        _check_size(rgb)
+        return Prepared(self.processor(images=rgb, return_tensors="pt")["pixel_values"][0], rgb.shape[:2], camera)
+
+    def infer(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        """Depth float32 [H,W] at the image's size."""
+        return in_batches(prepared, self.batch_size, self._forward)
+
+    def _forward(self, batch: list[Prepared]) -> list[np.ndarray]:
         import torch
 
-        if self.device.type == "cpu":
-            return contextlib.nullcontext()
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype)
+        images = torch.stack([p.image for p in batch]).to(self.device)
+        with _inference(self.device):
+            output = self.model(pixel_values=images)
+        # the second argument is the size before padding for ZoeDepth, the size to come for the others: here the same
+        found = self.processor.post_process_depth_estimation(output, [p.shape for p in batch])
+        return [entry["predicted_depth"].float().cpu().numpy() for entry in found]
+
+    def finish(self, prepared: Prepared, output: np.ndarray) -> np.ndarray:
+        return np.where(np.isfinite(output) & (output > 0), output, 0).astype(np.float32).reshape(prepared.shape)
 
 
-def _to_image_size(depth: np.ndarray, sky: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
-    height, width = shape
-    full = cv2.resize(depth, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    full[~(np.isfinite(full) & (full > 0))] = 0
-    if sky is not None:
-        full[cv2.resize(sky.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0] = 0
-    return full
+class Reference:
+    """The reference depth of a data folder in place of a teacher, where the teacher's weights can't be had."""
+
+    def __init__(self, depth_dir: Path):
+        self.depth_dir = depth_dir
+        self.provenance = {"backend": "reference", "model": f"reference depth in {depth_dir.resolve().name}/"}
+
+    def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
+        path = find_map(self.depth_dir, stem)
+        if path is None:
+            raise UserError(f"{self.depth_dir} has no depth for frame {stem}")
+        depth = read_depth(path)
+        if depth.shape != rgb.shape[:2]:
+            sizes = "x".join(map(str, depth.shape[::-1])), "x".join(map(str, rgb.shape[1::-1]))
+            raise UserError(f"{path} is {sizes[0]} but its image is {sizes[1]}")
+        return Prepared(depth, rgb.shape[:2], camera)
+
+    def infer(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        return [p.image for p in prepared]
+
+    def finish(self, prepared: Prepared, output: np.ndarray) -> np.ndarray:
+        return output
+
+
+def in_batches(prepared: list[Prepared], batch_size: int, forward: Callable[[list[Prepared]], list]) -> list:
+    """Outputs of `forward`, which takes batch_size frames of one network size, for frames of any sizes, in order.
+
+    A batch that is not full repeats its last frame: a compiled network sees one shape, and what becomes of a frame does
+    not depend on how many went with it, so that a resumed run ends with the same bytes as an uninterrupted one.
+    """
+    by_size: dict[tuple, list[int]] = {}
+    for index, frame in enumerate(prepared):
+        by_size.setdefault(tuple(frame.image.shape), []).append(index)
+    outputs = [None] * len(prepared)
+    for indices in by_size.values():
+        for start in range(0, len(indices), batch_size):
+            chosen = indices[start : start + batch_size]
+            filled = chosen + chosen[-1:] * (batch_size - len(chosen))
+            results = forward([prepared[index] for index in filled])
+            for index, result in zip(chosen, results[: len(chosen)], strict=True):
+                outputs[index] = result
+    return outputs
+
+
+def resize_valid(depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Bilinear resize of a map float32 [h,w] to (H, W) that mixes values above 0 only; 0 where the nearest is 0."""
+    size = shape[::-1]
+    valid = (depth > 0).astype(np.float32)
+    weight = cv2.resize(valid, size, interpolation=cv2.INTER_LINEAR)
+    nearest = cv2.resize(valid, size, interpolation=cv2.INTER_NEAREST_EXACT) > 0
+    full = cv2.resize(depth, size, interpolation=cv2.INTER_LINEAR)
+    return np.where(nearest & (weight > 0), full / np.maximum(weight, 1e-6), 0).astype(np.float32)
+
+
+def _check_size(rgb: np.ndarray) -> None:
+    if min(rgb.shape[:2]) < SMALLEST_SIDE:
+        raise UserError(f"the image is {rgb.shape[1]}x{rgb.shape[0]} pixels, too small for a depth model")
+
+
+@contextlib.contextmanager
+def _inference(device):
+    """inference_mode, half precision on a GPU, and a GPU's lack of memory as advice."""
+    import torch
+
+    dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=device.type != "cpu"):
+            yield
+    except torch.OutOfMemoryError:
+        raise UserError("the GPU's memory is too small for the batch: give a smaller --batch-size") from None
+
+
+def _compiled(module):
+    import torch
+
+    return torch.compile(module)
+
+
+def _check_model_folder(model_id: str) -> None:
+    for name in ("config.json", WEIGHTS_FILE):
+        if Path(model_id).is_dir() and not (Path(model_id) / name).is_file():
+            raise UserError(f"--model-id {model_id}: the folder holds no {name}")
+
+
+def _not_loaded(model_id: str, error: Exception) -> UserError:
+    reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
+    return UserError(f"weights of {model_id} can't be loaded ({reason}): {ADVICE}")
 
 
 def _load_da3(model_id: str):
-    folder = Path(model_id)
-    for name in ("config.json", WEIGHTS_FILE):
-        if folder.is_dir() and not (folder / name).is_file():
-            raise UserError(f"--model-id {model_id}: the folder holds no {name}")
+    _check_model_folder(model_id)
     os.environ.setdefault("DA3_LOG_LEVEL", "ERROR")  # its remarks are about 3D export, and two a frame
     try:
         from depth_anything_3.api import DepthAnything3
@@ -106,11 +284,28 @@ def _load_da3(model_id: str):
     try:
         return DepthAnything3.from_pretrained(model_id)
     except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
-        raise UserError(f"weights of {model_id} can't be loaded ({reason}): {ADVICE}") from None
+        raise _not_loaded(model_id, error) from None
 
 
-def _da3_provenance(model_id: str, architecture: str) -> dict:
+def _load_transformers(model_id: str):
+    _check_model_folder(model_id)
+    try:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    except ImportError as error:
+        raise UserError(
+            f"the package transformers is not installed ({error}): see requirements.txt, or {ADVICE}"
+        ) from None
+    try:
+        processor = AutoImageProcessor.from_pretrained(model_id)
+        network = AutoModelForDepthEstimation.from_pretrained(model_id, use_safetensors=True)
+    except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
+        raise _not_loaded(model_id, error) from None
+    if getattr(network.config, "depth_estimation_type", "metric") == "relative":
+        raise UserError(f"--model-id {model_id} gives relative depth: take a metric model")
+    return processor, network
+
+
+def _provenance(backend: str, model_id: str, architecture: str, device) -> dict:
     folder = Path(model_id)
     weights = folder / WEIGHTS_FILE
     if not folder.is_dir():
@@ -118,56 +313,47 @@ def _da3_provenance(model_id: str, architecture: str) -> dict:
 
         weights = Path(try_to_load_from_cache(model_id, WEIGHTS_FILE) or "absent")
     return {
-        "backend": "da3",
+        "backend": backend,
         "model": folder.resolve().name if folder.is_dir() else model_id,
         "architecture": architecture,
         "weights_sha256": sha256_of(weights) if weights.is_file() else None,
-        "process_resolution": PROCESS_RESOLUTION,
-        "versions": versions_of(("depth-anything-3", "torch")),
+        "precision": "float32" if device.type == "cpu" else "half",
     }
 
 
-class Reference:
-    """The reference depth of a data folder in place of a teacher, where the teacher's weights can't be had."""
-
-    def __init__(self, depth_dir: Path):
-        self.depth_dir = depth_dir
-        self.provenance = {"backend": "reference", "model": f"reference depth in {depth_dir.resolve().name}/"}
-
-    def __call__(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> np.ndarray:
-        path = find_map(self.depth_dir, stem)
-        if path is None:
-            raise UserError(f"{self.depth_dir} has no depth for frame {stem}")
-        depth = read_depth(path)
-        if depth.shape != rgb.shape[:2]:
-            sizes = "x".join(map(str, depth.shape[::-1])), "x".join(map(str, rgb.shape[1::-1]))
-            raise UserError(f"{path} is {sizes[0]} but its image is {sizes[1]}")
-        return depth
-
-
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
-    """--backend, --reference-depth-dir, --model-id."""
+    """--backend, --reference-depth-dir, --model-id, --process-res, --compile."""
     parser.add_argument(
         "--backend",
-        choices=("da3", "reference"),
+        choices=("da3", "transformers", "reference"),
         default="da3",
-        help="da3: Depth Anything 3; reference: the data's own depth in its place (default: da3)",
+        help="da3: Depth Anything 3; transformers: a metric depth model of that library; reference: the data's own "
+        "depth in a teacher's place (default: da3)",
     )
     parser.add_argument(
         "--reference-depth-dir",
         metavar="DEPTH",
         help="depth that --backend reference takes (default: depth/ beside the image folder)",
     )
+    models = ", ".join(f"{model} for {backend}" for backend, model in DEFAULT_MODELS.items())
     parser.add_argument(
-        "--model-id",
-        default=DEFAULT_MODEL,
-        help=f"Hugging Face name, or a folder with config.json and {WEIGHTS_FILE} (default: {DEFAULT_MODEL})",
+        "--model-id", help=f"Hugging Face name, or a folder with config.json and {WEIGHTS_FILE} (default: {models})"
     )
+    parser.add_argument(
+        "--process-res",
+        type=positive_int,
+        default=PROCESS_RESOLUTION,
+        help="pixels of the longer side of the image that DA3 sees (default: %(default)s)",
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays over many frames")
 
 
-def load_depth_backend(args: argparse.Namespace, input_dir: Path) -> DepthBackend:
+def load_depth_backend(args: argparse.Namespace, input_dir: Path, batch_size: int) -> DepthBackend:
     """The backend that the flags name; raises UserError when its package, weights or folder can't be had."""
+    if args.backend == "reference":
+        folder = args.reference_depth_dir or input_dir.resolve().parent / "depth"
+        return Reference(existing_dir(folder, "--reference-depth-dir"))
+    model_id = args.model_id or DEFAULT_MODELS[args.backend]
     if args.backend == "da3":
-        return DA3(args.model_id, args.device)
-    folder = args.reference_depth_dir or input_dir.resolve().parent / "depth"
-    return Reference(existing_dir(folder, "--reference-depth-dir"))
+        return DA3(model_id, args.device, args.process_res, batch_size, args.compile)
+    return Transformers(model_id, args.device, batch_size, args.compile)

@@ -3,18 +3,17 @@
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
 from cli import ArgumentParser, existing_dir, run
 from dataset.files import read_image
 from dataset.frames import find_frames
-from teacher_infer.depth_backends import add_backend_flags, load_depth_backend
+from teacher_infer.depth_backends import DepthBackend, Prepared, add_backend_flags, load_depth_backend
 from teacher_infer.stage import (
     FrameCameras,
     add_camera_flags,
     add_stage_flags,
     claim_output,
+    default_batch_size,
     limit_threads,
     run_stage,
 )
@@ -35,21 +34,30 @@ def parse_args():
     return parser.parse_args()
 
 
+class DepthTeacher:
+    """A depth backend over image files, as run_stage() takes it."""
+
+    def __init__(self, backend: DepthBackend, cameras: FrameCameras | None):
+        self.backend, self.cameras = backend, cameras
+        self.infer, self.finish = backend.infer, backend.finish
+        self.provenance = backend.provenance | {"camera": cameras.settings() if cameras else None}
+
+    def prepare(self, stem: str, path: Path) -> Prepared:
+        rgb = read_image(path)
+        return self.backend.prepare(stem, rgb, self.cameras.of(stem, rgb) if self.cameras else None)
+
+
 def main() -> int:
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
     frames = find_frames(input_dir)
-    needs_camera = args.backend == "da3"  # asked before minutes go into loading weights
-    cameras = FrameCameras(input_dir, args.fx, args.fy) if needs_camera else None
-    backend = load_depth_backend(args, input_dir)
-    claim_output(output_dir, backend.provenance | {"camera": cameras.settings() if cameras else None}, args.overwrite)
-
-    def depth_of(stem: str, path: Path) -> np.ndarray:
-        rgb = read_image(path)
-        return backend(stem, rgb, cameras.of(stem, rgb) if cameras else None)
-
-    return run_stage(frames, output_dir, depth_of, args.shard, args.overwrite)
+    # asked before minutes go into loading weights
+    cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None
+    batch_size = args.batch_size or default_batch_size(args.device)
+    teacher = DepthTeacher(load_depth_backend(args, input_dir, batch_size), cameras)
+    claim_output(output_dir, teacher.provenance, args.overwrite)
+    return run_stage(frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers)
 
 
 if __name__ == "__main__":

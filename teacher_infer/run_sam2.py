@@ -1,6 +1,8 @@
 """Segmentation teacher: objects from YOLO and SAM2, floor, wall and glass from the geometry of depth."""
 
 import sys
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -8,18 +10,25 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
 from cli import ArgumentParser, UserError, existing_dir, non_negative_int, run
-from config import CLASS_COLOURS, CLASS_NAMES
+from config import CLASS_COLOURS, CLASS_NAMES, Intrinsics
 from dataset.files import read_image, read_json, write_png
 from dataset.frames import find_frames, find_map, read_confidence, read_depth
 from dataset.pictures import colour_classes, panel, stack
 from teacher_infer.geometry import classify
-from teacher_infer.object_backends import PERSON, DetectedObject, add_object_flags, load_object_backend
+from teacher_infer.object_backends import (
+    PERSON,
+    DetectedObject,
+    ObjectBackend,
+    add_object_flags,
+    load_object_backend,
+)
 from teacher_infer.stage import (
     PROVENANCE,
     FrameCameras,
     add_camera_flags,
     add_stage_flags,
     claim_output,
+    default_batch_size,
     limit_threads,
     run_stage,
 )
@@ -58,7 +67,7 @@ def parse_args():
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="write pictures of the first N frames done to --output-dir/panels (default: 0)",
+        help="write pictures of the first N frames to --output-dir/panels (default: 0)",
     )
     add_object_flags(parser)
     add_camera_flags(parser)
@@ -148,6 +157,53 @@ def histogram_line(counts: np.ndarray) -> str:
     return "pixels: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, shares, strict=True))
 
 
+@dataclass
+class SceneMaps:
+    """What geometry and objects are found in: rgb uint8 [H,W,3], depths float32 [H,W] metres, 0 = none."""
+
+    stem: str
+    rgb: np.ndarray
+    depth: np.ndarray
+    sensor: np.ndarray | None
+    camera: Intrinsics
+
+
+class SegmentationTeacher:
+    """Objects and geometry over image files, as run_stage() takes it.
+
+    counts: int64 [6], pixels of each class written so far. Panels are written for the frames of `panel_stems`.
+    """
+
+    def __init__(self, find_objects: ObjectBackend, maps: DepthMaps, cameras: FrameCameras, panels: Path):
+        self.find_objects, self.maps, self.cameras, self.panels = find_objects, maps, cameras, panels
+        self.provenance = find_objects.provenance | maps.settings() | {"camera": cameras.settings()}
+        self.counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
+        self.counting = threading.Lock()
+        self.panel_stems: set[str] = set()
+
+    def prepare(self, stem: str, path: Path) -> SceneMaps:
+        rgb = read_image(path)
+        return SceneMaps(stem, rgb, *self.maps.read(stem, rgb.shape[:2]), self.cameras.of(stem, rgb))
+
+    def infer(self, prepared: list[SceneMaps]) -> list[list[DetectedObject]]:
+        return [self.find_objects(scene.stem, scene.rgb) for scene in prepared]
+
+    def finish(self, prepared: SceneMaps, output: list[DetectedObject]) -> np.ndarray:
+        geometry = classify(prepared.depth, prepared.camera, prepared.sensor).classes
+        merged = merge(geometry, output)
+        with self.counting:
+            self.counts += np.bincount(merged.ravel(), minlength=len(CLASS_NAMES))
+        if prepared.stem in self.panel_stems:
+            pictures = (
+                ("image", prepared.rgb),
+                ("boxes and masks", draw_objects(prepared.rgb, output)),
+                ("geometry", colour_classes(geometry)),
+                ("merged", colour_classes(merged)),
+            )
+            write_png(self.panels / f"{prepared.stem}.png", stack([panel(pictures)]))
+        return merged
+
+
 def main() -> int:
     args = parse_args()
     limit_threads()
@@ -155,33 +211,13 @@ def main() -> int:
     frames = find_frames(input_dir)
     maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, input_dir.resolve().parent)
     cameras = FrameCameras(input_dir, args.fx, args.fy)
-    find_objects = load_object_backend(args, input_dir)
-    claim_output(output_dir, find_objects.provenance | maps.settings() | {"camera": cameras.settings()}, args.overwrite)
-    counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
-    panels_left = args.save_panels
-
-    def classes_of(stem: str, path: Path) -> np.ndarray:
-        nonlocal panels_left
-        rgb = read_image(path)
-        depth, sensor = maps.read(stem, rgb.shape[:2])
-        geometry = classify(depth, cameras.of(stem, rgb), sensor).classes
-        objects = find_objects(stem, rgb)
-        merged = merge(geometry, objects)
-        counts[:] += np.bincount(merged.ravel(), minlength=len(CLASS_NAMES))
-        if panels_left:
-            panels_left -= 1
-            pictures = (
-                ("image", rgb),
-                ("boxes and masks", draw_objects(rgb, objects)),
-                ("geometry", colour_classes(geometry)),
-                ("merged", colour_classes(merged)),
-            )
-            write_png(output_dir / "panels" / f"{stem}.png", stack([panel(pictures)]))
-        return merged
-
-    code = run_stage(frames, output_dir, classes_of, args.shard, args.overwrite)
-    if counts.any():
-        print(histogram_line(counts))
+    teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, output_dir / "panels")
+    teacher.panel_stems.update(list(frames)[: args.save_panels])
+    claim_output(output_dir, teacher.provenance, args.overwrite)
+    batch_size = args.batch_size or default_batch_size(args.device)
+    code = run_stage(frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers)
+    if teacher.counts.any():
+        print(histogram_line(teacher.counts))
     return code
 
 

@@ -15,23 +15,28 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, positive_float
+from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, positive_float, positive_int, resolve_device
 from config import NYU_INTRINSICS, Intrinsics
-from dataset.files import read_json, write_failed_frames, write_json, write_npy
+from dataset.files import read_json, target_of_temporary, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
 from dataset.manifest import Cameras
 
 PROVENANCE = "provenance.json"
 PROGRESS_SECONDS = 30.0  # between two lines in a log
+GPU_BATCH_SIZE = 8
+BATCHES_AHEAD = 2  # read before the model is free for them; as many wait to be written
 FOCAL_TOLERANCE = 1e-3  # relative difference between flags and camera.json that is worth a warning
 
 
@@ -47,8 +52,19 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def add_stage_flags(parser: argparse.ArgumentParser) -> None:
-    """--device, --shard, --overwrite."""
+    """--device, --batch-size, --num-workers, --shard, --overwrite."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        help=f"frames that the model gets at once (default: {GPU_BATCH_SIZE} on a GPU, 1 on a CPU)",
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=positive_int,
+        default=min(4, len(os.sched_getaffinity(0))),
+        help="threads that read frames, and as many that write (default: %(default)s)",
+    )
     parser.add_argument(
         "--shard",
         type=shard,
@@ -62,6 +78,11 @@ def add_stage_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do finished frames again (default: skip them, and refuse to mix settings)",
     )
+
+
+def default_batch_size(device: str) -> int:
+    """Frames at once on a device: a GPU needs several to be busy, a CPU gains nothing by them."""
+    return GPU_BATCH_SIZE if resolve_device(device).type == "cuda" else 1
 
 
 def add_camera_flags(parser: argparse.ArgumentParser) -> None:
@@ -173,48 +194,96 @@ def claim_output(output_dir: Path, provenance: dict, overwrite: bool) -> None:
         raise UserError(f"--output-dir {output_dir}: can't write there ({error.strerror})") from None
 
 
+class WriteError(Exception):
+    """An output can't be written: no fault of the frame, so the stage ends."""
+
+
+class Teacher(Protocol):
+    """What a stage runs over frames, in three steps, so that reading and writing hide behind the model.
+
+    prepare() and finish() are called from several threads at once, infer() from the main thread only. Each may raise
+    UserError or OSError for a frame that can't be done; infer() is given one frame at a time before its error counts.
+    """
+
+    provenance: dict
+
+    def prepare(self, stem: str, path: Path) -> Any:
+        """Read one frame and bring it to the model's input."""
+
+    def infer(self, prepared: list) -> list:
+        """The model's outputs for some prepared frames, one each, on the CPU."""
+
+    def finish(self, prepared: Any, output: Any) -> np.ndarray:
+        """The frame's result, as it is written."""
+
+
 @dataclass
 class Tally:
     """Frames of one run: done now, finished before, failed as {stem: reason}."""
 
     done: int = 0
     finished_before: int = 0
-    failed: dict[str, str] | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def run_stage(
     frames: dict[str, Path],
     output_dir: Path,
-    process: Callable[[str, Path], np.ndarray],
+    teacher: Teacher,
     part: tuple[int, int] = (0, 1),
     overwrite: bool = False,
+    batch_size: int = 1,
+    workers: int = 2,
 ) -> int:
-    """Run `process(stem, image path) -> array` over the frames of a part and write <output_dir>/<stem>.npy.
+    """Run a teacher over the frames of a part and write <output_dir>/<stem>.npy.
 
     A frame that raises UserError or OSError is listed in failed_frames.jsonl and left out. SIGTERM and SIGUSR1 end
-    the loop after the frame in hand.
+    the loop after the batch in hand. Memory holds at most BATCHES_AHEAD batches read ahead and as many being written.
+
+    Args:
+        frames: {stem: image file}.
+        part: (i, n), do every n-th frame from the i-th on.
+        batch_size: frames that infer() gets at once.
+        workers: threads that prepare, and as many that finish and write.
 
     Returns 0 when every frame of the part is written or listed as failed, 75 when stopped with frames left.
-    Raises UserError when there were frames to do and none of the part has an output.
+    Raises UserError when there were frames to do and none of the part has an output, or an output can't be written.
     """
     index, count = part
     stems = list(frames)[index::count]
-    waiting = [stem for stem in stems if overwrite or not (output_dir / f"{stem}.npy").is_file()]
-    tally = Tally(finished_before=len(stems) - len(waiting), failed={})
-    with StopSignal() as stop:
-        for stem in _progress(waiting):
-            if stop:
-                break
-            try:
-                result = process(stem, frames[stem])
-            except (UserError, OSError) as error:
-                tally.failed[stem] = " ".join(str(error).split())
-                continue
-            _write_result(output_dir / f"{stem}.npy", result)
-            tally.done += 1
-        left = len(waiting) - tally.done - len(tally.failed)
     failed_name = "failed_frames.jsonl" if count == 1 else f"failed_frames.{index}-of-{count}.jsonl"
-    write_failed_frames(output_dir / failed_name, tally.failed)
+    shared = {Path(PROVENANCE).stem} if count == 1 else set()  # another shard may be writing it right now
+    finished = _survey(output_dir, {*stems, Path(failed_name).stem} | shared)
+    waiting = [stem for stem in stems if overwrite or stem not in finished]
+    tally = Tally(finished_before=len(stems) - len(waiting))
+    batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
+    with StopSignal() as stop, ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
+        writing: deque[dict[str, Future]] = deque()
+        progress = _Progress(len(waiting))
+        try:
+            for prepared in _read_ahead(readers, batches, lambda stem: teacher.prepare(stem, frames[stem])):
+                ready = _results(prepared, tally)
+                outputs = _infer(teacher, ready, tally)
+                writing.append(
+                    {
+                        stem: writers.submit(_finish, teacher, ready[stem], output, output_dir / f"{stem}.npy")
+                        for stem, output in outputs.items()
+                    }
+                )
+                if len(writing) > BATCHES_AHEAD:
+                    tally.done += len(_results(writing.popleft(), tally))
+                progress.update(len(prepared))
+                if stop:
+                    break
+            while writing:
+                tally.done += len(_results(writing.popleft(), tally))
+        except WriteError as error:
+            raise UserError(str(error)) from None
+        finally:  # after an error: what is only waiting to be read is not
+            readers.shutdown(cancel_futures=True)
+            progress.close()
+    left = len(waiting) - tally.done - len(tally.failed)
+    write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in waiting if s in tally.failed})
     print(
         f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
         + (f", {left} left ({stop.received.name}); run the same command again" if left else "")
@@ -227,25 +296,90 @@ def run_stage(
     return EXIT_OK
 
 
-def _write_result(path: Path, result: np.ndarray) -> None:
+def _survey(output_dir: Path, own: set[str]) -> set[str]:
+    """Stems that have an output; removes what a killed run of this part (its stems: own) has left half-written."""
+    finished = set()
+    for folder, _, names in os.walk(output_dir):  # one walk: asking for each stem costs a round trip on a cluster
+        relative = os.path.relpath(folder, output_dir)
+        prefix = "" if relative == "." else f"{relative}/"
+        for name in names:
+            if target := target_of_temporary(name):
+                if prefix + target in own:
+                    Path(folder, name).unlink(missing_ok=True)
+            elif name.endswith(".npy"):
+                finished.add(prefix + name.removesuffix(".npy"))
+    return finished
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, batches: list[list[str]], prepare: Callable[[str], Any]
+) -> Iterator[dict[str, Future]]:
+    """{stem: future of the prepared frame} of each batch, BATCHES_AHEAD of them begun before they are asked for."""
+    begun: deque[dict[str, Future]] = deque()
+    for batch in batches:
+        begun.append({stem: pool.submit(prepare, stem) for stem in batch})
+        if len(begun) > BATCHES_AHEAD:
+            yield begun.popleft()
+    yield from begun
+
+
+def _results(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
+    """What has come of the futures; the frames that could not be done go to the tally."""
+    results = {}
+    for stem, future in futures.items():
+        try:
+            results[stem] = future.result()
+        except (UserError, OSError) as error:
+            tally.failed[stem] = _one_line(error)
+    return results
+
+
+def _infer(teacher: Teacher, prepared: dict[str, Any], tally: Tally) -> dict[str, Any]:
+    """{stem: output}; a batch that fails is tried frame by frame, so that one frame does not take others with it."""
+    if not prepared:
+        return {}
+    try:
+        return dict(zip(prepared, teacher.infer(list(prepared.values())), strict=True))
+    except (UserError, OSError) as error:
+        if len(prepared) == 1:
+            tally.failed[next(iter(prepared))] = _one_line(error)
+            return {}
+    outputs = {}
+    for stem, frame in prepared.items():
+        outputs |= _infer(teacher, {stem: frame}, tally)
+    return outputs
+
+
+def _finish(teacher: Teacher, prepared: Any, output: Any, path: Path) -> None:
+    result = teacher.finish(prepared, output)
     try:
         write_npy(path, result)
-    except OSError as error:  # a full disk is no fault of the frame: go no further
-        raise UserError(f"can't write {path}: {error.strerror}") from None
+    except OSError as error:
+        raise WriteError(f"can't write {path}: {error.strerror or f'{error} (disk full?)'}") from None
 
 
-def _progress(stems: list[str]) -> Iterable[str]:
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class _Progress:
     """A tqdm bar on a terminal, a plain line every half minute in a log."""
-    if sys.stderr.isatty():
-        yield from tqdm(stems, unit="frame")
-        return
-    start = last = time.monotonic()
-    for number, stem in enumerate(stems):
-        yield stem
+
+    def __init__(self, total: int):
+        self.bar = tqdm(total=total, unit="frame", disable=None)  # None: off where there is no terminal
+        self.total, self.done = total, 0
+        self.start = self.last = time.monotonic()
+
+    def update(self, frames: int) -> None:
+        self.done += frames
+        self.bar.update(frames)
         now = time.monotonic()
-        if now - last > PROGRESS_SECONDS:
-            last = now
-            print(f"{number + 1}/{len(stems)} frames, {(number + 1) / (now - start):.2f} frames/s", flush=True)
+        if self.bar.disable and now - self.last > PROGRESS_SECONDS:
+            self.last = now
+            print(f"{self.done}/{self.total} frames, {self.done / (now - self.start):.2f} frames/s", flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def limit_threads() -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
@@ -14,6 +15,7 @@ from cli import (
     ArgumentParser,
     UserError,
     existing_dir,
+    positive_float,
     positive_int,
     resolve_device,
     run,
@@ -21,14 +23,16 @@ from cli import (
 from dataset.files import read_image, write_json, write_png
 from dataset.frames import find_frames, find_map, read_depth
 from dataset.pictures import colour_depth, colour_error, depth_range, panel
-from teacher_infer.depth_backends import PROCESS_RESOLUTION, add_backend_flags, load_depth_backend
+from teacher_infer.depth_backends import add_backend_flags, depth_of, load_depth_backend
 from teacher_infer.stage import FrameCameras, add_camera_flags, limit_threads
 
 NEAREST, FARTHEST = 0.1, 20.0  # metres: indoor depth lies between
 SMALLEST_SHARE = 0.5  # of pixels with depth; sky and dropped pixels have none
-RATIO_RANGE = (0.85, 1.18)  # of the median of teacher / reference
+RATIO_RANGE = (0.85, 1.18)  # of the median of teacher / reference, unless flags say otherwise
 OUTLIER_FRAMES = 0.2  # share of frames whose own median may lie outside: good teachers miss a frame
-SMALLEST_CORRELATION = 0.5
+SMALLEST_CORRELATION = 0.7
+SMALLEST_SPREAD = 0.1  # below it a weak correlation says only that the frame is as flat as a wall
+LARGEST_INVERSE_CORRELATION = -0.3  # nearer to 0 it is the depth of other frames rather than inverse depth
 CAUSE_TOLERANCE = 0.08  # relative: how near a ratio must be to a known mistake's to be called that
 
 
@@ -44,7 +48,9 @@ class Comparison:
     farthest: float
     ratio: float | None = None  # median of teacher / reference
     correlation: float | None = None  # Pearson's, of depth
+    spearman: float | None = None  # of ranks: near -1 for inverse depth, whatever its range
     abs_rel: float | None = None
+    spread: float | None = None  # median of |teacher / reference / ratio - 1|: what no scale mends
 
 
 def compare(teacher: np.ndarray, reference: np.ndarray | None, shape: tuple[int, int]) -> Comparison:
@@ -69,8 +75,10 @@ def compare(teacher: np.ndarray, reference: np.ndarray | None, shape: tuple[int,
         a, b = teacher[both].astype(np.float64), reference[both].astype(np.float64)
         result.ratio = float(np.median(a / b))
         result.abs_rel = float((np.abs(a - b) / b).mean())
+        result.spread = float(np.median(np.abs(a / b / result.ratio - 1)))
         varies = a.std() > 1e-6 * a.mean() and b.std() > 1e-6 * b.mean()
         result.correlation = float(np.corrcoef(a, b)[0, 1]) if varies else 0.0
+        result.spearman = float(spearmanr(a, b).statistic) if varies else 0.0
     return result
 
 
@@ -80,28 +88,36 @@ def pooled_ratio(comparisons: list[Comparison]) -> float | None:
     return float(np.median(ratios)) if ratios else None
 
 
-def find_problems(comparisons: dict[str, Comparison], resize: float) -> list[str]:
+def find_problems(
+    comparisons: dict[str, Comparison], resize: float, ratio_range: tuple[float, float] = RATIO_RANGE
+) -> list[str]:
     """What forbids to use the teacher, in words that name the probable cause; empty when the gate is passed.
 
     resize: width of the image that the network sees / width of the input image, for naming a forgotten rescaling.
+    ratio_range: lowest and highest median of teacher / reference.
     """
     problems = [f"frame {stem}: {text}" for stem, c in comparisons.items() for text in _frame_problems(c)]
     measured = {stem: c for stem, c in comparisons.items() if c.ratio is not None}
     if not measured:
         return problems
-    correlation = float(np.median([c.correlation for c in measured.values()]))
-    if correlation < 0:  # then no scale would help
+    correlation, spearman, spread = (
+        float(np.median([getattr(c, name) for c in measured.values()]))
+        for name in ("correlation", "spearman", "spread")
+    )
+    if min(correlation, spearman) < LARGEST_INVERSE_CORRELATION:  # then no scale would help
         return [
             *problems,
-            f"correlation: median {correlation:.2f} is negative: this looks like inverse depth (disparity)",
+            f"correlation: median {correlation:.2f} (of ranks {spearman:.2f}) is negative: this looks like inverse"
+            " depth (disparity)",
         ]
-    if correlation < SMALLEST_CORRELATION:
+    if correlation < SMALLEST_CORRELATION and spread > SMALLEST_SPREAD:
         problems.append(
-            f"correlation: median {correlation:.2f} is below {SMALLEST_CORRELATION}: not a depth of these"
-            " images; random weights, or stems that name other frames?"
+            f"correlation: median {correlation:.2f} is below {SMALLEST_CORRELATION}, half of the pixels are more than"
+            f" {spread:.0%} off at any scale: not a depth of these images; random weights, or stems that name other"
+            " frames?"
         )
     pooled = pooled_ratio(list(measured.values()))
-    low, high = RATIO_RANGE
+    low, high = ratio_range
     outside = [stem for stem, c in measured.items() if not low <= c.ratio <= high]
     if not low <= pooled <= high:
         problems.append(
@@ -157,6 +173,10 @@ def parse_args():
         help="reference depth; without it scale and correlation stay unchecked",
     )
     parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for gate.json and pictures")
+    for flag, value, word in (("--min-ratio", RATIO_RANGE[0], "lowest"), ("--max-ratio", RATIO_RANGE[1], "highest")):
+        parser.add_argument(
+            flag, type=positive_float, default=value, help=f"{word} median of teacher / reference (default: {value})"
+        )
     parser.add_argument("--n-frames", type=positive_int, default=5, help="frames, evenly spread (default: 5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add_backend_flags(parser)
@@ -206,7 +226,8 @@ def table(comparisons: dict[str, Comparison]) -> str:
         "nearest": "p1 m",
         "farthest": "p99 m",
         "ratio": "teacher/ref",
-        "correlation": "correlation",
+        "correlation": "Pearson",
+        "spearman": "Spearman",
         "abs_rel": "AbsRel",
     }
     rows = [[stem, *(getattr(c, name) for name in names)] for stem, c in comparisons.items()]
@@ -222,13 +243,13 @@ def main() -> int:
     frames = find_frames(input_dir)
     stems = choose_frames(frames, reference_dir, args.n_frames)
     cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None
-    backend = load_depth_backend(args, input_dir)
+    backend = load_depth_backend(args, input_dir, batch_size=1)
     comparisons, problems = {}, []
     for stem in stems:
         rgb = read_image(frames[stem])
         reference = read_reference(reference_dir, stem, rgb.shape[:2]) if reference_dir else None
         try:
-            teacher = backend(stem, rgb, cameras.of(stem, rgb) if cameras else None)
+            teacher = depth_of(backend, stem, rgb, cameras.of(stem, rgb) if cameras else None)
         except UserError as error:  # the teacher's fault, so the gate's verdict and not wrong usage
             problems.append(f"frame {stem}: {error}")
             continue
@@ -236,7 +257,7 @@ def main() -> int:
         if reference is not None and comparisons[stem].shape_ok and comparisons[stem].ratio is None:
             problems.append(f"frame {stem}: no pixel has both the teacher's depth and the reference's")
         write_png(output_dir / f"{stem}.png", picture(rgb, teacher, reference))
-    problems += find_problems(comparisons, PROCESS_RESOLUTION / max(rgb.shape[:2]))
+    problems += find_problems(comparisons, args.process_res / max(rgb.shape[:2]), (args.min_ratio, args.max_ratio))
     return report(output_dir, backend.provenance, comparisons, problems)
 
 

@@ -1,6 +1,7 @@
 """The depth teacher: focal length, the gate's judgement, and the scripts' exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from box_room import CAMERA, render, write_folder
 
 from config import NYU_INTRINSICS, Intrinsics
+from dataset.frames import read_depth
 from teacher_infer import depth_backends, verify_teacher_output
 from teacher_infer.verify_teacher_output import compare, find_problems
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "teacher_infer"
 RESIZE = 504 / 640
+KITCHEN = Path(os.environ.get("RGBD_FRAMES") or SCRIPTS.parents[1] / "shared" / "rgbd_kitchen")
 
 
 def script(name, *args):
@@ -33,21 +36,21 @@ class Outputs(dict):
     __getattr__ = dict.__getitem__
 
 
-def fake_da3(raw, **extra):
+def fake_da3(raw, shape=(480, 640), camera=NYU_INTRINSICS, process_res=504, **extra):
+    """DA3's depth of a blank image, with the package's own resizing and a network that says `raw` [of (h, w)]."""
     torch = pytest.importorskip("torch")
+    processor = pytest.importorskip("depth_anything_3.utils.io.input_processor").InputProcessor()
 
     def model(image, export_feat_layers):
-        shape = (*image.shape[:2], *image.shape[-2:])
-        maps = {name: torch.as_tensor(value).expand(shape).clone() for name, value in {"depth": raw, **extra}.items()}
+        size = image.shape[-2:]
+        maps = {name: value(size) if callable(value) else value for name, value in {"depth": raw, **extra}.items()}
+        maps = {name: torch.as_tensor(value).expand(len(image), 1, *size).clone() for name, value in maps.items()}
         return Outputs(maps, is_metric=0)
 
     backend = depth_backends.DA3.__new__(depth_backends.DA3)
-    backend.device = torch.device("cpu")
-    backend.network = SimpleNamespace(
-        model=model,
-        input_processor=lambda images, process_res, sequential: (torch.zeros(1, 3, 378, 504), None, None),
-    )
-    return backend("a", np.zeros((480, 640, 3), np.uint8), NYU_INTRINSICS)
+    backend.device, backend.process_resolution, backend.batch_size = torch.device("cpu"), process_res, 1
+    backend.model, backend.network = model, SimpleNamespace(input_processor=processor)
+    return depth_backends.depth_of(backend, "a", np.zeros((*shape, 3), np.uint8), camera)
 
 
 def test_da3_gives_metres_at_the_image_size():
@@ -56,24 +59,50 @@ def test_da3_gives_metres_at_the_image_size():
     assert depth == pytest.approx(2.0 * 519.16375 * RESIZE / 300)
 
 
+@pytest.mark.parametrize("process_res", [504, 630, 756])
+@pytest.mark.parametrize("shape", [(480, 640), (720, 1280), (640, 480)], ids=["4:3", "16:9", "upright"])
+def test_metres_do_not_depend_on_the_processing_resolution(process_res, shape):
+    """A network that is right in its canonical camera of 300 px sees a wall 2.5 m away."""
+    camera = Intrinsics(600.0, 606.0, 320, 240, shape[1], shape[0])
+
+    def canonical(size):
+        return 2.5 * 300 / ((600 * size[1] / shape[1] + 606 * size[0] / shape[0]) / 2)
+
+    assert fake_da3(canonical, shape, camera, process_res) == pytest.approx(2.5, rel=5e-3)
+
+
 def test_da3_sky_and_non_finite_become_zero():
     assert not fake_da3(2.0, sky=0.31).any()
     assert fake_da3(2.0, sky=0.29).all()
     assert not fake_da3(float("nan")).any()
 
 
-def test_real_da3_with_random_weights(tmp_path, monkeypatch):
-    api = pytest.importorskip("depth_anything_3.api", reason="depth-anything-3 is not installed")
+def test_what_the_network_fills_sky_with_does_not_reach_its_rim():
+    def half(size, left, right):
+        row = np.where(np.arange(size[1]) < size[1] // 2, left, right).astype(np.float32)
+        return np.broadcast_to(row, size).copy()
+
+    depth = fake_da3(lambda size: half(size, 2.0, 400.0), sky=lambda size: half(size, 0.0, 1.0))
+    near = 2.0 * 519.16375 * RESIZE / 300
+    assert depth[:, :310] == pytest.approx(near) and not depth[:, 330:].any()
+    assert depth[depth > 0] == pytest.approx(near)
+
+
+def frame_of(shape, value):
     torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    api.DepthAnything3(model_name="da3-small").save_pretrained(tmp_path / "weights")
-    backend = depth_backends.DA3(str(tmp_path / "weights"), "cpu")
-    monkeypatch.setattr(depth_backends, "PROCESS_RESOLUTION", 112)
-    rgb = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
-    near = backend("a", rgb, Intrinsics(130, 130, 80, 60, 160, 120))
-    assert near.shape == (120, 160) and near.dtype == np.float32 and (near > 0).all()
-    assert backend("a", rgb, Intrinsics(260, 260, 80, 60, 160, 120)) == pytest.approx(near * 2, rel=1e-5)
-    assert len(backend.provenance["weights_sha256"]) == 64
+    return depth_backends.Prepared(torch.full(shape, float(value)), shape[1:], None)
+
+
+def test_batches_hold_one_size_and_keep_the_order():
+    seen = []
+
+    def forward(batch):
+        seen.append([tuple(p.image.shape) for p in batch])
+        return [p.image.mean().item() for p in batch]
+
+    frames = [frame_of((3, 4, 4) if n % 2 else (3, 2, 4), n) for n in range(5)]
+    assert depth_backends.in_batches(frames, 2, forward) == [0, 1, 2, 3, 4]
+    assert seen == [[(3, 2, 4)] * 2] * 2 + [[(3, 4, 4)] * 2]  # the second is filled up
 
 
 REFERENCE = render(pitch=10)[0]
@@ -107,6 +136,35 @@ def test_a_good_teacher_passes():
 )
 def test_the_gate_names_the_cause(teacher, cause):
     assert any(cause in problem for problem in problems_of(teacher))
+
+
+@pytest.mark.skipif(not KITCHEN.is_dir(), reason=f"no real frames at {KITCHEN} (set RGBD_FRAMES)")
+@pytest.mark.parametrize("offset", [0, 60, 100, 150, 220])
+def test_depth_of_other_frames_is_named(offset):
+    files = sorted(KITCHEN.glob("*.depth.png"))
+    depths = {n: read_depth(files[n % len(files)]) for i in range(0, 300, 60) for n in (i, i + offset)}
+    comparisons = {str(n): compare(depths[n + offset], depths[n], (480, 640)) for n in range(0, 300, 60)}
+    problems = find_problems(comparisons, RESIZE)
+    assert any("name other frames" in problem for problem in problems) == bool(offset), problems
+
+
+def test_a_flat_wall_is_no_depth_of_another_frame():
+    noise = np.random.default_rng(0).standard_normal((2, *REFERENCE.shape)).astype(np.float32)
+    teacher, reference = 2 + 0.02 * noise
+    comparison = compare(teacher, reference, reference.shape)
+    assert abs(comparison.correlation) < 0.1 and find_problems({"0": comparison}, RESIZE) == []
+
+
+def test_bounds_of_the_ratio_can_be_given():
+    far = {"0": compare(REFERENCE * np.float32(1.15), REFERENCE, REFERENCE.shape)}
+    assert find_problems(far, RESIZE) == []
+    assert "scale" in find_problems(far, RESIZE, (0.9, 1.1))[0]
+
+
+def test_ranks_tell_inverse_depth_where_the_correlation_is_weak():
+    disparity = 1 / REFERENCE**4
+    comparison = compare(disparity, REFERENCE, REFERENCE.shape)
+    assert comparison.spearman == pytest.approx(-1, abs=1e-3) and comparison.correlation > comparison.spearman
 
 
 def test_one_bad_frame_of_five_passes_two_do_not():

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -15,24 +16,51 @@ from teacher_infer import stage
 FRAMES = {f"a/{n}": None for n in range(5)}
 
 
-def constant(stem, path):
+def constant(stem):
     return np.full((2, 2), int(stem[-1]), np.float32)
 
 
+class Fake:
+    """A teacher whose model is a function of the stem."""
+
+    provenance = {"backend": "fake"}
+
+    def __init__(self, model=constant):
+        self.model, self.batches = model, []
+
+    def prepare(self, stem, path):
+        return stem
+
+    def infer(self, prepared):
+        self.batches.append(prepared)
+        return [self.model(stem) for stem in prepared]
+
+    def finish(self, prepared, output):
+        return output
+
+
 def test_every_frame_once_and_only_what_is_missing_again(tmp_path):
-    assert stage.run_stage(FRAMES, tmp_path, constant) == 0
+    assert stage.run_stage(FRAMES, tmp_path, Fake()) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{n}.npy" for n in range(5)]
     (tmp_path / "a" / "3.npy").unlink()
-    done = []
-    assert stage.run_stage(FRAMES, tmp_path, lambda stem, path: done.append(stem) or constant(stem, path)) == 0
-    assert done == ["a/3"]
+    again = Fake()
+    assert stage.run_stage(FRAMES, tmp_path, again) == 0
+    assert again.batches == [["a/3"]]
+
+
+def test_batches_fill_and_results_stay_with_their_frames(tmp_path):
+    teacher = Fake()
+    assert stage.run_stage(FRAMES, tmp_path, teacher, batch_size=2, workers=3) == 0
+    assert teacher.batches == [["a/0", "a/1"], ["a/2", "a/3"], ["a/4"]]
+    assert all(np.load(tmp_path / f"{stem}.npy").tolist() == constant(stem).tolist() for stem in FRAMES)
 
 
 def test_shards_share_the_frames(tmp_path):
     done = []
     for index in range(3):
-        out = tmp_path / str(index)  # apart, so that none finds the work of another
-        stage.run_stage(FRAMES, out, lambda s, p: done.append(s) or constant(s, p), part=(index, 3))
+        teacher = Fake()
+        stage.run_stage(FRAMES, tmp_path / str(index), teacher, part=(index, 3))  # apart: none finds another's work
+        done += sum(teacher.batches, [])
     assert sorted(done) == sorted(FRAMES)
 
 
@@ -42,38 +70,80 @@ def test_shard_outside_its_count_is_refused(text):
         stage.shard(text)
 
 
-def test_failed_frames_are_listed_and_tried_again(tmp_path):
-    def broken(stem, path):
-        if stem == "a/2":
-            raise UserError("not\nreadable")
-        return constant(stem, path)
+def break_frame(stem):
+    if stem == "a/2":
+        raise UserError("not\nreadable")
+    return constant(stem)
 
-    assert stage.run_stage(FRAMES, tmp_path, broken) == 0
+
+class Unreadable(Fake):
+    def prepare(self, stem, path):
+        break_frame(stem)
+        return stem
+
+
+class Unfinished(Fake):
+    def finish(self, prepared, output):
+        return break_frame(prepared)
+
+
+@pytest.mark.parametrize("teacher", [Unreadable(), Fake(break_frame), Unfinished()], ids=["prepare", "infer", "finish"])
+def test_failed_frames_are_listed_alone_and_tried_again(tmp_path, teacher):
+    assert stage.run_stage(FRAMES, tmp_path, teacher, batch_size=4) == 0
     listed = [json.loads(line) for line in (tmp_path / "failed_frames.jsonl").read_text().splitlines()]
     assert listed == [{"stem": "a/2", "reason": "not readable"}]
-    assert not (tmp_path / "a" / "2.npy").exists()
-    assert stage.run_stage(FRAMES, tmp_path, constant) == 0
+    assert sorted(p.stem for p in (tmp_path / "a").iterdir()) == ["0", "1", "3", "4"]
+    assert stage.run_stage(FRAMES, tmp_path, Fake()) == 0
     assert (tmp_path / "a" / "2.npy").exists() and not (tmp_path / "failed_frames.jsonl").exists()
 
 
 def test_all_failed_is_an_error(tmp_path):
-    def broken(stem, path):
+    def broken(stem):
         raise OSError("gone")
 
     with pytest.raises(UserError, match="all 5 frames failed.*gone"):
-        stage.run_stage(FRAMES, tmp_path, broken)
+        stage.run_stage(FRAMES, tmp_path, Fake(broken))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_finishes_the_frame_in_hand(tmp_path, number):
-    def interrupted(stem, path):
+def test_a_signal_finishes_the_batch_in_hand(tmp_path, number):
+    def interrupted(stem):
         if stem == "a/1":
             os.kill(os.getpid(), number)
-        return constant(stem, path)
+        return constant(stem)
 
-    assert stage.run_stage(FRAMES, tmp_path, interrupted) == 75
+    assert stage.run_stage(FRAMES, tmp_path, Fake(interrupted)) == 75
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0.npy", "1.npy"]
-    assert stage.run_stage(FRAMES, tmp_path, constant) == 0
+    assert stage.run_stage(FRAMES, tmp_path, Fake()) == 0
+
+
+def test_no_more_frames_are_in_memory_than_asked_for(tmp_path):
+    held, most, lock = set(), [], threading.Lock()
+
+    class Counting(Fake):
+        def prepare(self, stem, path):
+            with lock:
+                held.add(stem)
+                most.append(len(held))
+            return stem
+
+        def finish(self, prepared, output):
+            with lock:
+                held.discard(prepared)
+            return output
+
+    frames = {f"{n:03d}": None for n in range(100)}
+    stage.run_stage(frames, tmp_path, Counting(lambda stem: np.zeros(1)), batch_size=2, workers=4)
+    assert max(most) <= 2 * (2 * stage.BATCHES_AHEAD + 2)
+
+
+def test_what_a_killed_run_left_half_written_goes_and_another_shard_s_stays(tmp_path):
+    (tmp_path / "a").mkdir()
+    mine, another = tmp_path / "a" / ".0.x1y2z3_0.part.npy", tmp_path / "a" / ".1.x1y2z3_0.part.npy"
+    mine.write_bytes(b"half"), another.write_bytes(b"half")
+    assert stage.run_stage(FRAMES, tmp_path, Fake(), part=(0, 2)) == 0
+    assert not mine.exists() and another.exists()
+    assert sorted(p.name for p in (tmp_path / "a").glob("[0-9]*")) == ["0.npy", "2.npy", "4.npy"]
 
 
 def test_outputs_of_other_settings_are_refused(tmp_path):

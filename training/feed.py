@@ -103,6 +103,8 @@ class PackedFrames:
 
         def pack(index: int) -> None:
             frame = read_frame(self.rows[index])
+            if frame.da3_depth is not None and self.rows[index].da3_scale is not None:
+                frame.da3_depth *= self.rows[index].da3_scale
             for name, packed in pack_frame(frame, width, height).items():
                 arrays[name][index] = packed
             if frame.intrinsics:

@@ -1,0 +1,197 @@
+"""run_da3.py as a process: killed and restarted, in shards, over files that are no frames, onto a full disk."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from box_room import write_folder
+from PIL import Image
+
+from dataset.files import read_image
+from dataset.frames import find_frames
+from teacher_infer import depth_backends, run_da3, stage
+
+SCRIPT = Path(__file__).resolve().parents[1] / "teacher_infer" / "run_da3.py"
+KILLS = 20
+NOBODY = 65534
+
+
+def command(rgb, out, *flags):
+    return [sys.executable, str(SCRIPT), "--input-dir", str(rgb), "--output-dir", str(out), *map(str, flags)]
+
+
+def call(rgb, out, *flags, **options):
+    return subprocess.run(command(rgb, out, *flags), capture_output=True, text=True, **options)
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+REFERENCE = ("--backend", "reference", "--batch-size", 2)
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    """150 frames, so that there is work left to be killed in."""
+    stems = [f"{n // 50}/{n:03d}" for n in range(150)]
+    return write_folder(tmp_path_factory.mktemp("rooms"), stems, (320, 240)) / "rgb"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(rooms, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    start = time.monotonic()
+    assert call(rooms, out, *REFERENCE).returncode == 0
+    return files_of(out), time.monotonic() - start
+
+
+def test_killed_at_any_moment_and_restarted_ends_the_same(rooms, uninterrupted, tmp_path):
+    expected, seconds = uninterrupted
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        process = subprocess.Popen(command(rooms, tmp_path, *REFERENCE), stdout=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.2, 1) * seconds)
+        process.kill()
+        process.wait()
+        for name, content in files_of(tmp_path).items():
+            assert ".part." in name or content == expected[name], f"{name} is not what an uninterrupted run writes"
+        for done in sorted(tmp_path.rglob("[0-9]*.npy"))[20:]:  # so that the next one has work, too
+            done.unlink()
+    assert call(rooms, tmp_path, *REFERENCE).returncode == 0
+    assert files_of(tmp_path) == expected
+
+
+def test_two_shards_at_once_equal_one_run(rooms, uninterrupted, tmp_path):
+    shards = [subprocess.Popen(command(rooms, tmp_path, *REFERENCE, "--shard", f"{n}/2")) for n in range(2)]
+    assert [shard.wait() for shard in shards] == [0, 0]
+    assert files_of(tmp_path) == uninterrupted[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_it_with_75(rooms, tmp_path, number):
+    process = subprocess.Popen(command(rooms, tmp_path, *REFERENCE), stdout=subprocess.PIPE, text=True)
+    while not any(tmp_path.rglob("*.npy")):
+        time.sleep(0.005)
+    process.send_signal(number)
+    printed, _ = process.communicate()
+    assert process.returncode == 75 and "left" in printed
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """DA3's smallest architecture with random weights."""
+    api = pytest.importorskip("depth_anything_3.api", reason="depth-anything-3 is not installed")
+    folder = tmp_path_factory.mktemp("da3-small")
+    api.DepthAnything3(model_name="da3-small").save_pretrained(folder)
+    return folder
+
+
+DA3 = ("--device", "cpu", "--process-res", 112, "--fx", 100, "--num-workers", 1)
+
+
+def write_bad_files(rgb):
+    """Files that are no 8-bit RGB frames, by the words in which they are refused, and two good ones: a, z."""
+    rgb.mkdir()
+    picture = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
+    for name in ("a.png", "z.jpg"):
+        cv2.imwrite(str(rgb / name), picture)
+    for name in ("truncated_png.png", "truncated_jpg.jpg"):
+        cv2.imwrite(str(rgb / name), picture)
+        content = (rgb / name).read_bytes()
+        (rgb / name).write_bytes(content[: len(content) // 2])
+    (rgb / "empty.png").touch()
+    (rgb / "text.jpg").write_text("no picture")
+    (rgb / "folder.png").mkdir()
+    cv2.imwrite(str(rgb / "one_pixel.png"), picture[:1, :1])
+    cv2.imwrite(str(rgb / "grey.png"), picture[..., 0])
+    cv2.imwrite(str(rgb / "depth16.png"), picture[..., 0].astype(np.uint16) * 20)
+    cv2.imwrite(str(rgb / "rgb16.png"), picture.astype(np.uint16) * 257)
+    Image.fromarray(picture).convert("CMYK").save(rgb / "cmyk.jpg")
+    return {
+        "truncated_png": "not a readable image",
+        "truncated_jpg": "not a readable image",
+        "empty": "not a readable image",
+        "text": "not a readable image",
+        "folder": "no file",
+        "one_pixel": "too small",
+        "grey": "no 8-bit RGB",
+        "depth16": "no 8-bit RGB",
+        "rgb16": "no 8-bit RGB",
+        "cmyk": "no 8-bit RGB",
+    }
+
+
+def test_bad_files_are_listed_and_the_rest_is_done(weights, tmp_path):
+    reasons = write_bad_files(tmp_path / "rgb")
+    done = call(tmp_path / "rgb", tmp_path / "out", "--model-id", weights, *DA3, "--batch-size", 4)
+    assert done.returncode == 0, done.stderr
+    listed = [json.loads(line) for line in (tmp_path / "out" / "failed_frames.jsonl").read_text().splitlines()]
+    assert {entry["stem"] for entry in listed} == set(reasons)
+    assert all(reasons[entry["stem"]] in entry["reason"] for entry in listed), listed
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.npy")) == ["a.npy", "z.npy"]
+
+
+def test_two_files_of_one_stem_are_refused(weights, tmp_path):
+    write_bad_files(tmp_path / "rgb")
+    shutil.copy(tmp_path / "rgb" / "z.jpg", tmp_path / "rgb" / "a.jpg")
+    refused = call(tmp_path / "rgb", tmp_path / "out", "--model-id", weights, *DA3)
+    assert refused.returncode == 2 and "share the stem a" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def as_nobody(function):
+    """Exit code of a function run in a child process without root's rights, which ignore file modes."""
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)
+        code = 1
+        try:
+            code = function()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run a process as another user")
+def test_a_file_that_may_not_be_read_is_listed():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = write_folder(Path(name), size=(64, 48))
+        folder.chmod(0o755)
+        (folder / "da3_depth").mkdir(mode=0o777)
+        (folder / "da3_depth").chmod(0o777)
+        frames = find_frames(folder / "rgb")
+        frames["a/001"].chmod(0o600)
+        teacher = run_da3.DepthTeacher(depth_backends.Reference(folder / "depth"), None)
+        read_image(frames["a/000"])  # loads Pillow's PNG reader, which the other user may have no right to
+        assert as_nobody(lambda: stage.run_stage(frames, folder / "da3_depth", teacher)) == 0
+        (entry,) = [json.loads(t) for t in (folder / "da3_depth" / "failed_frames.jsonl").read_text().splitlines()]
+        assert entry["stem"] == "a/001" and "Permission denied" in entry["reason"]
+        assert len(list((folder / "da3_depth").rglob("*.npy"))) == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("no right to mount a small file system")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_whole(rooms, uninterrupted, small_disk):
+    stopped = call(rooms, small_disk / "out", "--backend", "reference", "--batch-size", 2)  # 300 kB a frame
+    assert stopped.returncode == 2 and stopped.stderr.count("\n") == 1 and "can't write" in stopped.stderr
+    kept = files_of(small_disk / "out")
+    assert len(kept) > 3 and all(content == uninterrupted[0][name] for name, content in kept.items())
