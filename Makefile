@@ -7,8 +7,8 @@ DA3_VERSION := 0.1.1
 
 DEMO_DATA := data/rooms_teacher_data
 DEMO_MANIFEST := $(DEMO_DATA)/manifest.jsonl
-DEMO_SCENES := 120
-DEMO_EPOCHS := 22
+DEMO_SCENES := 100
+DEMO_EPOCHS := 32
 
 .PHONY: setup demo test bench lint clean
 
@@ -25,7 +25,7 @@ $(INSTALLED): requirements.txt requirements-da3.txt
 # The whole pipeline on rendered rooms: data, gate, labels, manifest, training, Table IV, export, Table III.
 demo: $(INSTALLED)
 	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 2
-	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --lr 0.002 --encoder-weights none
+	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --encoder-weights none
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --data-limit 6 --output-dir predictions
 	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --skip-trt
 	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST)

@@ -83,7 +83,6 @@ def test_lenses_vary_within_the_range(without_colour):
     changed = augment(batch, MIXED, SIZE, seed=0, step=0)
     factors = (batch.focal_factor / changed.focal_factor).numpy()
     assert MIXED[0] <= factors.min() < 0.75 and 1.6 < factors.max() <= MIXED[1]
-    assert 0.05 < (np.abs(factors - 1) < 1e-6).mean() < 0.4, "some frames keep their lens"
     flipped = np.mean([line(changed, index, 0)[0] < 0 for index in range(64)])
     assert 0.25 < flipped < 0.75
 
@@ -107,10 +106,8 @@ def test_outside_the_image_nothing_is_taught():
     batch = plane_batch()
     changed = augment(batch, (0.5, 0.5), SIZE, seed=0, step=0)
     outside = changed.depth == 0
-    zoomed_out = changed.focal_factor > batch.focal_factor
-    assert zoomed_out.any()
-    for index, out in enumerate(outside):
-        assert out.float().mean().item() == pytest.approx(0.75 if zoomed_out[index] else 0, abs=1e-6)
+    for out in outside:
+        assert out.float().mean().item() == pytest.approx(0.75, abs=1e-6)
     for other in (changed.confidence, changed.da3_depth):
         assert torch.equal(other == 0, outside)
     for classes in (changed.sam2_seg, changed.labels):

@@ -14,8 +14,7 @@ from config import IGNORE
 from training.feed import Batch
 
 FLIP_PROBABILITY = 0.5
-ZOOM_PROBABILITY = 0.8
-BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.3, 0.3  # largest relative change
+BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # largest relative change
 GAMMA = 0.2  # largest change of log gamma
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -56,11 +55,11 @@ def zoom_flip_grid(
     any lens, as long as the optical axis stays at the image's centre.
     """
     size, height, width = shape
-    draw = torch.rand(4, size, generator=generator)
+    draw = torch.rand(3, size, generator=generator)
     low, high = math.log(zoom[0]), math.log(zoom[1])
-    factor = torch.where(draw[0] < ZOOM_PROBABILITY, torch.exp(low + (high - low) * draw[1]), 1.0)
+    factor = torch.exp(low + (high - low) * draw[0])
     free = (1 - 1 / factor).abs()  # how far the window's centre may leave the image's, in halves of its size
-    direction = torch.where(draw[3] < FLIP_PROBABILITY, -1.0, 1.0)
+    direction = torch.where(draw[1] < FLIP_PROBABILITY, -1.0, 1.0)
     theta = torch.zeros(size, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = direction / factor, free * (2 * draw[2] - 1)
     theta[:, 1, 1] = 1 / factor
