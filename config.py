@@ -26,6 +26,24 @@ CLASS_COLOURS = (  # RGB, one per class, for pictures
 )
 
 
+# What a detector's classes are to the student, by COCO's names; a class that is not named here is `other`, so that
+# geometry can't call a dog or a backpack floor. The principle is dataset/label_remapper.py's: furniture is sat at, lain
+# on, stored in, worked at, or large and built in. Hence a television, a microwave, a toaster and a potted plant, which
+# stand on furniture, are other, as is a suitcase, which comes and goes.
+DETECTOR_CLASSES = {
+    "person": "person",
+    "bench": "furniture",
+    "chair": "furniture",
+    "couch": "furniture",
+    "bed": "furniture",
+    "dining table": "furniture",  # COCO's name for desks, too
+    "toilet": "furniture",  # built in
+    "oven": "furniture",  # as wide as a cupboard, unlike a microwave
+    "sink": "furniture",  # with the cupboard under it
+    "refrigerator": "furniture",
+}
+
+
 @dataclass(frozen=True)
 class Intrinsics:
     """A pinhole camera: focal lengths and principal point in pixels of an image of width x height pixels."""

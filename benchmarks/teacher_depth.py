@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     limit_threads()
     device = resolve_device(arguments.device)
-    batch_size = arguments.batch_size or default_batch_size(arguments.device)
+    batch_size = arguments.batch_size or default_batch_size("da3", arguments.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames = draw_frames(folder, arguments.frames)

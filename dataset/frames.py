@@ -93,6 +93,11 @@ def read_confidence(path: str | Path) -> np.ndarray:
     return confidence
 
 
+def read_seg_confidence(path: str | Path) -> np.ndarray:
+    """Confidence in a class map as float32 [H,W] in 0..1; its file holds uint8, 0..255."""
+    return _map(Path(path), np.uint8).astype(np.float32) / 255
+
+
 def read_classes(path: str | Path) -> np.ndarray:
     """A class map as uint8 [H,W], 0..5 or 255 = ignore; raises UserError on any other value."""
     path = Path(path)

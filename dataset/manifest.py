@@ -10,6 +10,7 @@ A manifest is a text file with one JSON object a line:
     labels      uint8 reference classes, 255 = ignore       (optional)
     da3_depth   float32 .npy, metres, the depth teacher's   (optional)
     sam2_seg    uint8 .npy, the segmentation teacher's      (optional)
+    seg_confidence  uint8 .npy, 0..255 for 0..1, of sam2_seg (optional)
     split       train, val or test                          (optional)
     intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
     made_by     what made the labels                        (optional)
@@ -30,7 +31,7 @@ from config import Intrinsics
 from dataset.files import atomic_path, read_json
 
 SPLITS = ("train", "val", "test")
-OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg")
+OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg", "seg_confidence")
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Row:
     labels: Path | None = None
     da3_depth: Path | None = None
     sam2_seg: Path | None = None
+    seg_confidence: Path | None = None
     split: str | None = None
     intrinsics: Intrinsics | None = None
     made_by: dict = field(default_factory=dict)

@@ -14,7 +14,15 @@ from cli import ArgumentParser, UserError, existing_dir, run
 from config import Config, Intrinsics
 from dataset.alignment import seam_step, sensor_scale
 from dataset.files import read_image, read_json, write_json
-from dataset.frames import camera_for, find_frames, find_map, read_classes, read_confidence, read_depth
+from dataset.frames import (
+    camera_for,
+    find_frames,
+    find_map,
+    read_classes,
+    read_confidence,
+    read_depth,
+    read_seg_confidence,
+)
 from dataset.manifest import Cameras, Row, fingerprint, read_splits, write_manifest
 from teacher_infer.stage import PROVENANCE
 
@@ -25,6 +33,7 @@ READERS = {
     "labels": read_classes,
     "da3_depth": read_depth,
     "sam2_seg": read_classes,
+    "seg_confidence": read_seg_confidence,
 }
 KINDS = {
     "depth": np.floating,
@@ -32,6 +41,7 @@ KINDS = {
     "labels": np.integer,
     "da3_depth": np.floating,
     "sam2_seg": np.integer,
+    "seg_confidence": np.uint8,
 }
 PNG_MODES = {"depth": ("I;16", "I", "I;16B"), "labels": ("L",), "sam2_seg": ("L",)}
 SAMPLED_FRAMES = 100  # evenly spread, read whole: their values are checked, too; of the others only headers
@@ -89,8 +99,12 @@ def find_folders(args) -> Folders:
             maps[column] = existing_dir(given, flag)
         elif not args.allow_missing_teachers:
             raise UserError(f"{flag} is missing: name {TEACHERS[column]}'s output, or add --allow-missing-teachers")
-    for column, given in (("confidence", args.confidence_dir), ("labels", args.labels_dir)):
-        beside = rgb.resolve().parent / column
+    for column, given, root in (
+        ("confidence", args.confidence_dir, rgb),
+        ("labels", args.labels_dir, rgb),
+        ("seg_confidence", None, maps.get("sam2_seg", rgb)),
+    ):
+        beside = root.resolve().parent / column
         if given:
             maps[column] = existing_dir(given, f"--{column}-dir")
         elif beside.is_dir():

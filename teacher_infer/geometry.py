@@ -307,6 +307,8 @@ def _largest_vertical(scene: Scene, among: np.ndarray, right: np.ndarray, forwar
     best = (np.convolve(padded, np.ones(5), mode="valid").argmax() + 0.5) / 120 * 2 * np.pi - np.pi
     normal = np.cos(best) * right + np.sin(best) * forward
     alike = normals @ normal > FACING
+    if not alike.any():  # a few normals, each leaning by as much as a wall's may, and all in other directions
+        return None
     offsets, weights = points[alike] @ normal, area[alike]
     start = offsets.min() - 2 * BIN
     counts = np.convolve(np.bincount(((offsets - start) / BIN).astype(int), weights), np.ones(5), mode="same")

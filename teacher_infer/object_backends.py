@@ -1,6 +1,6 @@
 """Object teachers: YOLO boxes with SAM2 masks, and the reference instances of a data folder in their place.
 
-Both are called with one image and give its objects: backend(stem, rgb) -> list of DetectedObject.
+Both take some images at once and give the objects of each: find([(stem, rgb)]) -> [[DetectedObject]].
 """
 
 import argparse
@@ -13,29 +13,12 @@ import cv2
 import numpy as np
 
 from cli import UserError, existing_dir, existing_file, resolve_device
-from config import CLASS_NAMES, IGNORE, Config
+from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Config
 from dataset.files import read_png_raw
 from dataset.frames import find_map, read_classes
 from teacher_infer.stage import sha256_of, versions_of
 
 PERSON, FURNITURE, OTHER = (CLASS_NAMES.index(name) for name in ("person", "furniture", "other"))
-
-# COCO's classes that are no `other`, {id: (name, class)}, by the principle of dataset/label_remapper.py: furniture is
-# sat at, lain on, stored in, worked at, or large and built in. Hence television, microwave, toaster and potted plant,
-# which stand on furniture, are other; so are backpack and suitcase, which come and go.
-COCO_CLASSES = {
-    0: ("person", PERSON),
-    13: ("bench", FURNITURE),
-    56: ("chair", FURNITURE),
-    57: ("couch", FURNITURE),
-    59: ("bed", FURNITURE),
-    60: ("dining table", FURNITURE),  # desks, too
-    61: ("toilet", FURNITURE),
-    69: ("oven", FURNITURE),
-    71: ("sink", FURNITURE),
-    72: ("refrigerator", FURNITURE),
-}
-COCO_SIZE = 80
 
 SAM2_CONFIGS = {  # part of the checkpoint's file name -> config that ships with the package
     f"{version}_hiera_{size}": f"configs/{version}/{version}_hiera_{letter}.yaml"
@@ -43,6 +26,11 @@ SAM2_CONFIGS = {  # part of the checkpoint's file name -> config that ships with
     for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
 }
 DETECTION_CONFIDENCE = 0.25
+BOXES_AT_ONCE = 32  # prompts of one image that SAM2 gets together: its masks of more don't fit a small GPU
+SMALLEST_IOU = 0.5  # SAM2's own estimate of a mask's IoU; below it the prompt has failed
+SMALLEST_INSIDE = 0.5  # share of a mask that lies in its box; less, and the prompt has failed
+ISLAND = 0.05  # share of the mask's largest part that another part must have: a chair behind a table is in two
+HOLE = 0.02  # share of the mask up to which a hole in it is filled
 LARGEST_OTHER = 0.10  # share of the image; larger reference instances of class other are ceilings and passages
 SMALLEST_COMPONENT = 64  # pixels
 ADVICE = "use --backend reference"
@@ -50,11 +38,12 @@ ADVICE = "use --backend reference"
 
 @dataclass
 class DetectedObject:
-    """class_id 0..5; box float [4] x0 y0 x1 y1 in pixels; mask bool [H,W]."""
+    """class_id 0..5; box float [4] x0 y0 x1 y1 in pixels; mask bool [H,W]; score 0..1, the detector's."""
 
     class_id: int
     box: np.ndarray
     mask: np.ndarray
+    score: float = 1.0
 
 
 class ObjectBackend(Protocol):
@@ -62,25 +51,26 @@ class ObjectBackend(Protocol):
 
     provenance: dict
 
-    def __call__(self, stem: str, rgb: np.ndarray) -> list[DetectedObject]:
-        """The objects of an image uint8 [H,W,3]; UserError when the frame can't be done."""
+    def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
+        """The objects of each (stem, image uint8 [H,W,3]); UserError when a frame can't be done."""
 
 
-def coco_class(coco_id: int) -> int:
-    """The student's class of a COCO class, 0..79 as detectors number them."""
-    return COCO_CLASSES.get(coco_id, ("", OTHER))[1]
+def student_class(name: str) -> int:
+    """The student's class of a detector's class, by config.DETECTOR_CLASSES."""
+    return CLASS_NAMES.index(DETECTOR_CLASSES.get(name, "other"))
 
 
 class YoloSam2:
-    """YOLO finds boxes, SAM2 outlines them: the image is encoded once and all its boxes are one batch of prompts.
+    """YOLO finds boxes, SAM2 outlines them: the image is encoded once and its boxes are one batch of prompts.
 
     ultralytics unpickles its weights file, so take it from its makers only.
-    Raises UserError when a package or a weights file can't be had, or YOLO's classes are not COCO's.
+    Raises UserError when a package or a weights file can't be had, or the detector knows neither person nor furniture.
     """
 
     def __init__(self, yolo_weights: Path, sam2_checkpoint: Path, sam2_config: str | None, device: str):
         self.device = resolve_device(device)
-        self.detector = _load_yolo(existing_file(yolo_weights, f"--yolo-weights ({ADVICE} without it)"))
+        weights = existing_file(yolo_weights, f"--yolo-weights ({ADVICE} without it)")
+        self.detector, self.classes = _load_yolo(weights)
         checkpoint = existing_file(sam2_checkpoint, f"--sam2-checkpoint ({ADVICE} without it)")
         config = sam2_config or _config_of(checkpoint)
         self.predictor = _load_sam2(checkpoint, config, self.device)
@@ -93,19 +83,67 @@ class YoloSam2:
             "versions": versions_of(("ultralytics", "sam2", "torch")),
         }
 
-    def __call__(self, stem: str, rgb: np.ndarray) -> list[DetectedObject]:
+    def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, (_, rgb) in enumerate(frames):
+            by_size.setdefault(rgb.shape[:2], []).append(index)
+        found = [[] for _ in frames]
+        for indices in by_size.values():  # ultralytics pads images of several sizes to squares: other boxes come of it
+            bgr = [np.ascontiguousarray(frames[index][1][..., ::-1]) for index in indices]  # as it takes arrays
+            results = self.detector.predict(bgr, conf=DETECTION_CONFIDENCE, device=str(self.device), verbose=False)
+            for index, result in zip(indices, results, strict=True):
+                found[index] = self._outline(frames[index][1], result.boxes)
+        return found
+
+    def _outline(self, rgb: np.ndarray, boxes) -> list[DetectedObject]:
+        if len(boxes) == 0:
+            return []
+        corners, names = boxes.xyxy.cpu().numpy(), [self.classes[i] for i in boxes.cls.int().tolist()]
+        masks, ious = self.masks_of(rgb, corners)
+        return [
+            DetectedObject(student_class(name), box, clean_mask(mask), score)
+            for name, box, mask, iou, score in zip(names, corners, masks, ious, boxes.conf.tolist(), strict=True)
+            if iou >= SMALLEST_IOU and inside_box(mask, box) >= SMALLEST_INSIDE
+        ]
+
+    def masks_of(self, rgb: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of SAM2's three masks for each box [N,4] the one that it thinks best: bool [N,H,W], and its IoU [N]."""
         import torch
 
-        bgr = np.ascontiguousarray(rgb[..., ::-1])  # what ultralytics takes arrays for
-        found = self.detector.predict(bgr, conf=DETECTION_CONFIDENCE, device=str(self.device), verbose=False)[0].boxes
-        if len(found) == 0:
-            return []
-        boxes, coco_ids = found.xyxy.cpu().numpy(), found.cls.int().tolist()
-        with torch.inference_mode():
+        masks, ious = [], []
+        half = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+        with torch.inference_mode(), half:
             self.predictor.set_image(rgb)
-            masks, _, _ = self.predictor.predict(box=boxes, multimask_output=False)
-        masks = masks.reshape(len(boxes), *rgb.shape[:2]) > 0
-        return [DetectedObject(coco_class(i), b, m) for i, b, m in zip(coco_ids, boxes, masks, strict=True)]
+            for start in range(0, len(boxes), BOXES_AT_ONCE):
+                chunk = boxes[start : start + BOXES_AT_ONCE]
+                three, estimates, _ = self.predictor.predict(box=chunk, multimask_output=True)
+                three, estimates = three.reshape(len(chunk), 3, *rgb.shape[:2]), estimates.reshape(len(chunk), 3)
+                best = estimates.argmax(axis=1)
+                masks.append(three[np.arange(len(chunk)), best] > 0)
+                ious.append(estimates.max(axis=1))
+        return np.concatenate(masks), np.concatenate(ious)
+
+
+def inside_box(mask: np.ndarray, box: np.ndarray) -> float:
+    """Share of a mask's pixels that lie in a box x0 y0 x1 y1; 0 for an empty mask."""
+    x0, y0 = np.maximum(np.floor(box[:2]), 0).astype(int)
+    x1, y1 = np.ceil(box[2:]).astype(int)
+    return float(mask[y0:y1, x0:x1].sum() / max(mask.sum(), 1))
+
+
+def clean_mask(mask: np.ndarray) -> np.ndarray:
+    """A mask bool [H,W] without stray islands (ISLAND) and small holes (HOLE)."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if not len(areas):
+        return mask
+    kept = np.concatenate([[False], areas >= ISLAND * areas.max()])[parts]
+    _, gaps, stats, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] <= HOLE * kept.sum()
+    small[0] = False  # the mask itself
+    rim = np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]])
+    small[rim] = False  # open to the image's border: no hole
+    return kept | small[gaps]
 
 
 def _load_yolo(weights: Path):
@@ -113,20 +151,21 @@ def _load_yolo(weights: Path):
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     try:
         from ultralytics import YOLO
+        from ultralytics.utils import ROOT, YAML
     except ImportError as error:
         raise UserError(
             f"the package ultralytics is not installed ({error}): see requirements.txt, or {ADVICE}"
         ) from None
     try:
         detector = YOLO(str(weights))
-        names = detector.names
+        names = dict(detector.names)
     except Exception as error:  # unpickling raises whatever the file makes it raise
         raise UserError(f"--yolo-weights {weights}: not a YOLO weights file ({type(error).__name__})") from None
-    # weights trained from a bare architecture number their classes instead of naming them
-    coco = len(names) == COCO_SIZE and all(names[i] in (name, str(i)) for i, (name, _) in COCO_CLASSES.items())
-    if not coco:
-        raise UserError(f"--yolo-weights {weights}: its {len(names)} classes are not COCO's 80")
-    return detector
+    if names == {i: str(i) for i in range(80)}:  # weights made from a bare architecture number COCO's classes
+        names = dict(YAML.load(ROOT / "cfg" / "datasets" / "coco.yaml")["names"])
+    if not set(names.values()) & set(DETECTOR_CLASSES):
+        raise UserError(f"--yolo-weights {weights}: none of its {len(names)} classes is in config.DETECTOR_CLASSES")
+    return detector, names
 
 
 def _config_of(checkpoint: Path) -> str:
@@ -164,7 +203,10 @@ class Reference:
         kind = "instances and labels" if self.instances else "labels"
         self.provenance = {"backend": "reference", "model": f"reference {kind}"}
 
-    def __call__(self, stem: str, rgb: np.ndarray) -> list[DetectedObject]:
+    def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
+        return [self._find(stem, rgb) for stem, rgb in frames]
+
+    def _find(self, stem: str, rgb: np.ndarray) -> list[DetectedObject]:
         labels = self._read(self.labels, stem, read_classes, rgb)
         if self.instances is None:
             return _components(labels)
@@ -229,7 +271,7 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=weights / "yolov8x.pt",
         metavar="PT",
-        help="ultralytics weights of a COCO detector (default: %(default)s)",
+        help="ultralytics weights; classes by config.DETECTOR_CLASSES, others are other (default: %(default)s)",
     )
     parser.add_argument(
         "--sam2-checkpoint",

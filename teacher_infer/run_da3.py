@@ -54,7 +54,7 @@ def main() -> int:
     frames = find_frames(input_dir)
     # asked before minutes go into loading weights
     cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None
-    batch_size = args.batch_size or default_batch_size(args.device)
+    batch_size = args.batch_size or default_batch_size(args.backend, args.device)
     teacher = DepthTeacher(load_depth_backend(args, input_dir, batch_size), cameras)
     claim_output(output_dir, teacher.provenance, args.overwrite)
     return run_stage(frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers)

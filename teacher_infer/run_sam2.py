@@ -11,12 +11,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
 from cli import ArgumentParser, UserError, existing_dir, non_negative_int, run
 from config import CLASS_COLOURS, CLASS_NAMES, Intrinsics
-from dataset.files import read_image, read_json, write_png
+from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import find_frames, find_map, read_confidence, read_depth
 from dataset.pictures import colour_classes, panel, stack
-from teacher_infer.geometry import classify
+from teacher_infer.geometry import OTHER, GeometryResult, classify
 from teacher_infer.object_backends import (
-    PERSON,
     DetectedObject,
     ObjectBackend,
     add_object_flags,
@@ -33,12 +32,17 @@ from teacher_infer.stage import (
     run_stage,
 )
 
+SAME_DEPTH = 0.05  # relative difference of depth up to which two objects count as equally near
+NO_DEPTH = 10**6  # an object without depth lies behind all others
+UNTOLD = 0.5  # confidence in `other` where geometry recognises nothing
+CONFIDENCE_DIR = "seg_confidence"  # beside --output-dir
+
 
 def parse_args():
     parser = ArgumentParser(
         "Reads the images below --input-dir, their depth and camera.json beside the image folder; writes\n"
         "--output-dir/<stem>.npy, uint8 [H,W], 0..5: " + ", ".join(CLASS_NAMES) + ", with provenance.json and\n"
-        "failed_frames.jsonl.\n\n"
+        "failed_frames.jsonl, and beside that folder seg_confidence/<stem>.npy, uint8 [H,W], 0..255 for 0..1.\n\n"
         "Objects come from --backend; floor, wall and glass from the geometry of the depth. Interrupted or run again,\n"
         "it does the frames that are missing. Exit 0: all done or listed as failed; 2: wrong input; 75: stopped by\n"
         "SIGTERM or SIGUSR1 with frames left."
@@ -61,6 +65,14 @@ def parse_args():
         metavar="C",
         help="the sensor's confidence; where it is 0 the sensor gave nothing "
         "(default: confidence/ beside the image folder, unless --sensor-depth-dir is given)",
+    )
+    parser.add_argument(
+        "--gravity",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="vector that points down in the camera's axes (x right, y down, z forward), from an inertial sensor, "
+        "the same for all frames (default: found in each frame's depth)",
     )
     parser.add_argument(
         "--save-panels",
@@ -130,13 +142,27 @@ def _read_map(folder: Path, stem: str, read, shape: tuple[int, int]) -> np.ndarr
     return array
 
 
-def merge(geometry: np.ndarray, objects: list[DetectedObject]) -> np.ndarray:
-    """Object masks over geometry's classes uint8 [H,W]: small over large, so that what stands on a table stays
-    visible, and persons over everything, for they are what a robot must not miss."""
-    classes = geometry.copy()
-    for found in sorted(objects, key=lambda o: (o.class_id == PERSON, -int(o.mask.sum()))):
-        classes[found.mask] = found.class_id
-    return classes
+def merge(
+    geometry: GeometryResult, objects: list[DetectedObject], depth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Object masks over geometry's classes: the nearer object over the farther one, the surer one where both are alike.
+
+    depth: float32 [H,W], metres, 0 = none; an object's is the median over its mask.
+    Returns classes uint8 [H,W], 0..5, and confidence float32 [H,W] in 0..1: an object's score, geometry's own, UNTOLD
+    where geometry can't tell what is there, and 0 where it has no depth to tell by.
+    """
+    classes, confidence = geometry.classes.copy(), geometry.confidence.copy()
+    untold = classes == OTHER
+    confidence[untold] = np.where(depth[untold] > 0, UNTOLD, 0)
+
+    def nearness(found: DetectedObject) -> tuple[int, float]:
+        known = depth[found.mask & (depth > 0)]
+        steps = round(np.log(np.median(known)) / np.log(1 + SAME_DEPTH)) if known.size else NO_DEPTH
+        return -steps, found.score
+
+    for found in sorted(objects, key=nearness):
+        classes[found.mask], confidence[found.mask] = found.class_id, found.score
+    return classes, confidence
 
 
 def draw_objects(rgb: np.ndarray, objects: list[DetectedObject]) -> np.ndarray:
@@ -174,9 +200,17 @@ class SegmentationTeacher:
     counts: int64 [6], pixels of each class written so far. Panels are written for the frames of `panel_stems`.
     """
 
-    def __init__(self, find_objects: ObjectBackend, maps: DepthMaps, cameras: FrameCameras, panels: Path):
-        self.find_objects, self.maps, self.cameras, self.panels = find_objects, maps, cameras, panels
-        self.provenance = find_objects.provenance | maps.settings() | {"camera": cameras.settings()}
+    def __init__(
+        self,
+        find_objects: ObjectBackend,
+        maps: DepthMaps,
+        cameras: FrameCameras,
+        gravity: list[float] | None,
+        output_dir: Path,
+    ):
+        self.find_objects, self.maps, self.cameras, self.gravity = find_objects, maps, cameras, gravity
+        self.panels, self.confidence = output_dir / "panels", output_dir.resolve().parent / CONFIDENCE_DIR
+        self.provenance = find_objects.provenance | maps.settings() | {"camera": cameras.settings(), "gravity": gravity}
         self.counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
         self.counting = threading.Lock()
         self.panel_stems: set[str] = set()
@@ -186,22 +220,24 @@ class SegmentationTeacher:
         return SceneMaps(stem, rgb, *self.maps.read(stem, rgb.shape[:2]), self.cameras.of(stem, rgb))
 
     def infer(self, prepared: list[SceneMaps]) -> list[list[DetectedObject]]:
-        return [self.find_objects(scene.stem, scene.rgb) for scene in prepared]
+        return self.find_objects.find([(scene.stem, scene.rgb) for scene in prepared])
 
     def finish(self, prepared: SceneMaps, output: list[DetectedObject]) -> np.ndarray:
-        geometry = classify(prepared.depth, prepared.camera, prepared.sensor).classes
-        merged = merge(geometry, output)
+        geometry = classify(prepared.depth, prepared.camera, prepared.sensor, self.gravity)
+        classes, confidence = merge(geometry, output, prepared.depth)
         with self.counting:
-            self.counts += np.bincount(merged.ravel(), minlength=len(CLASS_NAMES))
+            self.counts += np.bincount(classes.ravel(), minlength=len(CLASS_NAMES))
         if prepared.stem in self.panel_stems:
             pictures = (
                 ("image", prepared.rgb),
                 ("boxes and masks", draw_objects(prepared.rgb, output)),
-                ("geometry", colour_classes(geometry)),
-                ("merged", colour_classes(merged)),
+                ("geometry", colour_classes(geometry.classes)),
+                ("merged", colour_classes(classes)),
             )
             write_png(self.panels / f"{prepared.stem}.png", stack([panel(pictures)]))
-        return merged
+        # before the classes, whose file says that the frame is finished
+        write_npy(self.confidence / f"{prepared.stem}.npy", np.rint(confidence * 255).astype(np.uint8))
+        return classes
 
 
 def main() -> int:
@@ -211,11 +247,15 @@ def main() -> int:
     frames = find_frames(input_dir)
     maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, input_dir.resolve().parent)
     cameras = FrameCameras(input_dir, args.fx, args.fy)
-    teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, output_dir / "panels")
+    if args.gravity is not None and not 0.1 < np.linalg.norm(args.gravity) < 1e3:
+        raise UserError("--gravity: the vector has no direction, or is not finite")
+    teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, args.gravity, output_dir)
     teacher.panel_stems.update(list(frames)[: args.save_panels])
     claim_output(output_dir, teacher.provenance, args.overwrite)
-    batch_size = args.batch_size or default_batch_size(args.device)
-    code = run_stage(frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers)
+    batch_size = args.batch_size or default_batch_size(args.backend, args.device)
+    code = run_stage(
+        frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers, (teacher.confidence,)
+    )
     if teacher.counts.any():
         print(histogram_line(teacher.counts))
     return code

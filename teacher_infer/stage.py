@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -80,9 +80,9 @@ def add_stage_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def default_batch_size(device: str) -> int:
-    """Frames at once on a device: a GPU needs several to be busy, a CPU gains nothing by them."""
-    return GPU_BATCH_SIZE if resolve_device(device).type == "cuda" else 1
+def default_batch_size(backend: str, device: str) -> int:
+    """Frames at once: a network needs several to keep a GPU busy; a CPU, or no network, gains nothing by them."""
+    return GPU_BATCH_SIZE if backend != "reference" and resolve_device(device).type == "cuda" else 1
 
 
 def add_camera_flags(parser: argparse.ArgumentParser) -> None:
@@ -234,6 +234,7 @@ def run_stage(
     overwrite: bool = False,
     batch_size: int = 1,
     workers: int = 2,
+    side_folders: Sequence[Path] = (),
 ) -> int:
     """Run a teacher over the frames of a part and write <output_dir>/<stem>.npy.
 
@@ -245,6 +246,7 @@ def run_stage(
         part: (i, n), do every n-th frame from the i-th on.
         batch_size: frames that infer() gets at once.
         workers: threads that prepare, and as many that finish and write.
+        side_folders: where finish() writes further files of a frame, to be cleared of half-written ones.
 
     Returns 0 when every frame of the part is written or listed as failed, 75 when stopped with frames left.
     Raises UserError when there were frames to do and none of the part has an output, or an output can't be written.
@@ -254,6 +256,8 @@ def run_stage(
     failed_name = "failed_frames.jsonl" if count == 1 else f"failed_frames.{index}-of-{count}.jsonl"
     shared = {Path(PROVENANCE).stem} if count == 1 else set()  # another shard may be writing it right now
     finished = _survey(output_dir, {*stems, Path(failed_name).stem} | shared)
+    for folder in side_folders:
+        _survey(folder, set(stems))
     waiting = [stem for stem in stems if overwrite or stem not in finished]
     tally = Tally(finished_before=len(stems) - len(waiting))
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]

@@ -98,3 +98,12 @@ def test_empty_depth_is_other():
     empty = np.zeros((480, 640), np.float32)
     result = classify(empty, CAMERA, empty)
     assert (result.classes == OTHER).all()
+
+
+@pytest.mark.parametrize("pitch", range(5, 200, 5))
+def test_a_camera_that_is_not_upright_gets_classes_too(pitch):
+    small = CAMERA.resized(160, 120)
+    depth, sensor, _ = render(small, pitch=pitch, cupboard=True)
+    found = classify(depth, small, sensor)
+    assert set(np.unique(found.classes)) <= {FLOOR, WALL, GLASS, OTHER}
+    assert np.linalg.norm(found.gravity) == pytest.approx(1) and np.isfinite(found.confidence).all()

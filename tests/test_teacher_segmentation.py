@@ -1,5 +1,6 @@
 """The segmentation teacher: reference objects, merging, the real networks with random weights, exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from box_room import FLOOR, FURNITURE, GLASS, OTHER, PERSON, WALL, write_folder
 
+from cli import UserError
 from teacher_infer import object_backends
-from teacher_infer.object_backends import COCO_CLASSES, DetectedObject, coco_class
+from teacher_infer.geometry import GeometryResult
+from teacher_infer.object_backends import DetectedObject, clean_mask, student_class
 from teacher_infer.run_sam2 import merge
 
 SCRIPT = Path(__file__).resolve().parents[1] / "teacher_infer" / "run_sam2.py"
@@ -19,28 +22,63 @@ def run_sam2(*args):
     return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, cwd="/")
 
 
-def test_coco_classes():
-    assert [coco_class(i) for i in (0, 56, 60, 62, 68, 79)] == [
-        PERSON,
-        FURNITURE,
-        FURNITURE,
-        OTHER,
-        OTHER,
-        OTHER,
-    ]
-    assert {class_id for _, class_id in COCO_CLASSES.values()} == {PERSON, FURNITURE}
+def test_classes_of_a_detector():
+    names = ("person", "chair", "dining table", "tv", "microwave", "dog")
+    assert [student_class(name) for name in names] == [PERSON, FURNITURE, FURNITURE, OTHER, OTHER, OTHER]
 
 
-def test_small_over_large_and_persons_over_all():
-    geometry = np.full((10, 10), WALL, np.uint8)
-    table, cup, person = (np.zeros((10, 10), bool) for _ in range(3))
-    table[2:10], cup[4:6, 4:6], person[:, 4:7] = True, True, True
+def objects_on_a_wall():
+    """Geometry that is all wall 4 m away, and a sofa at 3 m, a person at 2 m and a ball with no depth that overlap."""
+    depth = np.full((10, 10), 4, np.float32)
+    sofa, person, ball = (np.zeros((10, 10), bool) for _ in range(3))
+    sofa[4:10], person[:, 4:7], ball[0:6, 5] = True, True, True
+    depth[sofa], depth[person], depth[ball] = 3, 2, 0
+    geometry = GeometryResult(np.full((10, 10), WALL, np.uint8), np.zeros(3), np.full((10, 10), 0.9, np.float32))
     box = np.zeros(4)
-    objects = [DetectedObject(OTHER, box, cup), DetectedObject(FURNITURE, box, table)]
-    merged = merge(geometry, objects)
-    assert (merged[cup] == OTHER).all() and merged[9, 0] == FURNITURE and merged[0, 0] == WALL
-    assert (merge(geometry, [DetectedObject(PERSON, box, person), *objects])[person] == PERSON).all()
-    assert (geometry == WALL).all()
+    objects = [
+        DetectedObject(PERSON, box, person, 0.4),
+        DetectedObject(OTHER, box, ball, 0.99),
+        DetectedObject(FURNITURE, box, sofa, 0.8),
+    ]
+    return geometry, objects, depth
+
+
+def test_the_nearer_object_wins():
+    geometry, (person, ball, sofa), depth = objects_on_a_wall()
+    for objects in ([person, ball, sofa], [sofa, ball, person], [ball, person, sofa]):
+        classes, confidence = merge(geometry, objects, depth)
+        assert (classes[person.mask] == PERSON).all() and confidence[person.mask] == pytest.approx(0.4)
+        assert (classes[sofa.mask & ~person.mask] == FURNITURE).all() and classes[0, 0] == WALL
+    assert (geometry.classes == WALL).all()
+
+
+def test_where_objects_are_equally_near_the_surer_one_wins():
+    geometry, (person, _, sofa), depth = objects_on_a_wall()
+    depth[:] = 2 + 0.01 * np.arange(10)
+    assert (merge(geometry, [person, sofa], depth)[0][sofa.mask] == FURNITURE).all()
+
+
+def test_confidence_in_what_geometry_can_t_tell():
+    geometry, objects, depth = objects_on_a_wall()
+    geometry.classes[0] = OTHER
+    depth[0, 0] = 0
+    confidence = merge(geometry, [], depth)[1]
+    assert confidence[0, 0] == 0 and confidence[0, 1] == 0.5 and confidence[1, 0] == pytest.approx(0.9)
+
+
+def test_masks_are_cleaned_of_islands_and_small_holes():
+    mask = np.zeros((100, 100), bool)
+    mask[20:70, 20:70] = True
+    solid = mask.copy()
+    mask[40:43, 40:43] = False  # a hole
+    mask[5, 5] = mask[90:92, 90:92] = True  # islands
+    assert np.array_equal(clean_mask(mask), solid)
+    mask[30:60, 30:60] = False  # a large hole is seen through
+    assert not clean_mask(mask)[45, 45]
+    halves = solid.copy()
+    halves[:, 45:50] = False
+    assert np.array_equal(clean_mask(halves), halves)
+    assert not clean_mask(np.zeros((5, 5), bool)).any()
 
 
 def test_reference_takes_objects_and_leaves_surfaces_to_geometry():
@@ -94,6 +132,19 @@ def test_run_sam2_reference(folder, tmp_path):
         assert (classes[labels == class_id] == class_id).mean() > 0.8
     assert len(list((tmp_path / "seg" / "panels").rglob("*.png"))) == 1
     assert "floor" in done.stdout and "glass" in done.stdout
+    confidence = np.load(tmp_path / "seg_confidence" / "a" / "000.npy")
+    assert confidence.dtype == np.uint8 and confidence.shape == classes.shape
+    assert (confidence[labels == FURNITURE] == 255).mean() > 0.8
+
+
+def test_given_gravity_is_taken(folder, tmp_path):
+    common = ("--input-dir", folder / "rgb", "--depth-dir", folder / "depth", "--backend", "reference")
+    sideways = run_sam2(*common, "--output-dir", tmp_path / "a" / "seg", "--gravity", 1, 0, 0)
+    assert sideways.returncode == 0, sideways.stderr
+    labels = object_backends.read_classes(folder / "labels" / "a" / "000.png")
+    assert not (np.load(tmp_path / "a" / "seg" / "a" / "000.npy")[labels == FLOOR] == FLOOR).any()
+    refused = run_sam2(*common, "--output-dir", tmp_path / "b", "--gravity", 0, 0, 0)
+    assert refused.returncode == 2 and "--gravity" in refused.stderr and not (tmp_path / "b").exists()
 
 
 def test_a_frame_without_depth_is_listed_and_the_rest_done(folder, tmp_path):
@@ -130,30 +181,82 @@ def test_missing_weights_are_one_line(folder, tmp_path):
     assert "--backend reference" in failed.stderr and not (tmp_path / "seg").exists()
 
 
-def test_real_yolo_and_sam2_with_random_weights(tmp_path, monkeypatch):
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setenv("YOLO_OFFLINE", "true")
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """YOLOv8n and SAM2-tiny with random weights, as files."""
+    folder = tmp_path_factory.mktemp("weights")
+    os.environ |= {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
     ultralytics = pytest.importorskip("ultralytics", reason="ultralytics is not installed")
     build = pytest.importorskip("sam2.build_sam", reason="sam2 is not installed")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    ultralytics.YOLO("yolov8n.yaml").save(tmp_path / "yolov8n.pt")
+    ultralytics.YOLO("yolov8n.yaml").save(folder / "yolov8n.pt")
     network = build.build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", None, device="cpu")
-    torch.save({"model": network.state_dict()}, tmp_path / "sam2.1_hiera_tiny.pt")
-    backend = object_backends.YoloSam2(tmp_path / "yolov8n.pt", tmp_path / "sam2.1_hiera_tiny.pt", None, "cpu")
-    rgb = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
-    assert backend("a", rgb) == []  # random weights are sure of nothing
-    boxes = ultralytics.engine.results.Boxes(
-        torch.tensor([[10, 10, 60, 90, 0.9, 0], [50, 20, 150, 110, 0.8, 56], [5, 5, 20, 20, 0.7, 62]]),
-        rgb.shape[:2],
-    )
-    monkeypatch.setattr(backend.detector, "predict", lambda *args, **kwargs: [type("Result", (), {"boxes": boxes})])
-    encoded = []
-    set_image = backend.predictor.set_image
+    torch.save({"model": network.state_dict()}, folder / "sam2.1_hiera_tiny.pt")
+    return folder
+
+
+@pytest.fixture
+def backend(weights):
+    return object_backends.YoloSam2(weights / "yolov8n.pt", weights / "sam2.1_hiera_tiny.pt", None, "cpu")
+
+
+BOXES = [[10, 10, 60, 90, 0.9, 0], [50, 20, 150, 110, 0.8, 56], [5, 5, 20, 20, 0.7, 62]]
+
+
+def pretend_boxes(backend, monkeypatch, boxes):
+    """Random weights are sure of nothing, so the boxes that YOLO would find are given."""
+    import torch
+    from ultralytics.engine.results import Boxes
+
+    found = type("Result", (), {"boxes": Boxes(torch.tensor(boxes), (120, 160))})
+    monkeypatch.setattr(backend.detector, "predict", lambda images, **_: [found] * len(images))
+    monkeypatch.setattr(object_backends, "SMALLEST_IOU", -1.0)
+    monkeypatch.setattr(object_backends, "SMALLEST_INSIDE", 0.0)
+
+
+def images(*sizes):
+    random = np.random.default_rng(0)
+    return [(str(n), random.integers(0, 255, (*size, 3), dtype=np.uint8)) for n, size in enumerate(sizes)]
+
+
+def test_random_weights_find_nothing(backend):
+    assert backend.find(images((120, 160), (90, 160), (120, 160))) == [[], [], []]
+
+
+def test_sam2_masks_are_its_predictor_s_and_each_image_is_encoded_once(backend, monkeypatch):
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    pretend_boxes(backend, monkeypatch, BOXES)
+    monkeypatch.setattr(object_backends, "clean_mask", lambda mask: mask)
+    monkeypatch.setattr(object_backends, "BOXES_AT_ONCE", 2)
+    encoded, set_image = [], backend.predictor.set_image
     monkeypatch.setattr(backend.predictor, "set_image", lambda image: encoded.append(1) or set_image(image))
-    for count in (3, 1):
-        boxes = boxes[:count]
-        found = backend("a", rgb)
-        assert [o.class_id for o in found] == [PERSON, FURNITURE, OTHER][:count]
-        assert all(o.mask.shape == (120, 160) and o.mask.dtype == bool for o in found)
-    assert len(encoded) == 2  # once an image, not once a box
+    frames = images((120, 160), (120, 160))
+    found = backend.find(frames)
+    assert len(encoded) == len(frames)
+    by_hand = SAM2ImagePredictor(backend.predictor.model)
+    for (_, rgb), objects in zip(frames, found, strict=True):
+        by_hand.set_image(rgb)
+        assert [o.class_id for o in objects] == [PERSON, FURNITURE, OTHER]
+        for box, thing in zip(BOXES, objects, strict=True):
+            masks, ious, _ = by_hand.predict(box=np.float32(box[:4]), multimask_output=True)
+            assert np.array_equal(thing.mask, masks[ious.argmax()] > 0)
+            assert thing.score == pytest.approx(box[4])
+
+
+def test_a_failed_prompt_is_nothing_and_no_filled_box(backend, monkeypatch):
+    pretend_boxes(backend, monkeypatch, BOXES)
+    for name, bound in (("SMALLEST_IOU", 2.0), ("SMALLEST_INSIDE", 1.1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(object_backends, name, bound)
+            assert backend.find(images((120, 160))) == [[]]
+    assert len(backend.find(images((120, 160)))[0]) == 3
+
+
+def test_a_detector_of_other_things_is_refused(backend, weights, monkeypatch):
+    import ultralytics
+
+    monkeypatch.setattr(ultralytics.YOLO, "names", {0: "zebra", 1: "kite"})
+    with pytest.raises(UserError, match="DETECTOR_CLASSES"):
+        object_backends.YoloSam2(weights / "yolov8n.pt", weights / "sam2.1_hiera_tiny.pt", None, "cpu")

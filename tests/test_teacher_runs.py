@@ -1,4 +1,4 @@
-"""run_da3.py as a process: killed and restarted, in shards, over files that are no frames, onto a full disk."""
+"""The teachers' scripts as processes: killed and restarted, in shards, over files that are no frames, a full disk."""
 
 import json
 import os
@@ -21,67 +21,74 @@ from dataset.files import read_image
 from dataset.frames import find_frames
 from teacher_infer import depth_backends, run_da3, stage
 
-SCRIPT = Path(__file__).resolve().parents[1] / "teacher_infer" / "run_da3.py"
+SCRIPTS = Path(__file__).resolve().parents[1] / "teacher_infer"
 KILLS = 20
 NOBODY = 65534
 
 
-def command(rgb, out, *flags):
-    return [sys.executable, str(SCRIPT), "--input-dir", str(rgb), "--output-dir", str(out), *map(str, flags)]
+def command(rgb, out, *flags, script="run_da3.py"):
+    return [sys.executable, str(SCRIPTS / script), "--input-dir", str(rgb), "--output-dir", str(out), *map(str, flags)]
 
 
-def call(rgb, out, *flags, **options):
-    return subprocess.run(command(rgb, out, *flags), capture_output=True, text=True, **options)
+def call(rgb, out, *flags, script="run_da3.py"):
+    return subprocess.run(command(rgb, out, *flags, script=script), capture_output=True, text=True)
 
 
 def files_of(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-REFERENCE = ("--backend", "reference", "--batch-size", 2)
+class Stage:
+    """A teacher's script with reference teachers over enough frames to be killed in, and what it ends with."""
+
+    def __init__(self, script, root):
+        count, size = {"run_da3.py": (150, (320, 240)), "run_sam2.py": (40, (160, 120))}[script]
+        folder = write_folder(root / "data", [f"{n // 50}/{n:03d}" for n in range(count)], size)
+        self.script, self.rgb = script, folder / "rgb"
+        self.flags = ["--backend", "reference", "--batch-size", 2]
+        self.flags += ["--depth-dir", folder / "depth"] if script == "run_sam2.py" else []
+        start = time.monotonic()
+        assert self.start(root / "whole").wait() == 0
+        self.seconds = time.monotonic() - start
+        self.expected = files_of(root / "whole")
+
+    def start(self, root, *flags):
+        """The script writing to root/out, and what else it writes beside that."""
+        line = command(self.rgb, root / "out", *self.flags, *flags, script=self.script)
+        return subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module")
-def rooms(tmp_path_factory):
-    """150 frames, so that there is work left to be killed in."""
-    stems = [f"{n // 50}/{n:03d}" for n in range(150)]
-    return write_folder(tmp_path_factory.mktemp("rooms"), stems, (320, 240)) / "rgb"
+@pytest.fixture(scope="module", params=["run_da3.py", "run_sam2.py"])
+def staged(request, tmp_path_factory):
+    return Stage(request.param, tmp_path_factory.mktemp("stage"))
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(rooms, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    start = time.monotonic()
-    assert call(rooms, out, *REFERENCE).returncode == 0
-    return files_of(out), time.monotonic() - start
-
-
-def test_killed_at_any_moment_and_restarted_ends_the_same(rooms, uninterrupted, tmp_path):
-    expected, seconds = uninterrupted
+def test_killed_at_any_moment_and_restarted_ends_the_same(staged, tmp_path):
     moments = random.Random(0)
     for _ in range(KILLS):
-        process = subprocess.Popen(command(rooms, tmp_path, *REFERENCE), stdout=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.2, 1) * seconds)
+        process = staged.start(tmp_path)
+        time.sleep(moments.uniform(0.2, 1) * staged.seconds)
         process.kill()
         process.wait()
         for name, content in files_of(tmp_path).items():
-            assert ".part." in name or content == expected[name], f"{name} is not what an uninterrupted run writes"
-        for done in sorted(tmp_path.rglob("[0-9]*.npy"))[20:]:  # so that the next one has work, too
+            expected = ".part." in name or content == staged.expected[name]
+            assert expected, f"{name} is not what an uninterrupted run writes"
+        for done in sorted((tmp_path / "out").rglob("[0-9]*.npy"))[10:]:  # so that the next one has work, too
             done.unlink()
-    assert call(rooms, tmp_path, *REFERENCE).returncode == 0
-    assert files_of(tmp_path) == expected
+    assert staged.start(tmp_path).wait() == 0
+    assert files_of(tmp_path) == staged.expected
 
 
-def test_two_shards_at_once_equal_one_run(rooms, uninterrupted, tmp_path):
-    shards = [subprocess.Popen(command(rooms, tmp_path, *REFERENCE, "--shard", f"{n}/2")) for n in range(2)]
+def test_two_shards_at_once_equal_one_run(staged, tmp_path):
+    shards = [staged.start(tmp_path, "--shard", f"{n}/2") for n in range(2)]
     assert [shard.wait() for shard in shards] == [0, 0]
-    assert files_of(tmp_path) == uninterrupted[0]
+    assert files_of(tmp_path) == staged.expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_it_with_75(rooms, tmp_path, number):
-    process = subprocess.Popen(command(rooms, tmp_path, *REFERENCE), stdout=subprocess.PIPE, text=True)
-    while not any(tmp_path.rglob("*.npy")):
+def test_a_signal_ends_it_with_75(staged, tmp_path, number):
+    process = staged.start(tmp_path)
+    while not any((tmp_path / "out").rglob("*.npy")):
         time.sleep(0.005)
     process.send_signal(number)
     printed, _ = process.communicate()
@@ -190,8 +197,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_is_whole(rooms, uninterrupted, small_disk):
-    stopped = call(rooms, small_disk / "out", "--backend", "reference", "--batch-size", 2)  # 300 kB a frame
+def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tmp_path_factory, small_disk):
+    folder = write_folder(tmp_path_factory.mktemp("rooms"), [f"{n:03d}" for n in range(12)], (320, 240))
+    stopped = call(folder / "rgb", small_disk / "out", "--backend", "reference")  # 300 kB a frame
     assert stopped.returncode == 2 and stopped.stderr.count("\n") == 1 and "can't write" in stopped.stderr
-    kept = files_of(small_disk / "out")
-    assert len(kept) > 3 and all(content == uninterrupted[0][name] for name, content in kept.items())
+    kept = sorted((small_disk / "out").rglob("[0-9]*.npy"))
+    assert 2 < len(kept) < 12
+    for path in kept:
+        assert np.array_equal(np.load(path), np.load(folder / "depth" / path.name))
