@@ -37,6 +37,9 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(RUN) benchmarks/student_latency.py
+	$(RUN) benchmarks/teacher_depth.py
+	$(RUN) benchmarks/teacher_seg.py
+	$(RUN) benchmarks/geometry_accuracy.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

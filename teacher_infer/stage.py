@@ -261,7 +261,7 @@ def run_stage(
     waiting = [stem for stem in stems if overwrite or stem not in finished]
     tally = Tally(finished_before=len(stems) - len(waiting))
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
-    with StopSignal() as stop, ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
+    with StopSignal() as stop, _pool(workers) as readers, _pool(workers) as writers:
         writing: deque[dict[str, Future]] = deque()
         progress = _Progress(len(waiting))
         try:
@@ -298,6 +298,16 @@ def run_stage(
         stem, reason = next(iter(tally.failed.items()))
         raise UserError(f"all {len(tally.failed)} frames failed; the first, {stem}: {reason}")
     return EXIT_OK
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads in which torch computes alone: each thread's own pool of helpers would spin for the model's cores."""
+    if "torch" not in sys.modules:
+        return ThreadPoolExecutor(workers)
+    import torch
+
+    torch.get_num_threads()  # fixes the calling thread's number, which the first call in a new thread would change
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _survey(output_dir: Path, own: set[str]) -> set[str]:
@@ -387,5 +397,5 @@ class _Progress:
 
 
 def limit_threads() -> None:
-    """Keep OpenCV to the CPUs that the job was given: it counts the whole node's."""
-    cv2.setNumThreads(len(os.sched_getaffinity(0)))
+    """Keep OpenCV to one thread: a stage has several at work, and OpenCV counts the whole node's CPUs."""
+    cv2.setNumThreads(1)

@@ -254,7 +254,8 @@ def main() -> int:
             problems.append(f"frame {stem}: {error}")
             continue
         comparisons[stem] = compare(teacher, reference, rgb.shape[:2])
-        if reference is not None and comparisons[stem].shape_ok and comparisons[stem].ratio is None:
+        measured = comparisons[stem]
+        if reference is not None and measured.shape_ok and measured.valid_share and measured.ratio is None:
             problems.append(f"frame {stem}: no pixel has both the teacher's depth and the reference's")
         write_png(output_dir / f"{stem}.png", picture(rgb, teacher, reference))
     problems += find_problems(comparisons, args.process_res / max(rgb.shape[:2]), (args.min_ratio, args.max_ratio))
