@@ -116,6 +116,8 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except ImportError:  # ultralytics replaces Image.open by one that asks for a reader of HEIC files
+        raise UserError(f"{path} is not a readable image") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable image: {error}") from None
 

@@ -17,7 +17,7 @@ import eval_distillation
 import predict
 import train
 from cli import EXIT_USAGE
-from dataset.files import read_image, read_npy, write_npy, write_png
+from dataset.files import read_npy, read_png_raw, write_npy, write_png
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,7 @@ def nothing_but_nan(manifest: Path) -> None:
 
 def unknown_class(manifest: Path) -> None:
     for path in (manifest.parent / "labels").rglob("*.png"):
-        write_png(path, np.full(read_image(path).shape[:2], 17, np.uint8))
+        write_png(path, np.full(read_png_raw(path).shape, 17, np.uint8))
 
 
 WRONG_DATA = {

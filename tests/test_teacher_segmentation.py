@@ -10,6 +10,7 @@ import pytest
 from box_room import FLOOR, FURNITURE, GLASS, OTHER, PERSON, WALL, write_folder
 
 from cli import UserError
+from dataset.files import read_image
 from teacher_infer import object_backends
 from teacher_infer.geometry import GeometryResult
 from teacher_infer.object_backends import DetectedObject, clean_mask, student_class
@@ -222,6 +223,12 @@ def images(*sizes):
 
 def test_random_weights_find_nothing(backend):
     assert backend.find(images((120, 160), (90, 160), (120, 160))) == [[], [], []]
+
+
+def test_a_file_that_is_no_image_is_said_to_be_none_beside_yolo_too(backend, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UserError, match="not a readable image"):
+        read_image(tmp_path / "text.jpg")
 
 
 def test_sam2_masks_are_its_predictor_s_and_each_image_is_encoded_once(backend, monkeypatch):
