@@ -136,10 +136,10 @@ class Config:
     ema_decay: float = 0.998
     seed: int = 0
     num_workers: int = 2
-    # Augmentation: focal length times a factor in this range. Wide, because a student that has seen few lenses ascribes
-    # what a lens does to the room.
-    zoom_min: float = 0.5
-    zoom_max: float = 2.4
+    # Augmentation: focal length times a factor in this range. A student that has seen few lenses ascribes to the room
+    # what the lens does; one that has seen many needs more training to be as exact with any of them.
+    zoom_min: float = 0.8
+    zoom_max: float = 1.4
     cache_scale: int = 2  # training frames are kept at this many times the network's size, so that zooms stay sharp
 
     # cluster

@@ -53,6 +53,7 @@ from training.feed import (
 )
 
 SCHEDULE_SETTINGS = ("epochs", "batch_size", "lr", "seed", "encoder", "neck_channels", "reference_focal")
+AUGMENTATION_SETTINGS = ("zoom_min", "zoom_max")
 
 
 def parse_arguments():
@@ -65,6 +66,14 @@ def parse_arguments():
     parser.add_argument("--epochs", type=positive_int, help=f"default: {defaults.epochs}")
     parser.add_argument("--batch-size", type=positive_int, help=f"default: {defaults.batch_size}")
     parser.add_argument("--lr", type=positive_float, help=f"highest learning rate (default: {defaults.lr})")
+    parser.add_argument(
+        "--zoom",
+        type=positive_float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="lenses to be ready for, in focal lengths of the data's: wide where the robot's camera may be another, "
+        f"near 1 where it is the data's own (default: {defaults.zoom_min} {defaults.zoom_max})",
+    )
     parser.add_argument("--seed", type=non_negative_int, help=f"default: {defaults.seed}")
     parser.add_argument("--num-workers", type=non_negative_int, help=f"threads (default: {defaults.num_workers})")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
@@ -86,6 +95,10 @@ def main() -> int:
     arguments = parse_arguments()
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     config = Config(**{setting.name: given[setting.name] for setting in fields(Config) if setting.name in given})
+    if arguments.zoom:
+        config.zoom_min, config.zoom_max = arguments.zoom
+        if config.zoom_min > config.zoom_max:
+            raise UserError("--zoom LOW HIGH: the first is the smaller one")
     device = resolve_device(arguments.device)
 
     manifest, rooms_notice = find_manifest(arguments, config)
@@ -196,7 +209,7 @@ class Trainer:
         if choice is None or (choice == "auto" and not path.is_file()):
             return False
         content = load_checkpoint(path)
-        for name in SCHEDULE_SETTINGS:
+        for name in SCHEDULE_SETTINGS + AUGMENTATION_SETTINGS:
             if content["config"].get(name) != getattr(self.config, name):
                 raise UserError(
                     f"{path} was trained with {name} {content['config'].get(name)}, not {getattr(self.config, name)}: "
