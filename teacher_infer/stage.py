@@ -261,9 +261,35 @@ def run_stage(
     waiting = [stem for stem in stems if overwrite or stem not in finished]
     tally = Tally(finished_before=len(stems) - len(waiting))
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
-    with StopSignal() as stop, _pool(workers) as readers, _pool(workers) as writers:
-        writing: deque[dict[str, Future]] = deque()
-        progress = _Progress(len(waiting))
+    with StopSignal() as stop:
+        _run_batches(batches, frames, output_dir, teacher, workers, tally, stop)
+    left = len(waiting) - tally.done - len(tally.failed)
+    write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in waiting if s in tally.failed})
+    print(
+        f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
+        + (f", {left} left ({stop.received.name}); run the same command again" if left else "")
+    )
+    if left:
+        return EXIT_STOPPED
+    if tally.failed and not tally.done + tally.finished_before:
+        stem, reason = next(iter(tally.failed.items()))
+        raise UserError(f"all {len(tally.failed)} frames failed; the first, {stem}: {reason}")
+    return EXIT_OK
+
+
+def _run_batches(
+    batches: list[list[str]],
+    frames: dict[str, Path],
+    output_dir: Path,
+    teacher: Teacher,
+    workers: int,
+    tally: Tally,
+    stop: StopSignal,
+) -> None:
+    """Read ahead, infer and write behind, until the batches are done or a signal has come; counts into the tally."""
+    writing: deque[dict[str, Future]] = deque()
+    progress = _Progress(sum(map(len, batches)))
+    with _pool(workers) as readers, _pool(workers) as writers:
         try:
             for prepared in _read_ahead(readers, batches, lambda stem: teacher.prepare(stem, frames[stem])):
                 ready = _results(prepared, tally)
@@ -283,21 +309,9 @@ def run_stage(
                 tally.done += len(_results(writing.popleft(), tally))
         except WriteError as error:
             raise UserError(str(error)) from None
-        finally:  # after an error: what is only waiting to be read is not
+        finally:  # after an error or a signal: what is only waiting to be read is not
             readers.shutdown(cancel_futures=True)
             progress.close()
-    left = len(waiting) - tally.done - len(tally.failed)
-    write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in waiting if s in tally.failed})
-    print(
-        f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
-        + (f", {left} left ({stop.received.name}); run the same command again" if left else "")
-    )
-    if left:
-        return EXIT_STOPPED
-    if tally.failed and not tally.done + tally.finished_before:
-        stem, reason = next(iter(tally.failed.items()))
-        raise UserError(f"all {len(tally.failed)} frames failed; the first, {stem}: {reason}")
-    return EXIT_OK
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
