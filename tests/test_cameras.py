@@ -57,15 +57,22 @@ def unseen_rooms(tmp_path_factory) -> dict[float, Path]:
     return folders
 
 
-def ratios(student, unseen_rooms, rule: bool) -> dict[float, float]:
-    found = {factor: median_ratio(student, folder, rule) for factor, folder in unseen_rooms.items()}
-    print(f"{'with' if rule else 'without'} the rule, predicted / true depth by lens:", found)
-    return found
+def ratio_of(student, unseen_rooms, factor: float, rule: bool) -> float:
+    ratio = median_ratio(student, unseen_rooms[factor], rule)
+    print(f"{'with' if rule else 'without'} the rule, lens x{factor}: predicted / true depth {ratio:.3f}")
+    return ratio
 
 
-def test_depth_is_metric_through_other_lenses(student, unseen_rooms):
-    assert all(BAND[0] <= ratio <= BAND[1] for ratio in ratios(student, unseen_rooms, rule=True).values())
+@pytest.mark.parametrize("factor", LENSES)
+def test_depth_is_metric_through_another_lens(student, unseen_rooms, factor):
+    assert BAND[0] <= ratio_of(student, unseen_rooms, factor, rule=True) <= BAND[1]
 
 
-def test_without_the_rule_it_is_not(student, unseen_rooms):
-    assert not all(BAND[0] <= ratio <= BAND[1] for ratio in ratios(student, unseen_rooms, rule=False).values())
+SHORT_OF_THE_BAND = pytest.mark.xfail(
+    reason="the demo's student follows a lens by 70 %, 73 % would be needed (1.127 without the rule)"
+)
+
+
+@pytest.mark.parametrize("factor", [pytest.param(0.8, marks=SHORT_OF_THE_BAND), 1.25])
+def test_without_the_rule_depth_leaves_the_band(student, unseen_rooms, factor):
+    assert not BAND[0] <= ratio_of(student, unseen_rooms, factor, rule=False) <= BAND[1]
