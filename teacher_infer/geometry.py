@@ -10,7 +10,7 @@ where a frame takes some tens of milliseconds on one core, and the classes are b
    the camera is held roughly upright.
 3. Floor: the lowest large plane that faces up, and all that lies on it.
 4. Walls: large vertical planes that reach up and over which nothing behind them is seen; over a cupboard the wall is.
-5. Glass: where the sensor has holes, or looks through, in an upright rectangle on or in a wall.
+5. Glass: where the sensor has holes, or looks through, framed by readings on or in a wall.
 
 The rest, ceilings among it, is other: what can't be told is not guessed.
 """
@@ -31,6 +31,8 @@ FINE, COARSE = (
 )  # radii in working pixels of the two normal fits; the coarse one counts where it is planar
 PLANAR = 0.012  # largest relative rms residual of depth against the fitted plane
 
+RIM_VALID = 0.25  # share of a row that has depth where the map begins
+
 PRIOR_GRAVITY = (0.0, 1.0, 0.0)
 LARGEST_PITCH, LARGEST_ROLL = np.radians(40), np.radians(20)
 GRAVITY_ANGLES = (45, 45, 30, 15, 15, 15)  # degrees within which a normal counts as parallel or perpendicular
@@ -49,15 +51,17 @@ JUMP = 1.1  # factor on depth that is a jump
 MAX_WALLS = 10
 WALL_AREA = 0.4  # square metres that a wall must show
 WALL_SHARE = 0.006  # and share of the image
-WALL_HEIGHT = 1.9  # metres above the floor that a wall reaches, unless the image ends before
-WALL_ABOVE_CAMERA = 0.4  # the same without a floor in sight, above the camera
+WALL_HEIGHT = 1.9  # metres above the floor that a wall reaches, unless the image ends before,
+WALL_ABOVE_CAMERA = 0.4  # or above the camera without a floor in sight;
+HIDDEN = 0.4  # or share of columns in which something stands before what would be above: a cupboard on the wall,
+BEFORE = 0.3  # which takes up this share of the column there (normals are blurred, so a plane's rim is no member)
 OVERLOOKED = 0.35  # share of columns in which something behind a plane is seen above it: furniture
 
 HOLE_BEHIND = (0.3, 1.1)  # a sensor that reads more than depth * 1.1 + 0.3 m looks through
 GLASS_SHARE = 0.003  # of the image
 GLASS_AREA = 0.08  # square metres
 GLASS_TOP = 1.4  # metres above the floor that a pane reaches at least, unless the image ends before
-GLASS_FILL = 0.6  # share of holes in a pane's rectangle
+GLASS_FILL = 0.5  # share of holes in a pane
 FRAMED = 0.4  # share of readings in the rim around a pane: less, and the whole wall is out of the sensor's reach
 RIM = 7  # working pixels
 BARS = 9  # working pixels that bars and smears in a pane may be wide
@@ -85,6 +89,11 @@ class Scene:
     planar: np.ndarray
     hole: np.ndarray
     area: np.ndarray
+
+    @property
+    def first_row(self) -> int:
+        """The first row that has depth: a sensor's map, registered to the colour camera, has an empty rim."""
+        return int((self.valid.mean(axis=1) > RIM_VALID).argmax())
 
     @property
     def tolerance(self) -> np.ndarray:
@@ -290,8 +299,13 @@ def find_walls(scene: Scene, down: np.ndarray, floor: Plane | None) -> list[Plan
         plane = _refine(scene, plane, left_over & (scene.normals @ plane.normal > FACING), vertical_to=down)
         members = left_over & (scene.normals @ plane.normal > FACING) & _on(scene, plane, 1.5)
         left_over &= ~(members | _on(scene, plane, 0.5))
-        large = scene.area[members].sum() >= WALL_AREA and members.sum() >= WALL_SHARE * members.size
-        if large and _reaches_up(scene, members, down, floor) and _overlooked(scene, plane, members) < OVERLOOKED:
+        # the rims of what hangs on a wall are no planar places, but they are no less of its area
+        rims = _on(scene, plane, 1.0) & ~scene.planar & (scene.normals @ plane.normal > 0)
+        area = scene.area[members].sum()
+        area += min(area, scene.area[rims].sum())
+        large = area >= WALL_AREA and members.sum() >= WALL_SHARE * members.size
+        high = large and _reaches_up(scene, plane, members, down, floor)
+        if high and _overlooked(scene, plane, members) < OVERLOOKED:
             walls.append(plane)
     return walls
 
@@ -319,11 +333,26 @@ def _on(scene: Scene, plane: Plane, width: float) -> np.ndarray:
     return scene.valid & (np.abs(plane.distance(scene.points)) < width * scene.tolerance)
 
 
-def _reaches_up(scene: Scene, members: np.ndarray, down: np.ndarray, floor: Plane | None) -> bool:
-    if members[:5].sum() >= 5:  # the image ends before the plane does
+def _reaches_up(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray, floor: Plane | None) -> bool:
+    """Whether a plane is as high as walls are, or may be: the image ends before it does, or its top is hidden."""
+    if members[scene.first_row :][:5].sum() >= 5 or _hidden(scene, plane, members) > HIDDEN:
         return True
     height = -(scene.points[members] @ down) if floor is None else floor.distance(scene.points[members])
     return np.percentile(height, 97) > (WALL_ABOVE_CAMERA if floor is None else WALL_HEIGHT)
+
+
+def _hidden(scene: Scene, plane: Plane, members: np.ndarray) -> float:
+    """Share of the columns of `members` in which what is seen above them stands before the plane.
+
+    A wall goes on behind the cupboards that hang on it.
+    """
+    columns = np.flatnonzero(members.sum(axis=0) >= 3)
+    if not len(columns):
+        return 0.0
+    above = np.arange(len(members))[:, None] < members[:, columns].argmax(axis=0)
+    above &= scene.valid[:, columns]
+    before = above & (plane.distance(scene.points[:, columns]) > 2 * scene.tolerance[:, columns])
+    return float((before.sum(axis=0) > BEFORE * np.maximum(above.sum(axis=0), 1)).mean())
 
 
 def _overlooked(scene: Scene, plane: Plane, members: np.ndarray) -> float:
@@ -349,7 +378,7 @@ def _paint(scene: Scene, plane: Plane, class_id: int, width: float, classes, con
 def find_glass(
     scene: Scene, down: np.ndarray, floor: Plane | None, walls: list[Plane]
 ) -> list[tuple[np.ndarray, float]]:
-    """Panes as (bool [h,w], share of holes in it)."""
+    """Panes as (bool [h,w], share of holes in it): what holes cover, bars and smears among them closed."""
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)
     for wall in walls:
@@ -366,9 +395,12 @@ def find_glass(
         if scene.area[members].sum() < GLASS_AREA:
             continue
         plane = _pane_plane(scene, members, down, walls)
-        found = _rectangle(scene, plane, members, down, floor) if plane is not None else None
-        if found is not None:
-            panes.append(found)
+        if plane is None or not _high(scene, members, down, floor) or _framed(scene, plane, members, down) < FRAMED:
+            continue
+        pane = members & _not_before(scene, plane)
+        certainty = float(scene.hole[pane].mean()) if pane.any() else 0.0
+        if certainty >= GLASS_FILL:
+            panes.append((pane, certainty))
     return panes
 
 
@@ -395,29 +427,28 @@ def _pane_plane(scene: Scene, members: np.ndarray, down: np.ndarray, walls: list
     return plane if alone[members].mean() > 0.7 and _overlooked(scene, plane, members) < OVERLOOKED else None
 
 
-def _rectangle(scene: Scene, plane: Plane, members: np.ndarray, down, floor) -> tuple[np.ndarray, float] | None:
-    """The upright rectangle of a plane around `members`, less what stands before it; None when it is no pane.
+def _high(scene: Scene, members: np.ndarray, down: np.ndarray, floor: Plane | None) -> bool:
+    """Whether a pane reaches up, or the image ends before it does; a dark panel low on a wall does not."""
+    if members[scene.first_row :][:3].any():
+        return True
+    above = -(scene.points[members] @ down) if floor is None else floor.distance(scene.points[members])
+    return bool(np.percentile(above, 97) >= (0.0 if floor is None else GLASS_TOP))
 
-    Frames and bars between panes belong to a window, so the rectangle is filled.
-    """
+
+def _not_before(scene: Scene, plane: Plane) -> np.ndarray:
+    return scene.valid & (plane.distance(scene.points) < 3 * scene.tolerance)
+
+
+def _framed(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray) -> float:
+    """Share of readings in the rim around the upright rectangle that `members` span on a plane."""
     rays = scene.points / np.maximum(scene.points[..., 2:], 1e-9)
     towards = rays @ plane.normal
     crossing = rays * (plane.offset / np.where(towards < -1e-3, towards, np.nan))[..., None]
-    across, height = crossing @ np.cross(down, plane.normal), -(crossing @ down)
-    inside = scene.valid.copy()
-    for coordinate in (across, height):
+    inside = _not_before(scene, plane)
+    for direction in (np.cross(down, plane.normal), -down):
+        coordinate = crossing @ direction
         low, high = np.percentile(coordinate[members], (1, 99))
         inside &= (coordinate >= low) & (coordinate <= high)
-    behind_or_on = plane.distance(scene.points) < 3 * scene.tolerance
-    pane = inside & behind_or_on
-    above = -(scene.points[members] @ down) if floor is None else floor.distance(scene.points[members])
-    top = np.percentile(above, 97)
-    cut = members[:3].any()
-    if not cut and top < (0.0 if floor is None else GLASS_TOP):
-        return None
-    rim = cv2.dilate(pane.astype(np.uint8), np.ones((2 * RIM + 1,) * 2, np.uint8)).astype(bool)
-    rim &= ~inside & behind_or_on & scene.valid
-    if not pane.any() or not rim.any() or (~scene.hole[rim]).mean() < FRAMED:
-        return None
-    fill = float(scene.hole[pane].mean())
-    return (pane, fill) if fill >= GLASS_FILL else None
+    rim = cv2.dilate(inside.astype(np.uint8), np.ones((2 * RIM + 1,) * 2, np.uint8)).astype(bool)
+    rim &= ~inside & _not_before(scene, plane)
+    return float((~scene.hole[rim]).mean()) if rim.any() else 0.0

@@ -7,6 +7,13 @@ from box_room import CAMERA, FLOOR, FURNITURE, GLASS, OTHER, WALL, intersection_
 from teacher_infer.geometry import classify
 
 
+def heights(depth: np.ndarray, pitch: float) -> np.ndarray:
+    """Metres above the camera of each pixel of a rendered room."""
+    rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]]
+    rays = np.stack([(columns - CAMERA.cx) / CAMERA.fx, (rows - CAMERA.cy) / CAMERA.fy, np.ones(depth.shape)], axis=-1)
+    return -(depth[..., None] * rays) @ (rotation(pitch) @ (0, 1, 0))
+
+
 @pytest.mark.parametrize(("pitch", "roll"), [(0, 0), (15, 0), (25, 4), (-10, -8)])
 def test_classes_and_gravity_of_a_room(pitch, roll):
     depth, sensor, labels = render(pitch=pitch, roll=roll)
@@ -19,6 +26,29 @@ def test_classes_and_gravity_of_a_room(pitch, roll):
             assert intersection_over_union(result.classes, labels, class_id) > least
     assert (result.confidence[result.classes == OTHER] == 0).all()
     assert result.confidence.min() >= 0 and result.confidence.max() <= 1
+
+
+def test_an_empty_rim_ends_the_image():
+    depth, _, labels = render(pitch=25)  # no wall is seen to its top
+    rim = np.ones(depth.shape, bool)
+    rim[22:-22, 22:-40] = False  # as registration to another camera leaves it
+    depth[rim], labels[rim] = 0, OTHER
+    classes = classify(depth, CAMERA).classes
+    assert (labels == WALL).mean() > 0.15
+    assert intersection_over_union(classes, np.where(labels == GLASS, WALL, labels), WALL) > 0.9
+    assert intersection_over_union(classes, labels, FLOOR) > 0.95
+
+
+@pytest.mark.parametrize("above_camera", [0.0, 0.3])
+def test_a_wall_goes_on_behind_a_cupboard_that_hangs_on_it(above_camera):
+    depth, _, labels = render(pitch=10)
+    height = heights(depth, pitch=10)
+    hanging = (height > above_camera) & (labels != FLOOR)
+    below = ~hanging & np.isin(labels, (WALL, GLASS))
+    depth[hanging] *= 0.85
+    assert below.mean() > 0.1
+    classes = classify(depth, CAMERA).classes
+    assert (classes[below] == WALL).mean() > 0.9
 
 
 def test_ceiling_is_other():
@@ -42,6 +72,15 @@ def test_a_sensor_that_looks_through_shows_glass():
     depth, sensor, labels = render()
     through = np.where(sensor == 0, depth + 3, sensor).astype(np.float32)
     assert intersection_over_union(classify(depth, CAMERA, through).classes, labels, GLASS) > 0.9
+
+
+def test_a_pane_that_the_sensor_reads_in_places_is_glass():
+    depth, sensor, labels = render()
+    rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]]
+    read = (np.sin(rows / 3) * np.sin(columns / 3) > 0.1) & (labels == GLASS)
+    sensor[read] = depth[read]
+    assert 0.4 < read.sum() / (labels == GLASS).sum() < 0.5
+    assert intersection_over_union(classify(depth, CAMERA, sensor).classes, labels, GLASS) > 0.8
 
 
 def test_a_dark_cupboard_is_no_glass():
