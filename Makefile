@@ -40,6 +40,8 @@ bench: $(INSTALLED)
 	$(RUN) benchmarks/teacher_depth.py
 	$(RUN) benchmarks/teacher_seg.py
 	$(RUN) benchmarks/geometry_accuracy.py
+	$(RUN) benchmarks/geometry_cost.py
+	$(RUN) benchmarks/manifest_rows.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -1,16 +1,14 @@
-"""How well floor, wall and glass are told from depth, beside simple rules on image rows, and what it costs.
+"""How well floor, wall and glass are told from depth, beside simple rules on image rows.
 
 Reads   nothing, or a data folder with reference labels (--data).
-Writes  a temporary folder of rendered rooms, removed at the end; prints a table of IoU and the time of a frame.
+Writes  a temporary folder of rendered rooms, removed at the end; prints a table of IoU.
 
 The rooms' seed was fixed before the rules were tuned. Depth is the reference's, and the same disturbed as a teacher's
 is: 1 % noise, blurred edges, and a scale that drifts smoothly by up to 10 % over the image.
 """
 
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +20,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
-from benchmarks.machine import peak_memory, processor
+from benchmarks.rendered import render
 from cli import ArgumentParser, existing_dir, non_negative_int, positive_int, run
 from config import CLASS_NAMES, Intrinsics
 from dataset.files import read_image
@@ -33,7 +31,6 @@ from teacher_infer.geometry import FLOOR, GLASS, OTHER, WALL, GeometryResult, cl
 from teacher_infer.object_backends import Reference
 from teacher_infer.run_sam2 import merge
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 2026
 CLASSES = {"floor": FLOOR, "wall": WALL, "glass": GLASS}
 
@@ -64,21 +61,11 @@ def rules(rgb: np.ndarray, depth: np.ndarray, sensor: np.ndarray, camera: Intrin
     return classify(depth, camera, sensor).classes
 
 
-def render(folder: Path, scenes: int) -> None:
-    """A data folder of rendered rooms, two frames a scene."""
-    mat = folder / "rooms.mat"
-    for script, *arguments in (
-        ("rooms.py", "--out", mat, "--scenes", scenes, "--frames-per-scene", 2, "--seed", SEED),
-        ("nyu_loader.py", "--mat", mat, "--out", folder),
-    ):
-        subprocess.run([sys.executable, ROOT / "dataset" / script, *map(str, arguments)], check=True)
-
-
-def evaluate(folder: Path, limit: int | None) -> tuple[dict[str, ConfusionMatrix], list[float]]:
-    """{row of the table: confusion matrix} and the seconds that the rules took for each frame."""
+def evaluate(folder: Path, limit: int | None) -> dict[str, ConfusionMatrix]:
+    """{row of the table: confusion matrix}."""
     cameras, objects = Cameras.read(folder / "camera.json"), Reference(folder)
     ways: dict[str, Callable] = {"simple rules": simple_rules, "geometry": rules}
-    matrices, seconds = {}, []
+    matrices = {}
     frames = list(find_frames(folder / "rgb").items())[:limit]
     for number, (stem, path) in enumerate(tqdm(frames, disable=None)):
         rgb, labels = read_image(path), read_classes(folder / "labels" / f"{stem}.png")
@@ -91,16 +78,13 @@ def evaluate(folder: Path, limit: int | None) -> tuple[dict[str, ConfusionMatrix
         disturbed = disturb(reference, np.random.default_rng((SEED, number)))
         for depth, kind in ((reference, "reference depth"), (disturbed, "disturbed depth")):
             for way, function in ways.items():
-                start = time.process_time()
                 classes = function(rgb, depth, sensor, cameras.of(stem))
-                if function is rules:
-                    seconds.append(time.process_time() - start)
                 blank = GeometryResult(classes, np.zeros(3), np.ones(classes.shape, np.float32))
                 merged = merge(blank, found, depth)[0]
                 for map_, what in ((classes, "alone"), (merged, "with reference objects")):
                     matrix = matrices.setdefault(f"{kind}, {way}, {what}", ConfusionMatrix(len(CLASS_NAMES)))
                     matrix.update(torch.from_numpy(map_), torch.from_numpy(labels))
-    return matrices, seconds
+    return matrices
 
 
 def main() -> None:
@@ -109,25 +93,18 @@ def main() -> None:
     parser.add_argument("--scenes", type=positive_int, default=100, help="rendered, 2 frames each (default: 100)")
     parser.add_argument("--data-limit", type=non_negative_int, help="use the first so many frames (default: all)")
     arguments = parser.parse_args()
-    cv2.setNumThreads(1)  # the time of a frame is one core's
-    torch.set_num_threads(1)
     with ExitStack() as stack:
         if arguments.data:
             folder = existing_dir(arguments.data, "--data")
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            render(folder, arguments.scenes)
-        matrices, seconds = evaluate(folder, arguments.data_limit)
+            render(folder, arguments.scenes, SEED)
+        matrices = evaluate(folder, arguments.data_limit)
     rows = []
     for name, matrix in matrices.items():
         iou = matrix.compute()["iou"]
         rows.append([name, *(iou[class_id] for class_id in CLASSES.values())])
     print(tabulate(rows, ["IoU", *CLASSES], floatfmt=".3f"))
-    median, slow = np.percentile(seconds, (50, 95)) * 1000
-    print(
-        f"geometry: {median:.0f} ms a frame (95 %: {slow:.0f} ms) on one core of {processor()}; "
-        f"peak memory {peak_memory():.0f} MB with torch and the images"
-    )
 
 
 if __name__ == "__main__":

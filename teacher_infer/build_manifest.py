@@ -193,8 +193,9 @@ def _check_maps(row: Row, shape: tuple[int, int], whole: bool) -> None:
         found = header(column, path)
         if found != shape:
             raise UserError(f"{path} is {found[1]}x{found[0]} but its image is {shape[1]}x{shape[0]}")
-        if whole:
-            read(path)
+        # a sensor may see nothing in a frame, but a teacher that says nothing is broken
+        if whole and not read(path).any() and column == "da3_depth":
+            raise UserError(f"{path} holds no depth: all of it is zero, negative or not finite")
 
 
 def _camera(cameras: Cameras | None, stem: str, shape: tuple[int, int]) -> Intrinsics | None:

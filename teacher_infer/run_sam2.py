@@ -71,8 +71,8 @@ def parse_args():
         type=float,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="vector that points down in the camera's axes (x right, y down, z forward), from an inertial sensor, "
-        "the same for all frames (default: found in each frame's depth)",
+        help="vector that points down in the camera's axes (x right, y down, z forward), the same for all frames "
+        "(default: gravity.json beside the image folder, {stem: [x, y, z]}; else found in each frame's depth)",
     )
     parser.add_argument(
         "--save-panels",
@@ -183,6 +183,38 @@ def histogram_line(counts: np.ndarray) -> str:
     return "pixels: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, shares, strict=True))
 
 
+class FrameGravity:
+    """What points down in each frame: --gravity, else its entry of gravity.json beside the images, else None.
+
+    gravity.json is {stem: [x, y, z]} as an inertial sensor gave it, in any unit.
+    """
+
+    def __init__(self, flag: list[float] | None, root: Path):
+        path = root / "gravity.json"
+        self.common = self._checked(flag, "--gravity") if flag is not None else None
+        self.by_stem = {}
+        if flag is None and path.is_file():
+            content = read_json(path)
+            if not isinstance(content, dict):
+                raise UserError(f"{path} must be a JSON object of stems and vectors")
+            self.by_stem = {stem: self._checked(vector, f"{path}, {stem}") for stem, vector in content.items()}
+
+    @staticmethod
+    def _checked(vector: object, where: str) -> list[float]:
+        numbers = isinstance(vector, list) and all(type(value) in (int, float) for value in vector)
+        if not numbers or len(vector) != 3 or not 0.1 < np.linalg.norm(vector) < 1e3:
+            raise UserError(f"{where}: gravity is three numbers x y z that have a direction")
+        return vector
+
+    def of(self, stem: str) -> list[float] | None:
+        """Vector [3] that points down in the camera's axes; None where nothing tells it but depth."""
+        return self.common or self.by_stem.get(stem)
+
+    def settings(self) -> list[float] | str | None:
+        """For provenance."""
+        return self.common or ("gravity.json" if self.by_stem else None)
+
+
 @dataclass
 class SceneMaps:
     """What geometry and objects are found in: rgb uint8 [H,W,3], depths float32 [H,W] metres, 0 = none."""
@@ -205,12 +237,13 @@ class SegmentationTeacher:
         find_objects: ObjectBackend,
         maps: DepthMaps,
         cameras: FrameCameras,
-        gravity: list[float] | None,
+        gravity: FrameGravity,
         output_dir: Path,
     ):
         self.find_objects, self.maps, self.cameras, self.gravity = find_objects, maps, cameras, gravity
         self.panels, self.confidence = output_dir / "panels", output_dir.resolve().parent / CONFIDENCE_DIR
-        self.provenance = find_objects.provenance | maps.settings() | {"camera": cameras.settings(), "gravity": gravity}
+        self.provenance = find_objects.provenance | maps.settings()
+        self.provenance |= {"camera": cameras.settings(), "gravity": gravity.settings()}
         self.counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
         self.counting = threading.Lock()
         self.panel_stems: set[str] = set()
@@ -223,7 +256,7 @@ class SegmentationTeacher:
         return self.find_objects.find([(scene.stem, scene.rgb) for scene in prepared])
 
     def finish(self, prepared: SceneMaps, output: list[DetectedObject]) -> np.ndarray:
-        geometry = classify(prepared.depth, prepared.camera, prepared.sensor, self.gravity)
+        geometry = classify(prepared.depth, prepared.camera, prepared.sensor, self.gravity.of(prepared.stem))
         classes, confidence = merge(geometry, output, prepared.depth)
         with self.counting:
             self.counts += np.bincount(classes.ravel(), minlength=len(CLASS_NAMES))
@@ -247,9 +280,8 @@ def main() -> int:
     frames = find_frames(input_dir)
     maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, input_dir.resolve().parent)
     cameras = FrameCameras(input_dir, args.fx, args.fy)
-    if args.gravity is not None and not 0.1 < np.linalg.norm(args.gravity) < 1e3:
-        raise UserError("--gravity: the vector has no direction, or is not finite")
-    teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, args.gravity, output_dir)
+    gravity = FrameGravity(args.gravity, input_dir.resolve().parent)
+    teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, gravity, output_dir)
     teacher.panel_stems.update(list(frames)[: args.save_panels])
     claim_output(output_dir, teacher.provenance, args.overwrite)
     batch_size = args.batch_size or default_batch_size(args.backend, args.device)

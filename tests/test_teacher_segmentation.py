@@ -1,6 +1,8 @@
 """The segmentation teacher: reference objects, merging, the real networks with random weights, exit codes."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +148,26 @@ def test_given_gravity_is_taken(folder, tmp_path):
     assert not (np.load(tmp_path / "a" / "seg" / "a" / "000.npy")[labels == FLOOR] == FLOOR).any()
     refused = run_sam2(*common, "--output-dir", tmp_path / "b", "--gravity", 0, 0, 0)
     assert refused.returncode == 2 and "--gravity" in refused.stderr and not (tmp_path / "b").exists()
+
+
+def test_gravity_of_each_frame_is_taken(folder, tmp_path):
+    data = shutil.copytree(folder, tmp_path / "data")
+    (data / "gravity.json").write_text(json.dumps({"a/000": [9.81, 0, 0]}))
+    flags = ("--input-dir", data / "rgb", "--depth-dir", data / "depth", "--backend", "reference")
+    done = run_sam2(*flags, "--output-dir", tmp_path / "seg")
+    assert done.returncode == 0, done.stderr
+    for stem, found in (("a/000", False), ("a/001", True)):
+        labels = object_backends.read_classes(data / "labels" / f"{stem}.png")
+        assert (np.load(tmp_path / "seg" / f"{stem}.npy")[labels == FLOOR] == FLOOR).any() == found
+
+
+@pytest.mark.parametrize("text", ["[1, 2, 3]", '{"a/000": [0, 0, 0]}', '{"a/000": [0, "down", 0]}', '{"a/000": NaN}'])
+def test_a_broken_gravity_file_is_one_line(folder, tmp_path, text):
+    data = shutil.copytree(folder, tmp_path / "data")
+    (data / "gravity.json").write_text(text)
+    flags = ("--input-dir", data / "rgb", "--depth-dir", data / "depth", "--backend", "reference")
+    refused = run_sam2(*flags, "--output-dir", tmp_path / "seg")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "gravity.json" in refused.stderr
 
 
 def test_a_frame_without_depth_is_listed_and_the_rest_done(folder, tmp_path):

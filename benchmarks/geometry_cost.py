@@ -1,0 +1,62 @@
+"""What floor, wall and glass from geometry cost: time of a frame on one core, and memory of the process.
+
+Reads   nothing, or a data folder (--data).
+Writes  a temporary folder of rendered rooms, removed at the end; prints a table.
+
+Nothing but the geometry is loaded, so the memory is the geometry's.
+"""
+
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
+from benchmarks.machine import peak_memory, processor
+from benchmarks.rendered import render
+from cli import ArgumentParser, existing_dir, positive_int, run
+from dataset.frames import find_frames, read_confidence, read_depth
+from dataset.manifest import Cameras
+from teacher_infer.geometry import classify
+
+SEED = 2026
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--data", help="a data folder with depth, confidence and camera.json (default: render one)")
+    parser.add_argument("--scenes", type=positive_int, default=10, help="rendered, 2 frames each (default: 10)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    with ExitStack() as stack:
+        if arguments.data:
+            folder = existing_dir(arguments.data, "--data")
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            render(folder, arguments.scenes, SEED)
+        cameras, seconds, before = Cameras.read(folder / "camera.json"), [], peak_memory()
+        frames = find_frames(folder / "rgb")
+        for stem in frames:
+            depth = read_depth(folder / "depth" / f"{stem}.npy")
+            sensor = np.where(read_confidence(folder / "confidence" / f"{stem}.npy") > 0, depth, 0)
+            for _ in range(arguments.rounds):
+                start = time.process_time()
+                classify(depth, cameras.of(stem), sensor)
+                seconds.append(time.process_time() - start)
+    low, median, high = np.percentile(seconds, (5, 50, 95)) * 1000
+    print(tabulate([[median, low, high, peak_memory(), before]], floatfmt=".0f", headers=(
+        "ms a frame (median)", "5 %", "95 %", "peak memory MB", "of it before the first frame"
+    )))  # fmt: skip
+    print(
+        f"{len(frames)} frames of {depth.shape[1]}x{depth.shape[0]}, {arguments.rounds} rounds, one core, {processor()}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
