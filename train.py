@@ -257,7 +257,8 @@ class Trainer:
         target = target * batch.focal_factor.view(-1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             depth, seg = self.model(batch.rgb.contiguous(memory_format=torch.channels_last))
-        loss = distillation_loss(depth, seg, batch.rgb, target, batch.sam2_seg, self.weights)["total"]
+        classes = (batch.sam2_seg, batch.seg_confidence)
+        loss = distillation_loss(depth, seg, batch.rgb, target, *classes, self.weights)["total"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)

@@ -23,8 +23,9 @@ WHITE, WIDEST_BORDER = 250, 16
 class Frame:
     """One frame as it lies on disk, all maps of one size.
 
-    rgb: uint8 [H,W,3]; depth, da3_depth: float32 [H,W], metres, 0 = no value; confidence: float32 [H,W] in 0..1;
-    labels, sam2_seg: uint8 [H,W], 0..5 or 255 = ignore. A map that the frame does not have is None.
+    rgb: uint8 [H,W,3]; depth, da3_depth: float32 [H,W], metres, 0 = no value; confidence, seg_confidence (of
+    sam2_seg): float32 [H,W] in 0..1; labels, sam2_seg: uint8 [H,W], 0..5 or 255 = ignore. A map that the frame does
+    not have is None.
     """
 
     stem: str
@@ -34,6 +35,7 @@ class Frame:
     labels: np.ndarray | None
     da3_depth: np.ndarray | None
     sam2_seg: np.ndarray | None
+    seg_confidence: np.ndarray | None
     intrinsics: Intrinsics | None
 
 
@@ -124,6 +126,7 @@ def read_frame(row: Row) -> Frame:
         "labels": read_classes(row.labels) if row.labels else None,
         "da3_depth": read_depth(row.da3_depth) if row.da3_depth else None,
         "sam2_seg": read_classes(row.sam2_seg) if row.sam2_seg else None,
+        "seg_confidence": read_seg_confidence(row.seg_confidence) if row.seg_confidence else None,
     }
     for name, array in {"depth": depth, **maps}.items():
         if array is not None and array.shape != rgb.shape[:2]:

@@ -46,10 +46,14 @@ def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
     return masked_mean((predicted - target).abs() + log_difference.abs(), mask)
 
 
-def segmentation_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels with a class; logits [B,C,H,W], target int64 [B,H,W], 255 = ignore."""
+def segmentation_cross_entropy(logits: Tensor, target: Tensor, confidence: Tensor) -> Tensor:
+    """Mean cross-entropy over the pixels with a class, weighted by the teacher's confidence in it.
+
+    logits: [B,C,H,W]; target: int64 [B,H,W], 255 = ignore; confidence: float32 [B,1,H,W] in 0..1.
+    """
     per_pixel = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
-    return masked_mean(per_pixel, target != IGNORE)
+    weight = torch.where(target != IGNORE, confidence[:, 0], 0)
+    return (per_pixel * weight).sum() / weight.sum().clamp(min=1)
 
 
 def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
@@ -68,20 +72,26 @@ def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
 
 
 def distillation_loss(
-    depth: Tensor, seg: Tensor, rgb: Tensor, depth_target: Tensor, seg_target: Tensor, weights: LossWeights
+    depth: Tensor,
+    seg: Tensor,
+    rgb: Tensor,
+    depth_target: Tensor,
+    seg_target: Tensor,
+    seg_confidence: Tensor,
+    weights: LossWeights,
 ) -> dict[str, Tensor]:
     """All terms and their weighted total.
 
     Args:
         depth: predicted, float32 [B,1,H,W], metres at the reference focal length, like depth_target (0 = nothing).
-        seg: logits [B,6,H,W]; seg_target: int64 [B,H,W], 255 = nothing to learn.
+        seg: logits [B,6,H,W]; seg_target: int64 [B,H,W], 255 = nothing to learn; seg_confidence: float32 [B,1,H,W].
         rgb: float32 [B,3,H,W] in 0..1.
 
     Returns: scalars 'depth', 'segmentation', 'smoothness', 'total'.
     """
     terms = {
         "depth": depth_l1(depth, depth_target),
-        "segmentation": segmentation_cross_entropy(seg, seg_target),
+        "segmentation": segmentation_cross_entropy(seg, seg_target, seg_confidence),
         "smoothness": edge_aware_smoothness(depth, rgb),
     }
     terms["total"] = sum(getattr(weights, name) * term for name, term in terms.items())

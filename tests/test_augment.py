@@ -37,6 +37,7 @@ def plane_batch(size: int = 6) -> Batch:
         confidence=torch.ones_like(depth),
         da3_depth=depth + 1,
         sam2_seg=classes,
+        seg_confidence=depth / 10,
         labels=5 - classes,
         focal_factor=torch.linspace(0.8, 1.3, size),
     )
@@ -100,6 +101,7 @@ def test_maps_stay_registered_with_the_picture(without_colour):
         np.testing.assert_array_equal(changed.sam2_seg[index].numpy()[here], 5 - classes)
         np.testing.assert_array_equal(changed.da3_depth[index, 0].numpy()[here], depth + 1)
         np.testing.assert_array_equal(changed.confidence[index, 0].numpy()[here], 1)
+        np.testing.assert_array_equal(changed.seg_confidence[index, 0].numpy()[here], depth / 10)
 
 
 def test_outside_the_image_nothing_is_taught():

@@ -26,7 +26,9 @@ def make_row(folder: Path, height: int = 48, width: int = 64, border: int = 0) -
     write_npy(folder / "confidence/1.npy", np.ones((height, width), np.float32))
     write_png(folder / "labels/1.png", rng.integers(0, 6, (height, width), dtype=np.uint8))
     write_npy(folder / "sam2_seg/1.npy", rng.integers(0, 6, (height, width), dtype=np.uint8))
-    maps = {name: folder / name / "1.npy" for name in ("depth", "da3_depth", "confidence", "sam2_seg")}
+    write_npy(folder / "seg_confidence/1.npy", rng.integers(0, 256, (height, width), dtype=np.uint8))
+    names = ("depth", "da3_depth", "confidence", "sam2_seg", "seg_confidence")
+    maps = {name: folder / name / "1.npy" for name in names}
     return Row("1", folder / "rgb/1.png", labels=folder / "labels/1.png", intrinsics=CAMERA, **maps)
 
 
@@ -39,6 +41,7 @@ def test_read_frame(tmp_path):
     kinds = {"rgb": "uint8", "depth": "float32", "confidence": "float32", "da3_depth": "float32", "labels": "uint8"}
     for name, kind in (kinds | {"sam2_seg": "uint8"}).items():
         assert getattr(frame, name).dtype == kind
+    np.testing.assert_allclose(frame.seg_confidence, np.load(row.seg_confidence) / np.float32(255))
 
 
 def test_confidence_is_one_where_depth_is_valid_when_there_is_none(tmp_path):

@@ -61,7 +61,21 @@ def test_cross_entropy_is_torchs_on_valid_pixels():
     target[torch.rand(target.shape) < 0.4] = IGNORE
     valid = target != IGNORE
     expected = F.cross_entropy(logits.permute(0, 2, 3, 1)[valid], target[valid])
-    torch.testing.assert_close(segmentation_cross_entropy(logits, target), expected)
+    torch.testing.assert_close(segmentation_cross_entropy(logits, target, torch.full((3, 1, 7, 5), 0.5)), expected)
+
+
+def test_cross_entropy_counts_a_pixel_as_much_as_the_teacher_is_sure():
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, CLASSES, 7, 5), torch.randint(CLASSES, (2, 7, 5))
+    confidence = torch.rand(2, 1, 7, 5)
+    target[torch.rand(target.shape) < 0.4] = IGNORE
+    valid = target != IGNORE
+    losses = F.cross_entropy(logits.permute(0, 2, 3, 1)[valid], target[valid], reduction="none")
+    expected = (losses * confidence[:, 0][valid]).sum() / confidence[:, 0][valid].sum()
+    torch.testing.assert_close(segmentation_cross_entropy(logits, target, confidence), expected)
+
+
+SURE = torch.ones(2, 1, 8, 6)
 
 
 def outputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -76,11 +90,11 @@ def test_a_frame_without_teacher_neither_adds_nor_gets_segmentation_gradient():
     target[1] = IGNORE
     teacher = torch.rand(2, 1, 8, 6) + 1
     teacher[1] = 0
-    both = distillation_loss(depth, seg, rgb, teacher, target, WEIGHTS)
+    both = distillation_loss(depth, seg, rgb, teacher, target, SURE, WEIGHTS)
     both["total"].backward()
     assert seg.grad[0].abs().min() > 0
     assert seg.grad[1].abs().max() == 0
-    alone = distillation_loss(depth[:1], seg[:1], rgb[:1], teacher[:1], target[:1], WEIGHTS)
+    alone = distillation_loss(depth[:1], seg[:1], rgb[:1], teacher[:1], target[:1], SURE[:1], WEIGHTS)
     for term in ("depth", "segmentation"):
         torch.testing.assert_close(both[term], alone[term])
 
@@ -88,7 +102,7 @@ def test_a_frame_without_teacher_neither_adds_nor_gets_segmentation_gradient():
 def test_a_batch_with_nothing_to_learn_is_zero_with_finite_gradients():
     depth, seg, rgb = outputs()
     nothing, no_class = torch.zeros(2, 1, 8, 6), torch.full((2, 8, 6), IGNORE)
-    terms = distillation_loss(depth, seg, rgb, nothing, no_class, WEIGHTS)
+    terms = distillation_loss(depth, seg, rgb, nothing, no_class, SURE, WEIGHTS)
     assert terms["depth"].item() == terms["segmentation"].item() == 0
     assert math.isfinite(terms["total"].item())
     terms["total"].backward()
@@ -98,7 +112,8 @@ def test_a_batch_with_nothing_to_learn_is_zero_with_finite_gradients():
 
 def test_total_is_the_weighted_sum():
     depth, seg, rgb = outputs()
-    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, torch.randint(CLASSES, (2, 8, 6)), WEIGHTS)
+    target = torch.randint(CLASSES, (2, 8, 6))
+    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, target, SURE, WEIGHTS)
     assert all(term.item() > 0 for term in terms.values())
     expected = terms["depth"] + 0.5 * terms["segmentation"] + 0.02 * terms["smoothness"]
     torch.testing.assert_close(terms["total"], expected)
@@ -166,6 +181,7 @@ def test_every_weight_learns():
     student = build_student(Config())
     depth, seg = student(torch.rand(2, 3, 64, 96))
     target = torch.randint(CLASSES, (2, 64, 96))
-    distillation_loss(depth, seg, torch.rand(2, 3, 64, 96), torch.ones_like(depth), target, WEIGHTS)["total"].backward()
+    ones, rgb = torch.ones_like(depth), torch.rand(2, 3, 64, 96)
+    distillation_loss(depth, seg, rgb, ones, target, ones, WEIGHTS)["total"].backward()
     without = [name for name, weight in student.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert not without

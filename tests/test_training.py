@@ -34,6 +34,9 @@ def packed(rows: list[Row], folder: Path) -> PackedFrames:
 def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):
     rows = read_manifest(manifest)[:3]
     rows[1].da3_depth = rows[1].sam2_seg = rows[1].labels = None
+    rows[2].seg_confidence = tmp_path / "sure.npy"
+    sure = np.random.default_rng(0).integers(0, 256, read_image(rows[2].rgb).shape[:2], dtype=np.uint8)
+    np.save(rows[2].seg_confidence, sure)
     batch = packed(rows, tmp_path).batch([2, 1], CPU)
     frame = read_frame(rows[2])
     rgb = (batch.rgb[0] * 255).round().byte().permute(1, 2, 0)
@@ -43,6 +46,8 @@ def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):
     np.testing.assert_array_equal(batch.confidence[0, 0], to_network_map(frame.confidence, *NETWORK))
     np.testing.assert_array_equal(batch.labels[0], to_network_map(frame.labels, *NETWORK))
     np.testing.assert_array_equal(batch.sam2_seg[0], to_network_map(frame.sam2_seg, *NETWORK))
+    np.testing.assert_allclose(batch.seg_confidence[0, 0], to_network_map(sure / np.float32(255), *NETWORK), atol=0.002)
+    assert (batch.seg_confidence[1] == 1).all()
     assert not batch.da3_depth[1].any()
     assert (batch.sam2_seg[1] == IGNORE).all() and (batch.labels[1] == IGNORE).all()
 

@@ -39,6 +39,7 @@ def augment(batch: Batch, zoom: tuple[float, float], size: tuple[int, int], seed
         confidence=_nearest(batch.confidence, grid),
         da3_depth=_nearest(batch.da3_depth, grid),
         sam2_seg=_nearest_classes(batch.sam2_seg, grid),
+        seg_confidence=_nearest(batch.seg_confidence, grid),
         labels=_nearest_classes(batch.labels, grid),
         focal_factor=batch.focal_factor / factor.to(device),
     )

@@ -20,13 +20,14 @@ from dataset.files import read_npy, write_json
 from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera, to_network_map, to_network_rgb
 from dataset.manifest import Row, fingerprint
 
-LAYOUT_VERSION = 1  # part of the cache's name: raise it when what is packed changes
+LAYOUT_VERSION = 2  # part of the cache's name: raise it when what is packed changes
 ARRAYS = {  # name: (dtype, channels); sizes are [N, height, width, channels]
     "rgb": (np.uint8, 3),
     "depth": (np.uint16, 1),  # millimetres: float16 metres would step by 8 mm above 8 m
     "confidence": (np.uint8, 1),  # 0..255 for 0..1
     "da3_depth": (np.uint16, 1),  # millimetres
     "sam2_seg": (np.uint8, 1),
+    "seg_confidence": (np.uint8, 1),  # 0..255 for 0..1
     "labels": (np.uint8, 1),
 }
 # Scale from metres to metres at the reference focal length: f_ref / f, 1 for a frame without intrinsics.
@@ -38,8 +39,8 @@ STATISTICS_FRAMES = 300
 class Batch:
     """Frames on the training device; depth in metres of each frame's own camera, 0 = no value.
 
-    rgb: float32 [B,3,H,W] in 0..1; depth, da3_depth, confidence: float32 [B,1,H,W]; sam2_seg, labels: int64 [B,H,W],
-    255 = ignore; focal_factor: float32 [B], f_ref / f.
+    rgb: float32 [B,3,H,W] in 0..1; depth, da3_depth, confidence, seg_confidence (of sam2_seg): float32 [B,1,H,W];
+    sam2_seg, labels: int64 [B,H,W], 255 = ignore; focal_factor: float32 [B], f_ref / f.
     """
 
     rgb: Tensor
@@ -47,6 +48,7 @@ class Batch:
     confidence: Tensor
     da3_depth: Tensor
     sam2_seg: Tensor
+    seg_confidence: Tensor
     labels: Tensor
     focal_factor: Tensor
 
@@ -141,6 +143,7 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
         confidence=moved["confidence"].float() / 255,
         da3_depth=moved["da3_depth"].float() / MILLIMETRES,
         sam2_seg=moved["sam2_seg"][:, 0].long(),
+        seg_confidence=moved["seg_confidence"].float() / 255,
         labels=moved["labels"][:, 0].long(),
         focal_factor=factor,
     )
@@ -183,12 +186,18 @@ def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
             return np.full((height, width, 1), IGNORE, dtype=np.uint8)
         return to_network_map(array, width, height)[..., None]
 
+    def confidence(array: np.ndarray | None) -> np.ndarray:
+        if array is None:  # a teacher that says nothing of it is sure
+            return np.full((height, width, 1), 255, dtype=np.uint8)
+        return np.rint(to_network_map(array, width, height) * 255).astype(np.uint8)[..., None]
+
     return {
         "rgb": to_network_rgb(frame.rgb, width, height),
         "depth": depth(frame.depth),
-        "confidence": np.rint(to_network_map(frame.confidence, width, height) * 255).astype(np.uint8)[..., None],
+        "confidence": confidence(frame.confidence),
         "da3_depth": depth(frame.da3_depth),
         "sam2_seg": classes(frame.sam2_seg),
+        "seg_confidence": confidence(frame.seg_confidence),
         "labels": classes(frame.labels),
     }
 

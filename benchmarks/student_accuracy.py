@@ -1,0 +1,132 @@
+"""Depth of our student and of a published one with the same encoder, each with its recipe, on the same real frames.
+
+Reads   an RGB-D recording (--frames, default: environment variable RGBD_FRAMES).
+Writes  a temporary folder, removed at the end; prints a table.
+
+Trains on the first 200 of 300 frames, chooses the epoch on the next 40, tests once on the last 50, with depth alone and
+random weights at the start. Both are tested as predict.py works: at the image's own size, on pixels with depth.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
+from benchmarks.machine import processor
+from benchmarks.published_student import PublishedTrainer, loader
+from cli import ArgumentParser, UserError, positive_int, run
+from config import Config
+from dataset.files import read_image
+from dataset.frames import read_depth
+from dataset.manifest import Row, read_manifest, write_manifest
+from models.metrics import DepthMetrics
+from training.checkpoint import load_student
+from training.inference import focal_scale, predict
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, VAL, TEST = 200, 40, 50
+METRICS = ("rmse", "image_rmse", "abs_rel", "delta1")
+
+
+def import_frames(frames: str, folder: Path) -> list[Row]:
+    """The recording as a data folder whose manifest has this comparison's splits; its rows in the order of time."""
+    flags = ["--input", frames, "--out", str(folder), "--test-frames", str(TEST), "--val-frames", str(VAL)]
+    subprocess.run([sys.executable, ROOT / "dataset" / "corridor_loader.py", *flags], check=True)
+    flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
+    flags += ["--output", folder / "manifest.jsonl"]
+    (folder / "splits.json").unlink()  # it leaves gaps at every border
+    subprocess.run([sys.executable, ROOT / "teacher_infer" / "build_manifest.py", *map(str, flags)], check=True)
+    rows = sorted(read_manifest(folder / "manifest.jsonl"), key=lambda row: row.stem)
+    if len(rows) < TRAIN + VAL + TEST:
+        raise UserError(f"{frames} has {len(rows)} frames, {TRAIN + VAL + TEST} are needed")
+    splits = ["train"] * TRAIN + ["val"] * VAL + [None] * (len(rows) - TRAIN - VAL - TEST) + ["test"] * TEST
+    rows = [replace(row, split=split) for row, split in zip(rows, splits, strict=True) if split]
+    write_manifest(folder / "manifest.jsonl", rows)
+    return rows
+
+
+def score(model: torch.nn.Module, rows: list[Row], split: str, scaled: bool, config: Config) -> dict[str, float]:
+    """Depth metrics of a split; `scaled`: the model speaks in metres of the reference camera."""
+    metrics = DepthMetrics(config.min_depth, config.max_depth)
+    for row in rows:
+        if row.split == split:
+            scale = focal_scale(row.intrinsics, config) if scaled else 1.0
+            depth, _ = predict(model.eval(), read_image(row.rgb), scale, config, torch.device("cpu"))
+            metrics.update(torch.from_numpy(depth), torch.from_numpy(read_depth(row.depth)))
+    return metrics.compute()
+
+
+def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config) -> dict[str, float]:
+    """Test metrics of the epoch that is best on val."""
+    trainer = PublishedTrainer(config, torch.device("cpu"), epochs, seed)
+    batches = loader([row for row in rows if row.split == "train"], batch_size, seed)
+    best, weights = float("inf"), {}
+    for _ in range(epochs):
+        trainer.model.train()
+        for rgb, depth in batches:
+            trainer.train_step(rgb, depth)
+        trainer.schedule.step()
+        rmse = score(trainer.model, rows, "val", False, config)["rmse"]
+        if rmse < best:
+            best, weights = rmse, {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.model.load_state_dict(weights)
+    return score(trainer.model, rows, "test", False, config)
+
+
+def train_ours(rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config, folder: Path, flags):
+    """Test metrics of train.py's best.pt, train.py being called as a user calls it."""
+    command = [sys.executable, ROOT / "train.py", "--manifest", folder / "manifest.jsonl", "--epochs", epochs]
+    command += ["--batch-size", batch_size, "--seed", seed, "--device", "cpu", "--encoder-weights", "none"]
+    command += ["--checkpoint-dir", folder / f"checkpoints_{seed}", "--log-dir", folder / "runs", *flags]
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    model, checkpoint = load_student(folder / f"checkpoints_{seed}" / "best.pt")
+    return score(model, rows, "test", True, replace(config, reference_focal=checkpoint["reference_focal"]))
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--frames", default=os.environ.get("RGBD_FRAMES"), help="default: $RGBD_FRAMES")
+    parser.add_argument("--epochs", type=positive_int, default=10, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each (default: %(default)s)")
+    parser.add_argument("--only", choices=("published", "ours"), help="leave the other one out")
+    parser.add_argument("--train-flags", default="", help="further flags of train.py, in one string")
+    arguments = parser.parse_args()
+    if not arguments.frames:
+        raise UserError("--frames names the folder of an RGB-D recording")
+    config = Config()
+    table = []
+    with tempfile.TemporaryDirectory() as name:
+        rows = import_frames(arguments.frames, Path(name))
+        for seed in range(arguments.seeds):
+            common = (rows, arguments.epochs, arguments.batch_size, seed, config)
+            runs = {
+                "published": lambda common=common: train_published(*common),
+                "ours": lambda common=common: train_ours(*common, Path(name), arguments.train_flags.split()),
+            }
+            for student, train in runs.items():
+                if arguments.only in (None, student):
+                    start = time.perf_counter()
+                    metrics = train()
+                    table.append([student, seed, *(metrics[m] for m in METRICS), (time.perf_counter() - start) / 60])
+                    print(f"{student}, seed {seed}: RMSE {metrics['rmse']:.3f} m", flush=True)
+    for student in dict.fromkeys(line[0] for line in table):
+        values = np.array([line[2:] for line in table if line[0] == student])
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+        table.append([student, "mean", *values.mean(axis=0)])
+        table.append([student, "std", *spread])
+    headers = ("student", "seed", "RMSE m", "RMSE m, mean of images", "AbsRel", "delta1", "minutes")
+    print(tabulate(table, headers, floatfmt=".3f"))
+    print(f"{arguments.epochs} epochs at batch {arguments.batch_size}; {processor()}")
+
+
+if __name__ == "__main__":
+    run(main)
