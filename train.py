@@ -1,23 +1,21 @@
 """Train the student on teacher labels.
 
 Reads   a manifest and what it lists (default: manifest.jsonl of $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data).
-Writes  <checkpoint-dir>/last.pt and best.pt; <log-dir>/<start time>/: config.json, history.csv, validation.png and
-        TensorBoard events.
+Writes  <checkpoint-dir>/last.pt and best.pt; <log-dir>/<start time>/: config.json, history.csv, curves.png,
+        validation.png and TensorBoard events.
 
 Without NYU data at hand it trains on rendered rooms and says so; --require-data makes that an error.
 SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume then goes on as if nothing had happened.
 """
 
-import csv
 import json
-import math
 import subprocess
 import time
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cli import (
@@ -32,10 +30,9 @@ from cli import (
     run,
 )
 from config import CLASS_NAMES, Config
-from dataset.files import atomic_path, write_json, write_png
+from dataset.files import write_json
 from dataset.frames import to_network_camera
 from dataset.manifest import Row, fingerprint, read_manifest
-from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
 from dataset.prepare_rooms import prepare_rooms
 from models.losses import LossWeights, distillation_loss, hybrid_depth
 from models.metrics import ConfusionMatrix, DepthMetrics
@@ -51,6 +48,8 @@ from training.feed import (
     target_statistics,
     training_batches,
 )
+from training.guard import LARGEST_ROW, FiniteGuard
+from training.report import report_epoch, validation_panel
 
 SCHEDULE_SETTINGS = ("epochs", "batch_size", "lr", "seed", "encoder", "neck_channels", "reference_focal")
 AUGMENTATION_SETTINGS = ("zoom_min", "zoom_max")
@@ -177,7 +176,10 @@ class Trainer:
         torch.manual_seed(config.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
         self.model = build_student(config).to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.guard = FiniteGuard(self.model, self.optimizer, device)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             config.lr,
@@ -201,7 +203,8 @@ class Trainer:
         name = time.strftime("%Y%m%d-%H%M%S")
         revision = {"git_revision": git_revision()}
         self.notes |= {"encoder_start": start, "run": name} | revision | description
-        write_json(self.run_dir / "config.json", plain_config(self.config) | revision)
+        data = {"data_fingerprint": self.notes["data_fingerprint"]}
+        write_json(self.run_dir / "config.json", plain_config(self.config) | revision | data)
 
     def resume(self, choice: str | None) -> bool:
         """Take up the run of a checkpoint; False when there is none to take up."""
@@ -222,6 +225,7 @@ class Trainer:
             self.average.model.load_state_dict(content["ema"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.schedule.load_state_dict(content["schedule"])
+            self.guard.load_state_dict(content["guard"])
             self.epoch_loss.copy_(content["epoch_loss"])
             self.step, self.notes = content["step"], content["notes"]
         except (KeyError, RuntimeError, ValueError) as error:
@@ -244,8 +248,10 @@ class Trainer:
         for batch in bar:
             self.epoch_loss += self.train_step(batch)
             images += len(batch.rgb)
-            if stop:
+            if stop or self.guard.gave_up:
                 break
+        if self.guard.gave_up:
+            raise self.divergence()
         self.images_per_second = images / (time.perf_counter() - start)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
@@ -255,46 +261,57 @@ class Trainer:
         batch = augment(batch, (config.zoom_min, config.zoom_max), size, config.seed, self.step)
         target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, config.confidence_threshold)
         target = target * batch.focal_factor.view(-1, 1, 1, 1)
+        self.guard.begin_step()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             depth, seg = self.model(batch.rgb.contiguous(memory_format=torch.channels_last))
         classes = (batch.sam2_seg, batch.seg_confidence)
         loss = distillation_loss(depth, seg, batch.rgb, target, *classes, self.weights)["total"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        loss = self.guard.judge(loss.detach(), norm, self.step)
         self.optimizer.step()
         self.schedule.step()
         self.average.update(self.model, self.step)
         self.step += 1
-        return loss.detach()
+        return loss
+
+    def divergence(self) -> UserError:
+        """What to say when the loss was not finite in several steps in a row; writes the last one's batch."""
+        step = self.guard.last_skipped
+        epoch, skip = divmod(step, self.steps_per_epoch)
+        config, size = self.config, (self.config.height, self.config.width)
+        batch = next(training_batches(self.frames, config.batch_size, config.seed, epoch, skip, torch.device("cpu")))
+        batch = augment(batch, (config.zoom_min, config.zoom_max), size, config.seed, step)
+        path = self.run_dir / "not_finite.pt"
+        torch.save(vars(batch), path)
+        return UserError(
+            f"training has diverged, the loss was not finite in {LARGEST_ROW} steps in a row; the batch of the last "
+            f"one, step {step}, is in {path}: take a lower --lr"
+        )
 
     def finish_epoch(self, epoch: int) -> None:
         """Validate, tell, log, and save."""
-        loss = self.epoch_loss.item() / self.steps_per_epoch
-        if not math.isfinite(loss):
-            raise UserError(f"training has diverged, the loss of epoch {epoch + 1} is {loss}: take a lower --lr")
-        metrics = self.validate()
+        metrics, panels = self.validate()
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
-            "loss": loss,
+            "loss": self.epoch_loss.item() / self.steps_per_epoch,
+            "skipped_steps": self.guard.skipped,
             "images_per_second": self.images_per_second,
         } | metrics
         self.epoch_loss.zero_()
         self.notes["history"].append(entry)
         print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # without NaN
-        write_history(self.run_dir / "history.csv", self.notes["history"])
-        with SummaryWriter(self.run_dir) as board:
-            for name, value in entry.items():
-                board.add_scalar(name, value, self.step)
+        report_epoch(self.run_dir, self.notes["history"], panels)
         if metrics["score"] > self.notes["best_score"] or not self.val_frames:
             self.notes["best_score"] = metrics["score"]
             self.save("best.pt")
         self.save("last.pt")
 
     @torch.inference_mode()
-    def validate(self) -> dict[str, float]:
-        """Metrics of the moving average on the validation frames at the network's size, against references.
+    def validate(self) -> tuple[dict[str, float], list[np.ndarray]]:
+        """Metrics of the moving average on the validation frames at the network's size, and pictures of some.
 
         The score that best.pt is chosen by: delta1 + mIoU (delta1 alone without classes); NaN without frames.
         """
@@ -313,12 +330,10 @@ class Trainer:
             confusion.update(classes, class_reference)
             if len(panels) < 4:
                 panels.append(validation_panel(batch, depth, reference, classes, class_reference))
-        if panels:
-            write_png(self.run_dir / "validation.png", stack(panels))
         metrics = {name: depth_metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
         metrics["miou"] = confusion.compute()["miou"]
         metrics["score"] = metrics["delta1"] + (metrics["miou"] if metrics["miou"] == metrics["miou"] else 0.0)
-        return metrics
+        return metrics, panels
 
     def save(self, name: str) -> None:
         """Write a checkpoint into the checkpoint folder."""
@@ -329,6 +344,7 @@ class Trainer:
                 "ema": self.average.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
+                "guard": self.guard.state_dict(),
                 "step": self.step,
                 "epoch_loss": self.epoch_loss,
                 "config": plain_config(self.config),
@@ -337,29 +353,6 @@ class Trainer:
                 "notes": self.notes,
             },
         )
-
-
-def validation_panel(batch: Batch, depth, reference, classes, class_reference):
-    """Picture of a batch's first frame: RGB, depth and classes, each beside its reference."""
-    near, far = depth_range(reference[0, 0].cpu().numpy())
-    return panel(
-        [
-            ("image", (batch.rgb[0].permute(1, 2, 0) * 255).byte().cpu().numpy()),
-            ("reference depth", colour_depth(reference[0, 0].cpu().numpy(), near, far)),
-            (f"student depth ({near:.1f} to {far:.1f} m)", colour_depth(depth[0, 0].cpu().numpy(), near, far)),
-            ("reference classes", colour_classes(class_reference[0].byte().cpu().numpy())),
-            ("student classes", colour_classes(classes[0].byte().cpu().numpy())),
-        ],
-        width=240,
-    )
-
-
-def write_history(path: Path, history: list[dict]) -> None:
-    """One line an epoch."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
 
 
 def git_revision() -> str:

@@ -39,10 +39,10 @@ METRICS = ("rmse", "image_rmse", "abs_rel", "delta1")
 def import_frames(frames: str, folder: Path) -> list[Row]:
     """The recording as a data folder whose manifest has this comparison's splits; its rows in the order of time."""
     flags = ["--input", frames, "--out", str(folder), "--test-frames", str(TEST), "--val-frames", str(VAL)]
+    flags += ["--gap-frames", "0"]
     subprocess.run([sys.executable, ROOT / "dataset" / "corridor_loader.py", *flags], check=True)
     flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
     flags += ["--output", folder / "manifest.jsonl"]
-    (folder / "splits.json").unlink()  # it leaves gaps at every border
     subprocess.run([sys.executable, ROOT / "teacher_infer" / "build_manifest.py", *map(str, flags)], check=True)
     rows = sorted(read_manifest(folder / "manifest.jsonl"), key=lambda row: row.stem)
     if len(rows) < TRAIN + VAL + TEST:

@@ -124,10 +124,13 @@ def test_training_refuses_wrong_flags(manifest, tmp_path, capfd, flags, words):
     assert not (tmp_path / "out/checkpoints").exists()
 
 
-def test_a_diverged_run_ends_and_keeps_no_checkpoint(manifest, tmp_path, capfd):
-    code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), "--lr", "1e9", "--seed", 10**20)
-    check_one_line(code, capfd.readouterr().err, "training has diverged, the loss of epoch 1 is nan")
-    assert not (tmp_path / "out/checkpoints").exists()
+def test_a_diverged_run_ends_with_its_batch_and_keeps_no_best_checkpoint(manifest, tmp_path, capfd):
+    flags = ("--lr", "1e9", "--seed", 10**20, "--epochs", 4)
+    code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), *flags)
+    check_one_line(code, capfd.readouterr().err, "training has diverged, the loss was not finite in 3 steps in a row")
+    assert not (tmp_path / "out/checkpoints/best.pt").exists()
+    (batch,) = (tmp_path / "out/runs").glob("*/not_finite.pt")
+    assert torch.load(batch, weights_only=True)["rgb"].isfinite().all()
 
 
 class Bomb:

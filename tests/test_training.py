@@ -16,7 +16,7 @@ from small_run import MADE_BY, SIZE, STEMS, call, copy_data, train_flags
 import train
 from cli import EXIT_STOPPED, UserError
 from config import CLASS_NAMES, IGNORE, Config, Intrinsics
-from dataset.files import read_image, read_npy
+from dataset.files import read_image, read_npy, write_png
 from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, read_manifest
 from models.losses import hybrid_depth
@@ -98,7 +98,7 @@ def test_focal_factor(manifest, tmp_path):
 def test_focal_factor_of_a_cropped_picture(manifest, tmp_path):
     rows = read_manifest(copy_data(manifest, tmp_path / "data"))[:1]
     rgb, depth = read_image(rows[0].rgb), read_npy(rows[0].depth)
-    train.write_png(rows[0].rgb, rgb[:90])  # 16:9: only the middle 120x90 pixels reach the network
+    write_png(rows[0].rgb, rgb[:90])  # 16:9: only the middle 120x90 pixels reach the network
     for path in (rows[0].depth, rows[0].da3_depth, rows[0].confidence, rows[0].sam2_seg):
         np.save(path, read_npy(path)[:90])
     rows[0].labels = None
@@ -161,7 +161,7 @@ def test_what_a_run_writes(manifest, trained):
     assert checkpoint(trained, "best.pt")["notes"]["best_score"] == notes["best_score"] == best
     (run_dir,) = (trained / "runs").iterdir()
     names = {path.name for path in run_dir.iterdir()}
-    assert {"config.json", "history.csv", "validation.png"} < names
+    assert {"config.json", "history.csv", "curves.png", "validation.png"} < names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert json.loads((run_dir / "config.json").read_text())["epochs"] == 2
     with open(run_dir / "history.csv", newline="") as file:
@@ -270,6 +270,34 @@ def test_frames_without_teachers_train_on_the_sensor(manifest, tmp_path):
     trainer.model.train()
     assert np.isfinite(trainer.train_step(frames.batch([0, 1], CPU)).item())
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(manifest, tmp_path, monkeypatch):
+    frames = packed(read_manifest(manifest)[:2], tmp_path)
+    trainer = train.Trainer(Config(epochs=5, batch_size=2), CPU, frames, frames, "data")
+    trainer.model.train()
+    batch = frames.batch([0, 1], CPU)
+    trainer.train_step(batch)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
+    loss = train.distillation_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "distillation_loss", lambda *a: {"total": loss(*a)["total"] * float("nan")})
+        assert trainer.train_step(batch).item() == 0
+    counters = {name for name in before if name.endswith("num_batches_tracked")}
+    assert all(torch.equal(v, before[n]) for n, v in trainer.model.state_dict().items() if n not in counters)
+    after = [state["exp_avg"] for state in trainer.optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
+    assert trainer.guard.skipped == 1 and trainer.guard.last_skipped == 1 and not trainer.guard.gave_up
+    assert trainer.train_step(batch).item() > 0
+    assert not torch.equal(trainer.model.state_dict()["depth_decoder.head.weight"], before["depth_decoder.head.weight"])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "distillation_loss", lambda *a: {"total": loss(*a)["total"] / 0})
+        for row in (1, 2, 3):
+            assert not trainer.guard.gave_up
+            trainer.train_step(batch)
+            assert trainer.guard.skipped == 1 + row
+    assert trainer.guard.gave_up
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 20])

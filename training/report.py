@@ -1,0 +1,74 @@
+"""What a person sees of a run: history.csv, TensorBoard, pictures of validation frames, curves."""
+
+import csv
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from dataset.files import atomic_path, write_png
+from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
+from training.feed import Batch
+
+CURVES = (("loss",), ("rmse",), ("abs_rel", "delta1", "miou"), ("images_per_second",))  # a plot each
+
+
+def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -> None:
+    """Write all that a run folder holds, whole files each time; TensorBoard gets the last epoch.
+
+    Args:
+        history: one entry an epoch, numbers by their names, among them 'epoch' and 'step'.
+        panels: of validation frames, see validation_panel().
+    """
+    write_history(run_dir / "history.csv", history)
+    plot_history(run_dir / "curves.png", history)
+    entry = history[-1]
+    with SummaryWriter(run_dir) as board:
+        for name, value in entry.items():
+            board.add_scalar(name, value, entry["step"])
+        if panels:
+            picture = stack(panels)
+            write_png(run_dir / "validation.png", picture)
+            board.add_image("validation", picture, entry["step"], dataformats="HWC")
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    """One line an epoch."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def plot_history(path: Path, history: list[dict]) -> None:
+    """The curves over the epochs as a PNG."""
+    figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
+    epochs = [entry["epoch"] for entry in history]
+    for axes, names in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
+        for name in names:
+            axes.plot(epochs, [entry[name] for entry in history], marker=".", label=name)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def validation_panel(batch: Batch, depth: Tensor, reference: Tensor, classes: Tensor, class_reference: Tensor):
+    """Picture of a batch's first frame: RGB, depth and classes, each beside its reference.
+
+    depth, reference: [B,1,H,W] metres; classes, class_reference: [B,H,W]. Returns RGB uint8 [H,W,3].
+    """
+    near, far = depth_range(reference[0, 0].cpu().numpy())
+    return panel(
+        [
+            ("image", (batch.rgb[0].permute(1, 2, 0) * 255).byte().cpu().numpy()),
+            ("reference depth", colour_depth(reference[0, 0].cpu().numpy(), near, far)),
+            (f"student depth ({near:.1f} to {far:.1f} m)", colour_depth(depth[0, 0].cpu().numpy(), near, far)),
+            ("reference classes", colour_classes(class_reference[0].byte().cpu().numpy())),
+            ("student classes", colour_classes(classes[0].byte().cpu().numpy())),
+        ],
+        width=240,
+    )
