@@ -8,8 +8,6 @@ Without NYU data at hand it trains on rendered rooms and says so; --require-data
 SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume then goes on as if nothing had happened.
 """
 
-import json
-import subprocess
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -30,13 +28,11 @@ from cli import (
     run,
 )
 from config import CLASS_NAMES, Config
-from dataset.files import write_json
-from dataset.frames import to_network_camera
+from dataset.files import remove_temporaries, write_json
 from dataset.manifest import Row, fingerprint, read_manifest
 from dataset.prepare_rooms import prepare_rooms
 from models.losses import LossWeights, distillation_loss, hybrid_depth
 from models.metrics import ConfusionMatrix, DepthMetrics
-from models.student import load_encoder_weights
 from training.augment import augment
 from training.checkpoint import MovingAverage, build_student, load_checkpoint, plain_config, save_checkpoint
 from training.feed import (
@@ -50,6 +46,7 @@ from training.feed import (
 )
 from training.guard import LARGEST_ROW, FiniteGuard
 from training.report import report_epoch, validation_panel
+from training.start import describe, git_revision, load_start
 
 SCHEDULE_SETTINGS = ("epochs", "batch_size", "lr", "seed", "encoder", "neck_channels", "reference_focal")
 AUGMENTATION_SETTINGS = ("zoom_min", "zoom_max")
@@ -83,6 +80,9 @@ def parse_arguments():
         default="auto",
         help="imagenet: an error when they can't be had; auto (default): a random start then; none; or a file",
     )
+    parser.add_argument(
+        "--init", type=Path, help="start from the student of this checkpoint, pretrained on rendered rooms, say"
+    )
     parser.add_argument("--require-data", action="store_true", help="fail rather than train on rendered rooms")
     parser.add_argument(
         "--use-corridor-data", action="store_true", default=None, help="train on corridor_teacher_data of the data root"
@@ -104,13 +104,14 @@ def main() -> int:
     rows = read_manifest(manifest)
     train_rows, val_rows = (choose_rows(rows, split, arguments.data_limit) for split in ("train", "val"))
     frames, val_frames = pack(train_rows, manifest, config, config.cache_scale), pack(val_rows, manifest, config, 1)
+    remove_temporaries(config.checkpoint_dir)  # each as large as a checkpoint
     trainer = Trainer(config, device, frames, val_frames, fingerprint(train_rows + val_rows))
     resumed = trainer.resume(arguments.resume)
     if not resumed:
         baselines = target_statistics(frames, config.confidence_threshold)
         if set(baselines.values()) == {None}:
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
-        trainer.start(arguments.encoder_weights, describe(train_rows, config) | baselines)
+        trainer.start(arguments.init or arguments.encoder_weights, describe(train_rows, config) | baselines)
     print(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, encoder start "
         f"{trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, log {trainer.run_dir}"
@@ -152,19 +153,6 @@ def pack(rows: list[Row], manifest: Path, config: Config, scale: int) -> PackedF
     return PackedFrames(rows, manifest.parent / ".cache", size, focal, config.num_workers)
 
 
-def describe(rows: list[Row], config: Config) -> dict:
-    """What later stages want to know of the training data: its camera when all of it has one, and its teachers."""
-    size = (config.width, config.height)
-    cameras = {to_network_camera(row.intrinsics, *size) if row.intrinsics else None for row in rows}
-    camera = cameras.pop() if len(cameras) == 1 else None
-    teachers = {json.dumps(row.made_by, sort_keys=True) for row in rows}
-    return {
-        "camera": vars(camera) if camera else None,
-        "teachers": [json.loads(text) for text in sorted(teachers)],
-        "train_stems": [row.stem for row in rows],
-    }
-
-
 class Trainer:
     """A model in training. Everything random is drawn from (seed, step), so weights and step are all of its state."""
 
@@ -191,14 +179,9 @@ class Trainer:
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the epoch in hand
         self.notes = {"data_fingerprint": data, "history": [], "best_score": float("-inf")}
 
-    def start(self, encoder_weights: str, description: dict) -> None:
-        """Begin a new run: load the encoder's weights, open a run folder."""
-        try:
-            start = load_encoder_weights(self.model, self.config.encoder, encoder_weights)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"--encoder-weights {encoder_weights}: {error}") from None
-        if start == "random" and encoder_weights == "auto":
-            print("WARNING: ImageNet weights of the encoder can't be had; it starts from random weights")
+    def start(self, weights: str | Path, description: dict) -> None:
+        """Begin a new run: load the weights to start from (see load_start), open a run folder."""
+        start = load_start(self.model, self.config, weights)
         self.average = MovingAverage(self.model, self.config.ema_decay)
         name = time.strftime("%Y%m%d-%H%M%S")
         revision = {"git_revision": git_revision()}
@@ -353,15 +336,6 @@ class Trainer:
                 "notes": self.notes,
             },
         )
-
-
-def git_revision() -> str:
-    """The commit of this code, 'unknown' outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

@@ -48,6 +48,13 @@ def target_of_temporary(name: str) -> str | None:
     return match[1] if match else None
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writers left half-written in a folder that nobody else writes to."""
+    for path in folder.glob(".*.part*"):
+        if target_of_temporary(path.name):
+            path.unlink(missing_ok=True)
+
+
 def write_npy(path: str | Path, array: np.ndarray) -> None:
     """Write one array as .npy, whole or not at all."""
     with atomic_path(path) as temporary:

@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -216,6 +218,23 @@ def test_a_run_stopped_twice_ends_as_if_it_had_not_been(manifest, trained, tmp_p
     assert call(train.main, *flags) == 0, "a finished run has nothing left to do"
 
 
+def test_twenty_kills_at_random_moments_change_nothing(manifest, tmp_path):
+    ends = []
+    for name, kills in (("uninterrupted", 0), ("killed", 20)):
+        out = tmp_path / name
+        command = [sys.executable, Path(__file__).with_name("kill_training.py"), out / "checkpoints", kills]
+        command += [*train_flags(manifest, out), "--epochs", 20]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+        ends.append((checkpoint(out), checkpoint(out, "best.pt")))
+    print(done.stdout)
+    assert "kill 20" in done.stdout and done.stdout.count("SIGTERM") > 5
+    for ours, uninterrupted in zip(*ends, strict=True):
+        for part in ("model", "ema", "optimizer", "schedule", "guard", "step", "notes"):
+            assert same(ours[part], uninterrupted[part]), part
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -351,6 +370,26 @@ def test_encoder_weights(manifest, tmp_path):
     for name in ("part", "empty", "text", "list", "gone"):
         with pytest.raises(UserError, match=f"--encoder-weights .*{name}.pt"):
             trainer.start(str(tmp_path / f"{name}.pt"), {})
+
+
+def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
+    best = trained / "checkpoints/best.pt"
+    frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
+    trainer = train.Trainer(Config(epochs=1, batch_size=2, log_dir=tmp_path / "runs"), CPU, frames, frames, "data")
+    trainer.start(best, {})
+    for name, weight in checkpoint(trained, "best.pt")["ema"].items():
+        assert torch.equal(trainer.model.state_dict()[name], weight)
+        assert torch.equal(trainer.average.model.state_dict()[name], weight)
+    assert str(best) in trainer.notes["encoder_start"] and trainer.step == 0
+    assert call(train.main, *train_flags(manifest, tmp_path / "next"), "--epochs", 1, "--init", best) == 0
+    narrow = train.Trainer(Config(epochs=1, batch_size=2, neck_channels=8), CPU, frames, frames, "data")
+    with pytest.raises(UserError, match="another encoder or width"):
+        narrow.start(best, {})
+    other_lens = train.Trainer(Config(epochs=1, batch_size=2, reference_focal=100.0), CPU, frames, frames, "data")
+    with pytest.raises(UserError, match="reference focal length"):
+        other_lens.start(best, {})
+    with pytest.raises(UserError, match="no checkpoint"):
+        trainer.start(tmp_path / "gone.pt", {})
 
 
 def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_factor(manifest, tmp_path):

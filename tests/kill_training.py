@@ -1,0 +1,52 @@
+"""Runs train.py's main again and again, each time from its last checkpoint, and kills it at random moments.
+
+    python kill_training.py CHECKPOINT_DIR KILLS flags of train.py ...
+
+A process of its own: it forks children that need not import torch again, which a process that has run a backward pass
+may not do. Prints one line a kill; every checkpoint must load after each of them.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train
+from training.checkpoint import load_checkpoint
+
+LONGEST = 2.5  # seconds until a kill
+
+
+def start() -> int:
+    child = os.fork()
+    if not child:
+        try:
+            train.main()
+        finally:
+            os._exit(0)
+    return child
+
+
+def main() -> None:
+    checkpoints, kills, *flags = sys.argv[1:]
+    sys.argv = ["train.py", *flags, "--resume", "auto"]
+    moments = random.Random(0)
+    for number in range(int(kills)):
+        child, sent = start(), moments.choice((signal.SIGKILL, signal.SIGTERM))
+        time.sleep(moments.uniform(0.2, LONGEST))
+        if os.waitpid(child, os.WNOHANG)[0]:
+            print("the run has ended before its last kill")
+            break
+        os.kill(child, sent)
+        os.waitpid(child, 0)
+        named = [path for path in Path(checkpoints).glob("*.pt") if not path.name.startswith(".")]
+        steps = {path.name: load_checkpoint(path)["step"] for path in named}
+        print(f"kill {number + 1}: {sent.name}, checkpoints {steps}", flush=True)
+    os.waitpid(start(), 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What a run starts from: weights, and what its notes say of code and data."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from cli import UserError
+from config import Config
+from dataset.frames import to_network_camera
+from dataset.manifest import Row
+from models.student import Student, load_encoder_weights
+from training.checkpoint import load_student
+
+
+def load_start(model: Student, config: Config, weights: str | Path) -> str:
+    """Load the weights that training starts from, in place.
+
+    Args:
+        weights: a Path is another run's checkpoint, all of whose student is taken; a string is a choice of
+            load_encoder_weights().
+
+    Returns: where the weights are from. Raises UserError when they can't be had or don't fit.
+    """
+    return _student(model, config, weights) if isinstance(weights, Path) else _encoder(model, config, weights)
+
+
+def _encoder(model: Student, config: Config, choice: str) -> str:
+    try:
+        start = load_encoder_weights(model, config.encoder, choice)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--encoder-weights {choice}: {error}") from None
+    if start == "random" and choice == "auto":
+        print("WARNING: ImageNet weights of the encoder can't be had; it starts from random weights")
+    return start
+
+
+def _student(model: Student, config: Config, path: Path) -> str:
+    student, content = load_student(path)
+    if content["reference_focal"] != config.reference_focal:
+        raise UserError(f"--init {path}: its metres are those of another reference focal length")
+    try:
+        model.load_state_dict(student.state_dict())
+    except RuntimeError:
+        raise UserError(f"--init {path} is a student of another encoder or width") from None
+    return f"student of {path}, whose encoder started from {content['notes'].get('encoder_start')}"
+
+
+def describe(rows: list[Row], config: Config) -> dict:
+    """What later stages want to know of the training data: its camera when all of it has one, and its teachers."""
+    size = (config.width, config.height)
+    cameras = {to_network_camera(row.intrinsics, *size) if row.intrinsics else None for row in rows}
+    camera = cameras.pop() if len(cameras) == 1 else None
+    teachers = {json.dumps(row.made_by, sort_keys=True) for row in rows}
+    return {
+        "camera": vars(camera) if camera else None,
+        "teachers": [json.loads(text) for text in sorted(teachers)],
+        "train_stems": [row.stem for row in rows],
+    }
+
+
+def git_revision() -> str:
+    """The commit of this code, 'unknown' outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).resolve().parents[1]), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
