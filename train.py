@@ -1,13 +1,15 @@
 """Train the student on teacher labels.
 
-Reads   a manifest and what it lists (default: manifest.jsonl of $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data).
+Reads   a manifest and what it lists (default: manifest.jsonl of $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data);
+        a checkpoint with --resume or --init.
 Writes  <checkpoint-dir>/last.pt and best.pt; <log-dir>/<start time>/: config.json, history.csv, curves.png,
-        validation.png and TensorBoard events.
+        validation.png and TensorBoard events; not_finite.pt, a batch, when training diverges.
 
 Without NYU data at hand it trains on rendered rooms and says so; --require-data makes that an error.
 SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume then goes on as if nothing had happened.
 """
 
+import math
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -28,7 +30,7 @@ from cli import (
     run,
 )
 from config import CLASS_NAMES, Config
-from dataset.files import remove_temporaries, write_json
+from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.manifest import Row, fingerprint, read_manifest
 from dataset.prepare_rooms import prepare_rooms
 from models.losses import LossWeights, distillation_loss, hybrid_depth
@@ -77,7 +79,6 @@ def parse_arguments():
     parser.add_argument("--resume", nargs="?", const="auto", help="a checkpoint, or auto: last.pt if there is one")
     parser.add_argument(
         "--encoder-weights",
-        default="auto",
         help="imagenet: an error when they can't be had; auto (default): a random start then; none; or a file",
     )
     parser.add_argument(
@@ -98,6 +99,8 @@ def main() -> int:
         config.zoom_min, config.zoom_max = arguments.zoom
         if config.zoom_min > config.zoom_max:
             raise UserError("--zoom LOW HIGH: the first is the smaller one")
+    if arguments.init and arguments.encoder_weights:
+        raise UserError("--init brings the encoder's weights, too: leave --encoder-weights out")
     device = resolve_device(arguments.device)
 
     manifest, rooms_notice = find_manifest(arguments, config)
@@ -111,7 +114,7 @@ def main() -> int:
         baselines = target_statistics(frames, config.confidence_threshold)
         if set(baselines.values()) == {None}:
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
-        trainer.start(arguments.init or arguments.encoder_weights, describe(train_rows, config) | baselines)
+        trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, config) | baselines)
     print(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, encoder start "
         f"{trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, log {trainer.run_dir}"
@@ -124,6 +127,8 @@ def main() -> int:
                 print(f"stopped by {stop.received.name} at step {trainer.step}; go on with --resume auto")
                 return EXIT_STOPPED
             trainer.finish_epoch(epoch)
+    if trainer.notes["best_score"] == -math.inf:
+        raise UserError("training has diverged: no epoch's student has a score; take a lower --lr")
     print(f"best score {trainer.notes['best_score']:.4f}: {config.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
         print(rooms_notice)
@@ -235,6 +240,8 @@ class Trainer:
                 break
         if self.guard.gave_up:
             raise self.divergence()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the time of an epoch is the device's
         self.images_per_second = images / (time.perf_counter() - start)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
@@ -260,27 +267,31 @@ class Trainer:
         return loss
 
     def divergence(self) -> UserError:
-        """What to say when the loss was not finite in several steps in a row; writes the last one's batch."""
+        """What to say when the loss was not finite again and again; writes the batch of the last such step."""
         step = self.guard.last_skipped
         epoch, skip = divmod(step, self.steps_per_epoch)
         config, size = self.config, (self.config.height, self.config.width)
         batch = next(training_batches(self.frames, config.batch_size, config.seed, epoch, skip, torch.device("cpu")))
         batch = augment(batch, (config.zoom_min, config.zoom_max), size, config.seed, step)
         path = self.run_dir / "not_finite.pt"
-        torch.save(vars(batch), path)
+        with atomic_path(path) as temporary:
+            torch.save(vars(batch), temporary)
         return UserError(
-            f"training has diverged, the loss was not finite in {LARGEST_ROW} steps in a row; the batch of the last "
-            f"one, step {step}, is in {path}: take a lower --lr"
+            f"training has diverged, the loss was not finite in {self.guard.longest} steps in a row; the batch of the "
+            f"last one, step {step}, is in {path}: take a lower --lr"
         )
 
     def finish_epoch(self, epoch: int) -> None:
         """Validate, tell, log, and save."""
+        skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.notes["history"])
+        if self.guard.longest >= LARGEST_ROW:
+            raise self.divergence()
         metrics, panels = self.validate()
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
-            "loss": self.epoch_loss.item() / self.steps_per_epoch,
-            "skipped_steps": self.guard.skipped,
+            "loss": self.epoch_loss.item() / counted if (counted := self.steps_per_epoch - skipped) else math.nan,
+            "skipped_steps": skipped,
             "images_per_second": self.images_per_second,
         } | metrics
         self.epoch_loss.zero_()

@@ -6,12 +6,14 @@ Writes  a temporary folder of rendered rooms, removed at the end; prints a table
 Nothing but the geometry is loaded, so the memory is the geometry's.
 """
 
+import os
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
 import cv2
 import numpy as np
 from tabulate import tabulate
@@ -20,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmar
 from benchmarks.machine import peak_memory, processor
 from benchmarks.rendered import render
 from cli import ArgumentParser, existing_dir, positive_int, run
-from dataset.frames import find_frames, read_confidence, read_depth
+from dataset.frames import find_frames, find_map, read_confidence, read_depth
 from dataset.manifest import Cameras
 from teacher_infer.geometry import classify
 
@@ -43,8 +45,8 @@ def main() -> None:
         cameras, seconds, before = Cameras.read(folder / "camera.json"), [], peak_memory()
         frames = find_frames(folder / "rgb")
         for stem in frames:
-            depth = read_depth(folder / "depth" / f"{stem}.npy")
-            sensor = np.where(read_confidence(folder / "confidence" / f"{stem}.npy") > 0, depth, 0)
+            depth, confidence = read_depth(find_map(folder / "depth", stem)), find_map(folder / "confidence", stem)
+            sensor = depth if confidence is None else np.where(read_confidence(confidence) > 0, depth, 0)
             for _ in range(arguments.rounds):
                 start = time.process_time()
                 classify(depth, cameras.of(stem), sensor)

@@ -46,7 +46,7 @@ class TransposedStage(nn.Module):
 
 
 class PublishedDecoder(nn.Module):
-    """Neck [B,128,H/32,W/32] and the encoder's finer maps to [B,outputs,H/4,W/4]."""
+    """Neck [B,128,H/32,W/32] and the encoder's finer maps to [B,16,H/4,W/4]; `head` makes [B,outputs,...] of them."""
 
     def __init__(self, skips: list[int], outputs: int):
         super().__init__()

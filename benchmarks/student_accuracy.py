@@ -60,6 +60,7 @@ def score(model: torch.nn.Module, rows: list[Row], split: str, scaled: bool, con
         if row.split == split:
             scale = focal_scale(row.intrinsics, config) if scaled else 1.0
             depth, _ = predict(model.eval(), read_image(row.rgb), scale, config, torch.device("cpu"))
+            depth = np.maximum(depth, config.min_depth)  # a ReLU's 0 is an answer, not a missing one
             metrics.update(torch.from_numpy(depth), torch.from_numpy(read_depth(row.depth)))
     return metrics.compute()
 

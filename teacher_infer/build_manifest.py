@@ -112,7 +112,17 @@ def find_folders(args) -> Folders:
             print(f"{column}: taking {beside}")
         else:
             print(f"{column}: none")
+    if "seg_confidence" in maps:
+        check_confidence(maps["seg_confidence"], maps.get("sam2_seg"))
     return Folders(rgb, maps, args.allow_missing_teachers)
+
+
+def check_confidence(folder: Path, sam2: Path | None) -> None:
+    """Raise UserError when seg_confidence/ is that of another folder of classes, by what run_sam2.py wrote into it."""
+    file = folder / PROVENANCE
+    of = read_json(file).get("of") if file.is_file() else None
+    if of and sam2 and of != sam2.resolve().name:
+        raise UserError(f"{folder} is the confidence of {of}, not of {sam2}: redo run_sam2.py for it with --overwrite")
 
 
 def beside(name: str, output: Path, rgb_dir: Path) -> Path | None:

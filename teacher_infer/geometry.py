@@ -32,6 +32,7 @@ FINE, COARSE = (
 PLANAR = 0.012  # largest relative rms residual of depth against the fitted plane
 
 RIM_VALID = 0.25  # share of a row that has depth where the map begins
+WIDEST_RIM = 0.1  # of the rows
 
 PRIOR_GRAVITY = (0.0, 1.0, 0.0)
 LARGEST_PITCH, LARGEST_ROLL = np.radians(40), np.radians(20)
@@ -93,7 +94,8 @@ class Scene:
     @property
     def first_row(self) -> int:
         """The first row that has depth: a sensor's map, registered to the colour camera, has an empty rim."""
-        return int((self.valid.mean(axis=1) > RIM_VALID).argmax())
+        row = int((self.valid.mean(axis=1) > RIM_VALID).argmax())
+        return row if row <= WIDEST_RIM * len(self.valid) else 0  # more is no rim but a sensor that saw nothing there
 
     @property
     def tolerance(self) -> np.ndarray:
@@ -299,7 +301,7 @@ def find_walls(scene: Scene, down: np.ndarray, floor: Plane | None) -> list[Plan
         plane = _refine(scene, plane, left_over & (scene.normals @ plane.normal > FACING), vertical_to=down)
         members = left_over & (scene.normals @ plane.normal > FACING) & _on(scene, plane, 1.5)
         left_over &= ~(members | _on(scene, plane, 0.5))
-        # the rims of what hangs on a wall are no planar places, but they are no less of its area
+        # the rims of what hangs on a wall are no planar places, but they are no less of its area, up to half of it
         rims = _on(scene, plane, 1.0) & ~scene.planar & (scene.normals @ plane.normal > 0)
         area = scene.area[members].sum()
         area += min(area, scene.area[rims].sum())

@@ -1,7 +1,10 @@
 """Segmentation teacher: objects from YOLO and SAM2, floor, wall and glass from the geometry of depth."""
 
+import hashlib
+import json
 import sys
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,10 +189,11 @@ def histogram_line(counts: np.ndarray) -> str:
 class FrameGravity:
     """What points down in each frame: --gravity, else its entry of gravity.json beside the images, else None.
 
-    gravity.json is {stem: [x, y, z]} as an inertial sensor gave it, in any unit.
+    gravity.json is {stem: [x, y, z]}, vectors of any length in the camera's axes (x right, y down, z forward). An
+    accelerometer at rest measures the opposite, what holds it up.
     """
 
-    def __init__(self, flag: list[float] | None, root: Path):
+    def __init__(self, flag: list[float] | None, root: Path, stems: Collection[str]):
         path = root / "gravity.json"
         self.common = self._checked(flag, "--gravity") if flag is not None else None
         self.by_stem = {}
@@ -198,11 +202,16 @@ class FrameGravity:
             if not isinstance(content, dict):
                 raise UserError(f"{path} must be a JSON object of stems and vectors")
             self.by_stem = {stem: self._checked(vector, f"{path}, {stem}") for stem, vector in content.items()}
+            known = len(self.by_stem.keys() & set(stems))
+            if not known:
+                raise UserError(f"{path} has none of the frames' stems")
+            upward = sum(vector[1] < 0 for vector in self.by_stem.values())
+            print(f"gravity.json: {known} of {len(stems)} frames, {upward} of its vectors point up in the image")
 
     @staticmethod
     def _checked(vector: object, where: str) -> list[float]:
         numbers = isinstance(vector, list) and all(type(value) in (int, float) for value in vector)
-        if not numbers or len(vector) != 3 or not 0.1 < np.linalg.norm(vector) < 1e3:
+        if not numbers or len(vector) != 3 or not 1e-3 < np.linalg.norm(vector) < 1e6:
             raise UserError(f"{where}: gravity is three numbers x y z that have a direction")
         return vector
 
@@ -212,7 +221,9 @@ class FrameGravity:
 
     def settings(self) -> list[float] | str | None:
         """For provenance."""
-        return self.common or ("gravity.json" if self.by_stem else None)
+        if not self.by_stem:
+            return self.common
+        return "gravity.json " + hashlib.sha256(json.dumps(self.by_stem, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -280,10 +291,11 @@ def main() -> int:
     frames = find_frames(input_dir)
     maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, input_dir.resolve().parent)
     cameras = FrameCameras(input_dir, args.fx, args.fy)
-    gravity = FrameGravity(args.gravity, input_dir.resolve().parent)
+    gravity = FrameGravity(args.gravity, input_dir.resolve().parent, frames)
     teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, gravity, output_dir)
     teacher.panel_stems.update(list(frames)[: args.save_panels])
     claim_output(output_dir, teacher.provenance, args.overwrite)
+    claim_output(teacher.confidence, {"of": output_dir.resolve().name}, args.overwrite)
     batch_size = args.batch_size or default_batch_size(args.backend, args.device)
     code = run_stage(
         frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers, (teacher.confidence,)

@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,10 +24,14 @@ LONGEST = 2.5  # seconds until a kill
 def start() -> int:
     child = os.fork()
     if not child:
+        code = 1
         try:
-            train.main()
+            code = train.main()
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            sys.stdout.flush()
+            os._exit(code)
     return child
 
 
@@ -45,7 +50,7 @@ def main() -> None:
         named = [path for path in Path(checkpoints).glob("*.pt") if not path.name.startswith(".")]
         steps = {path.name: load_checkpoint(path)["step"] for path in named}
         print(f"kill {number + 1}: {sent.name}, checkpoints {steps}", flush=True)
-    os.waitpid(start(), 0)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]))
 
 
 if __name__ == "__main__":

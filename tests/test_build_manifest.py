@@ -96,6 +96,14 @@ def test_missing_teacher_folder_needs_permission(folder):
     assert build(folder, "--allow-missing-teachers").returncode == 0
 
 
+def test_confidence_of_other_classes_is_refused(folder):
+    (folder / "seg_confidence").mkdir()
+    (folder / "seg_confidence" / "provenance.json").write_text('{"of": "other_seg"}')
+    assert "confidence of other_seg" in refused(folder)
+    (folder / "seg_confidence" / "provenance.json").write_text('{"of": "sam2_seg"}')
+    assert build(folder).returncode == 0
+
+
 def test_missing_depth_is_an_error(folder):
     (folder / "depth" / "b" / "000.npy").unlink()
     assert "b/000 has no depth" in refused(folder, "--allow-missing-teachers")

@@ -63,6 +63,14 @@ def test_a_cupboard_that_is_seen_over_is_no_wall():
     assert (front == OTHER).mean() > 0.95
 
 
+def test_where_half_the_map_is_empty_the_image_goes_on():
+    depth, _, labels = render(cupboard=True)
+    cupboard = labels == FURNITURE
+    cupboard[:240] = depth[:240] = 0
+    assert cupboard.mean() > 0.1
+    assert (classify(depth, CAMERA).classes[cupboard] == OTHER).mean() > 0.95
+
+
 def test_without_sensor_depth_nothing_is_glass():
     depth, _, _ = render()
     assert not (classify(depth, CAMERA).classes == GLASS).any()

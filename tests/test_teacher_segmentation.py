@@ -140,6 +140,13 @@ def test_run_sam2_reference(folder, tmp_path):
     assert (confidence[labels == FURNITURE] == 255).mean() > 0.8
 
 
+def test_two_class_teachers_side_by_side_do_not_share_a_confidence(folder, tmp_path):
+    flags = ("--input-dir", folder / "rgb", "--depth-dir", folder / "depth", "--backend", "reference")
+    assert run_sam2(*flags, "--output-dir", tmp_path / "first").returncode == 0
+    second = run_sam2(*flags, "--output-dir", tmp_path / "second")
+    assert second.returncode == 2 and "seg_confidence" in second.stderr
+
+
 def test_given_gravity_is_taken(folder, tmp_path):
     common = ("--input-dir", folder / "rgb", "--depth-dir", folder / "depth", "--backend", "reference")
     sideways = run_sam2(*common, "--output-dir", tmp_path / "a" / "seg", "--gravity", 1, 0, 0)

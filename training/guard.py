@@ -24,7 +24,9 @@ class FiniteGuard:
         self.kept = torch._foreach_mul(self.statistics, 1.0)
 
     def judge(self, loss: Tensor, gradient_norm: Tensor, step: int) -> Tensor:
-        """Let the optimizer skip the step, and undo the forward pass, when either is not finite; the loss, or 0 then.
+        """Let the optimizer skip the step when either is not finite, and put back batch norm's statistics.
+
+        Returns the loss, or 0 for a step that is skipped.
 
         Call between backward() and the optimizer's step; loss and gradient_norm are scalars, step is the step's number.
         """
@@ -48,6 +50,11 @@ class FiniteGuard:
     def skipped(self) -> int:
         """Steps left out so far; waits for the device."""
         return int(self.counts[0])
+
+    @property
+    def longest(self) -> int:
+        """The most steps in a row that were left out so far; waits for the device."""
+        return int(self.counts[2])
 
     @property
     def last_skipped(self) -> int:

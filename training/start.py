@@ -42,7 +42,7 @@ def _student(model: Student, config: Config, path: Path) -> str:
         model.load_state_dict(student.state_dict())
     except RuntimeError:
         raise UserError(f"--init {path} is a student of another encoder or width") from None
-    return f"student of {path}, whose encoder started from {content['notes'].get('encoder_start')}"
+    return f"student of {path}, whose encoder started from {content.get('notes', {}).get('encoder_start')}"
 
 
 def describe(rows: list[Row], config: Config) -> dict:
