@@ -42,6 +42,7 @@ bench: $(INSTALLED)
 	$(RUN) benchmarks/geometry_accuracy.py
 	$(RUN) benchmarks/geometry_cost.py
 	$(RUN) benchmarks/manifest_rows.py
+	$(RUN) benchmarks/train_throughput.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
