@@ -8,9 +8,7 @@ is: 1 % noise, blurred edges, and a scale that drifts smoothly by up to 10 % ove
 """
 
 import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -20,8 +18,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
-from benchmarks.rendered import render
-from cli import ArgumentParser, existing_dir, non_negative_int, positive_int, run
+from benchmarks.rendered import data_folder
+from cli import ArgumentParser, non_negative_int, positive_int, run
 from config import CLASS_NAMES, Intrinsics
 from dataset.files import read_image
 from dataset.frames import find_frames, read_classes, read_confidence, read_depth
@@ -93,12 +91,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=positive_int, default=100, help="rendered, 2 frames each (default: 100)")
     parser.add_argument("--data-limit", type=non_negative_int, help="use the first so many frames (default: all)")
     arguments = parser.parse_args()
-    with ExitStack() as stack:
-        if arguments.data:
-            folder = existing_dir(arguments.data, "--data")
-        else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            render(folder, arguments.scenes, SEED)
+    with data_folder(arguments.data, arguments.scenes, SEED) as folder:
         matrices = evaluate(folder, arguments.data_limit)
     rows = []
     for name, matrix in matrices.items():

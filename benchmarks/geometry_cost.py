@@ -8,9 +8,7 @@ Nothing but the geometry is loaded, so the memory is the geometry's.
 
 import os
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
@@ -20,8 +18,8 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import peak_memory, processor
-from benchmarks.rendered import render
-from cli import ArgumentParser, existing_dir, positive_int, run
+from benchmarks.rendered import data_folder
+from cli import ArgumentParser, positive_int, run
 from dataset.frames import find_frames, find_map, read_confidence, read_depth
 from dataset.manifest import Cameras
 from teacher_infer.geometry import classify
@@ -36,12 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    with ExitStack() as stack:
-        if arguments.data:
-            folder = existing_dir(arguments.data, "--data")
-        else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            render(folder, arguments.scenes, SEED)
+    with data_folder(arguments.data, arguments.scenes, SEED) as folder:
         cameras, seconds, before = Cameras.read(folder / "camera.json"), [], peak_memory()
         frames = find_frames(folder / "rgb")
         for stem in frames:

@@ -2,7 +2,12 @@
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from cli import existing_dir
 
 DATASET = Path(__file__).resolve().parents[1] / "dataset"
 
@@ -15,3 +20,14 @@ def render(folder: Path, scenes: int, seed: int) -> None:
         ("nyu_loader.py", "--mat", mat, "--out", folder),
     ):
         subprocess.run([sys.executable, DATASET / script, *map(str, arguments)], check=True)
+
+
+@contextmanager
+def data_folder(given: str | None, scenes: int, seed: int) -> Iterator[Path]:
+    """The folder that --data names, else a temporary one of rendered rooms; UserError when the named one is missing."""
+    if given:
+        yield existing_dir(given, "--data")
+        return
+    with tempfile.TemporaryDirectory() as name:
+        render(Path(name), scenes, seed)
+        yield Path(name)
