@@ -128,7 +128,8 @@ class Config:
 
     # training
     epochs: int = 30
-    batch_size: int = 16
+    batch_size: int = 16  # of all processes together
+    accumulation_steps: int = 1  # parts that a batch goes through the model in: less memory, the same gradient
     lr: float = 3e-3
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1

@@ -11,10 +11,10 @@ SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume th
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -26,29 +26,28 @@ from cli import (
     non_negative_int,
     positive_float,
     positive_int,
-    resolve_device,
     run,
 )
 from config import CLASS_NAMES, Config
 from dataset.files import atomic_path, remove_temporaries, write_json
-from dataset.manifest import Row, fingerprint, read_manifest
-from dataset.prepare_rooms import prepare_rooms
-from models.losses import LossWeights, distillation_loss, hybrid_depth
-from models.metrics import ConfusionMatrix, DepthMetrics
+from dataset.manifest import fingerprint, read_manifest
+from models.losses import LossWeights, distillation_loss, hybrid_depth, target_counts
 from training.augment import augment
 from training.checkpoint import MovingAverage, build_student, load_checkpoint, plain_config, save_checkpoint
+from training.distributed import Processes
+from training.distributed import processes as processes_of
 from training.feed import (
     Batch,
     PackedFrames,
     batches_per_epoch,
     choose_rows,
-    ordered_batches,
     target_statistics,
     training_batches,
 )
 from training.guard import LARGEST_ROW, FiniteGuard
-from training.report import report_epoch, validation_panel
-from training.start import describe, git_revision, load_start
+from training.report import report_epoch
+from training.start import describe, find_manifest, git_revision, load_start, pack
+from training.validation import validate
 
 SCHEDULE_SETTINGS = ("epochs", "batch_size", "lr", "seed", "encoder", "neck_channels", "reference_focal")
 AUGMENTATION_SETTINGS = ("zoom_min", "zoom_max")
@@ -62,7 +61,14 @@ def parse_arguments():
     parser.add_argument("--checkpoint-dir", type=Path, help=f"default: {defaults.checkpoint_dir}")
     parser.add_argument("--log-dir", type=Path, help=f"default: {defaults.log_dir}")
     parser.add_argument("--epochs", type=positive_int, help=f"default: {defaults.epochs}")
-    parser.add_argument("--batch-size", type=positive_int, help=f"default: {defaults.batch_size}")
+    parser.add_argument(
+        "--batch-size", type=positive_int, help=f"frames a step, of all processes (default: {defaults.batch_size})"
+    )
+    parser.add_argument(
+        "--accumulation-steps",
+        type=positive_int,
+        help=f"parts that a batch is worked through in, for want of memory (default: {defaults.accumulation_steps})",
+    )
     parser.add_argument("--lr", type=positive_float, help=f"highest learning rate (default: {defaults.lr})")
     parser.add_argument(
         "--zoom",
@@ -74,7 +80,8 @@ def parse_arguments():
     )
     parser.add_argument("--seed", type=non_negative_int, help=f"default: {defaults.seed}")
     parser.add_argument("--num-workers", type=non_negative_int, help=f"threads (default: {defaults.num_workers})")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default); a GPU a process")
+    parser.add_argument("--compile", action="store_true", help="compile the student first; pays off on a GPU")
     parser.add_argument("--data-limit", type=positive_int, help="train and validate on at most so many frames each")
     parser.add_argument("--resume", nargs="?", const="auto", help="a checkpoint, or auto: last.pt if there is one")
     parser.add_argument(
@@ -101,74 +108,74 @@ def main() -> int:
             raise UserError("--zoom LOW HIGH: the first is the smaller one")
     if arguments.init and arguments.encoder_weights:
         raise UserError("--init brings the encoder's weights, too: leave --encoder-weights out")
-    device = resolve_device(arguments.device)
+    with processes_of(arguments.device) as (processes, device), StopSignal() as stop:
+        return train(arguments, config, processes, device, stop)
 
-    manifest, rooms_notice = find_manifest(arguments, config)
-    rows = read_manifest(manifest)
-    train_rows, val_rows = (choose_rows(rows, split, arguments.data_limit) for split in ("train", "val"))
-    frames, val_frames = pack(train_rows, manifest, config, config.cache_scale), pack(val_rows, manifest, config, 1)
-    remove_temporaries(config.checkpoint_dir)  # each as large as a checkpoint
-    trainer = Trainer(config, device, frames, val_frames, fingerprint(train_rows + val_rows))
+
+def train(arguments, config: Config, processes: Processes, device: torch.device, stop: StopSignal) -> int:
+    """Train as the arguments say, in one of the processes of a run; returns the exit code."""
+    with processes.main_first():
+        required = arguments.require_data or bool(arguments.data_root)
+        manifest, rooms_notice = find_manifest(arguments.manifest, config, required)
+        rows = read_manifest(manifest)
+        train_rows, val_rows = (choose_rows(rows, split, arguments.data_limit) for split in ("train", "val"))
+        frames, val_frames = pack(train_rows, manifest, config, config.cache_scale), pack(val_rows, manifest, config, 1)
+        remove_temporaries(config.checkpoint_dir)  # each as large as a checkpoint
+    trainer = Trainer(config, device, frames, val_frames, fingerprint(train_rows + val_rows), processes)
     resumed = trainer.resume(arguments.resume)
     if not resumed:
         baselines = target_statistics(frames, config.confidence_threshold)
         if set(baselines.values()) == {None}:
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
         trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, config) | baselines)
-    print(
-        f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, encoder start "
-        f"{trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, log {trainer.run_dir}"
+    if arguments.compile:
+        trainer.model.compile()  # in place: the checkpoints' names stay
+    tell = print if processes.main else lambda text: None
+    tell(
+        f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.size} "
+        f"process(es), encoder start {trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, "
+        f"log {trainer.run_dir}"
     )
-    with StopSignal() as stop:
-        for epoch in range(len(trainer.notes["history"]), config.epochs):
-            trainer.train_epoch(epoch, stop)
-            if stop:
-                trainer.save("last.pt")
-                print(f"stopped by {stop.received.name} at step {trainer.step}; go on with --resume auto")
-                return EXIT_STOPPED
-            trainer.finish_epoch(epoch)
+    for epoch in range(len(trainer.notes["history"]), config.epochs):
+        if trainer.train_epoch(epoch, stop):
+            trainer.save("last.pt")
+            tell(f"stopped by a signal at step {trainer.step}; go on with --resume auto")
+            return EXIT_STOPPED
+        trainer.finish_epoch(epoch)
     if trainer.notes["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch's student has a score; take a lower --lr")
-    print(f"best score {trainer.notes['best_score']:.4f}: {config.checkpoint_dir / 'best.pt'}")
+    tell(f"best score {trainer.notes['best_score']:.4f}: {config.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
-        print(rooms_notice)
+        tell(rooms_notice)
     return 0
-
-
-def find_manifest(arguments, config: Config) -> tuple[Path, str | None]:
-    """The manifest to train on, and what to tell the user when it is the rendered rooms' for want of data."""
-    if arguments.manifest:
-        return arguments.manifest, None
-    manifest = config.teacher_data_dir / "manifest.jsonl"
-    if manifest.is_file():
-        return manifest, None
-    if arguments.require_data or config.use_corridor_data or arguments.data_root:
-        raise UserError(f"there is no {manifest}: run the teachers first (README), or name one with --manifest")
-    notice = (
-        f"*** NO DATA: there is no {manifest}. This run trains on RENDERED ROOMS with reference labels. ***\n"
-        "*** Its figures say that the code runs, nothing about real rooms. ***"
-    )
-    print(notice)
-    return prepare_rooms(config.data_root / "rooms_teacher_data"), notice
-
-
-def pack(rows: list[Row], manifest: Path, config: Config, scale: int) -> PackedFrames:
-    """The rows' packed cache at `scale` times the network's size, kept beside their manifest."""
-    size, focal = (config.width * scale, config.height * scale), config.reference_focal * scale
-    return PackedFrames(rows, manifest.parent / ".cache", size, focal, config.num_workers)
 
 
 class Trainer:
     """A model in training. Everything random is drawn from (seed, step), so weights and step are all of its state."""
 
-    def __init__(self, config: Config, device: torch.device, frames: PackedFrames, val_frames: PackedFrames, data: str):
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        frames: PackedFrames,
+        val_frames: PackedFrames,
+        data: str,
+        processes: Processes | None = None,
+    ):
         self.config, self.device, self.frames, self.val_frames = config, device, frames, val_frames
+        self.processes = processes or Processes()
+        if min(config.batch_size, len(frames)) % self.processes.size:
+            raise UserError(
+                f"--batch-size {config.batch_size} of {len(frames)} frames can't be shared evenly by "
+                f"{self.processes.size} processes"
+            )
         self.steps_per_epoch = batches_per_epoch(len(frames), config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.weights = LossWeights(config.depth_weight, config.segmentation_weight, config.smoothness_weight)
         torch.manual_seed(config.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
         self.model = build_student(config).to(device, memory_format=torch.channels_last)
+        self.parallel = self.processes.parallel(self.model, device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -187,12 +194,15 @@ class Trainer:
     def start(self, weights: str | Path, description: dict) -> None:
         """Begin a new run: load the weights to start from (see load_start), open a run folder."""
         start = load_start(self.model, self.config, weights)
+        self.processes.same_start(self.model)  # one of them may not have reached the hub
         self.average = MovingAverage(self.model, self.config.ema_decay)
         name = time.strftime("%Y%m%d-%H%M%S")
         revision = {"git_revision": git_revision()}
         self.notes |= {"encoder_start": start, "run": name} | revision | description
+        self.notes = self.processes.of_main(self.notes)
         data = {"data_fingerprint": self.notes["data_fingerprint"]}
-        write_json(self.run_dir / "config.json", plain_config(self.config) | revision | data)
+        if self.processes.main:
+            write_json(self.run_dir / "config.json", plain_config(self.config) | revision | data)
 
     def resume(self, choice: str | None) -> bool:
         """Take up the run of a checkpoint; False when there is none to take up."""
@@ -224,58 +234,74 @@ class Trainer:
     def run_dir(self) -> Path:
         return self.config.log_dir / self.notes["run"]
 
-    def train_epoch(self, epoch: int, stop: StopSignal) -> None:
-        """Train to the end of an epoch, from the step in it that the run has come to, or until a stop signal."""
+    def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
+        """Train to the end of an epoch, from the step in it that the run has come to; whether a signal stopped it."""
         self.model.train()
         done = self.step - epoch * self.steps_per_epoch
-        batches = training_batches(
-            self.frames, self.config.batch_size, self.config.seed, epoch, skip=done, device=self.device
-        )
         start, images = time.perf_counter(), 0
-        bar = tqdm(batches, initial=done, total=self.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=None)
+        batches = self.batches(epoch, done, self.device)
+        quiet = None if self.processes.main else True
+        bar = tqdm(batches, initial=done, total=self.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=quiet)
+        stopped = self.processes.any_of(bool(stop))[0]
         for batch in bar:
             self.epoch_loss += self.train_step(batch)
-            images += len(batch.rgb)
-            if stop or self.guard.gave_up:
+            images += len(batch) * self.processes.size
+            stopped, gave_up = self.processes.any_of(bool(stop), self.guard.gave_up)
+            if gave_up:
+                raise self.divergence()
+            if stopped:
                 break
-        if self.guard.gave_up:
-            raise self.divergence()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # the time of an epoch is the device's
         self.images_per_second = images / (time.perf_counter() - start)
+        return stopped
+
+    def batches(self, epoch: int, skip: int, device: torch.device) -> Iterator[Batch]:
+        """This process's part of an epoch's batches."""
+        order = (self.config.batch_size, self.config.seed, epoch, skip)
+        return training_batches(self.frames, *order, device, self.processes.rank, self.processes.size)
+
+    def augmented(self, batch: Batch, step: int) -> Batch:
+        """The batch as the student sees it in a step."""
+        zoom, size = (self.config.zoom_min, self.config.zoom_max), (self.config.height, self.config.width)
+        return augment(batch, zoom, size, self.config.seed, step, self.processes.rank, self.processes.size)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; returns the total loss without waiting for the device."""
-        config = self.config
-        size = (config.height, config.width)
-        batch = augment(batch, (config.zoom_min, config.zoom_max), size, config.seed, self.step)
-        target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, config.confidence_threshold)
-        target = target * batch.focal_factor.view(-1, 1, 1, 1)
+        parts = self.augmented(batch, self.step).split(self.config.accumulation_steps)
+        targets = [self.targets(part) for part in parts]
+        counts = torch.stack([target_counts(*target) for target in targets])
+        shares = counts / self.processes.mean(counts.sum(dim=0)).clamp(min=1)
         self.guard.begin_step()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            depth, seg = self.model(batch.rgb.contiguous(memory_format=torch.channels_last))
-        classes = (batch.sam2_seg, batch.seg_confidence)
-        loss = distillation_loss(depth, seg, batch.rgb, target, *classes, self.weights)["total"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-        loss = self.guard.judge(loss.detach(), norm, self.step)
+        loss = torch.zeros((), device=self.device)
+        for number, (part, target, share) in enumerate(zip(parts, targets, shares, strict=True), start=1):
+            with self.processes.gradients_of(self.parallel, complete=number == len(parts)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                    depth, seg = self.parallel(part.rgb.contiguous(memory_format=torch.channels_last))
+                part_loss = distillation_loss(depth, seg, part.rgb, *target, self.weights, share)["total"]
+                part_loss.backward()
+            loss += part_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        loss = self.guard.judge(self.processes.mean(loss), norm, self.step)
         self.optimizer.step()
         self.schedule.step()
         self.average.update(self.model, self.step)
         self.step += 1
         return loss
 
+    def targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the student learns from a batch: depth at the reference focal length, classes, confidence in them."""
+        target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, self.config.confidence_threshold)
+        return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, batch.seg_confidence
+
     def divergence(self) -> UserError:
-        """What to say when the loss was not finite again and again; writes the batch of the last such step."""
+        """What to say when the loss was not finite again and again; writes this process's part of the last batch."""
         step = self.guard.last_skipped
-        epoch, skip = divmod(step, self.steps_per_epoch)
-        config, size = self.config, (self.config.height, self.config.width)
-        batch = next(training_batches(self.frames, config.batch_size, config.seed, epoch, skip, torch.device("cpu")))
-        batch = augment(batch, (config.zoom_min, config.zoom_max), size, config.seed, step)
-        path = self.run_dir / "not_finite.pt"
+        batch = next(self.batches(*divmod(step, self.steps_per_epoch), torch.device("cpu")))
+        path = self.run_dir / f"not_finite{self.processes.rank or ''}.pt"
         with atomic_path(path) as temporary:
-            torch.save(vars(batch), temporary)
+            torch.save(vars(self.augmented(batch, step)), temporary)
         return UserError(
             f"training has diverged, the loss was not finite in {self.guard.longest} steps in a row; the batch of the "
             f"last one, step {step}, is in {path}: take a lower --lr"
@@ -286,7 +312,7 @@ class Trainer:
         skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.notes["history"])
         if self.guard.longest >= LARGEST_ROW:
             raise self.divergence()
-        metrics, panels = self.validate()
+        metrics, panels = validate(self.average.model, self.val_frames, self.config, self.device, self.processes)
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -296,41 +322,21 @@ class Trainer:
         } | metrics
         self.epoch_loss.zero_()
         self.notes["history"].append(entry)
-        print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # without NaN
-        report_epoch(self.run_dir, self.notes["history"], panels)
+        if self.processes.main:
+            print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # without NaN
+            report_epoch(self.run_dir, self.notes["history"], panels)
         if metrics["score"] > self.notes["best_score"] or not self.val_frames:
             self.notes["best_score"] = metrics["score"]
             self.save("best.pt")
         self.save("last.pt")
 
-    @torch.inference_mode()
-    def validate(self) -> tuple[dict[str, float], list[np.ndarray]]:
-        """Metrics of the moving average on the validation frames at the network's size, and pictures of some.
-
-        The score that best.pt is chosen by: delta1 + mIoU (delta1 alone without classes); NaN without frames.
-        """
-        depth_metrics = DepthMetrics(self.config.min_depth, self.config.max_depth)
-        confusion = ConfusionMatrix(len(CLASS_NAMES))
-        panels = []
-        for batch in ordered_batches(self.val_frames, self.config.batch_size, self.device):
-            depth, seg = self.average.model(batch.rgb)
-            depth = depth / batch.focal_factor.view(-1, 1, 1, 1)
-            reference = torch.where(batch.confidence >= self.config.confidence_threshold, batch.depth, 0)
-            classes = seg.argmax(dim=1)
-            known = (batch.labels != 255).flatten(1).any(dim=1).view(-1, 1, 1)
-            class_reference = torch.where(known, batch.labels, batch.sam2_seg)
-            for predicted, truth in zip(depth[:, 0], reference[:, 0], strict=True):
-                depth_metrics.update(predicted, truth)
-            confusion.update(classes, class_reference)
-            if len(panels) < 4:
-                panels.append(validation_panel(batch, depth, reference, classes, class_reference))
-        metrics = {name: depth_metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
-        metrics["miou"] = confusion.compute()["miou"]
-        metrics["score"] = metrics["delta1"] + (metrics["miou"] if metrics["miou"] == metrics["miou"] else 0.0)
-        return metrics, panels
-
     def save(self, name: str) -> None:
-        """Write a checkpoint into the checkpoint folder."""
+        """Write a checkpoint into the checkpoint folder; the others wait, an end of theirs would end the writer."""
+        with self.processes.main_first():
+            if self.processes.main:
+                self.write_checkpoint(name)
+
+    def write_checkpoint(self, name: str) -> None:
         save_checkpoint(
             self.config.checkpoint_dir / name,
             {

@@ -28,9 +28,10 @@ from cli import ArgumentParser, positive_int, resolve_device, run
 from config import Config
 from dataset.manifest import read_manifest
 from models.losses import distillation_loss
-from train import Trainer, pack
+from train import Trainer
 from training.augment import augment
 from training.feed import Batch, training_batches
+from training.start import pack
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0

@@ -51,7 +51,8 @@ def segmentation_cross_entropy(logits: Tensor, target: Tensor, confidence: Tenso
 
     logits: [B,C,H,W]; target: int64 [B,H,W], 255 = ignore; confidence: float32 [B,1,H,W] in 0..1.
     """
-    per_pixel = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    per_pixel = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
     weight = torch.where(target != IGNORE, confidence[:, 0], 0)
     return (per_pixel * weight).sum() / weight.sum().clamp(min=1)
 
@@ -71,6 +72,16 @@ def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
     return total
 
 
+def target_counts(depth_target: Tensor, seg_target: Tensor, seg_confidence: Tensor) -> Tensor:
+    """What the terms of distillation_loss() are means over: pixels with depth, confidence in classes, frames.
+
+    Arguments as there. Returns [3] of depth_target's dtype.
+    """
+    confidence = torch.where(seg_target != IGNORE, seg_confidence[:, 0], 0)
+    pixels, frames = (depth_target > 0).sum().to(depth_target), depth_target.new_tensor(len(depth_target))
+    return torch.stack([pixels, confidence.sum(), frames])
+
+
 def distillation_loss(
     depth: Tensor,
     seg: Tensor,
@@ -79,6 +90,7 @@ def distillation_loss(
     seg_target: Tensor,
     seg_confidence: Tensor,
     weights: LossWeights,
+    share: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """All terms and their weighted total.
 
@@ -86,6 +98,8 @@ def distillation_loss(
         depth: predicted, float32 [B,1,H,W], metres at the reference focal length, like depth_target (0 = nothing).
         seg: logits [B,6,H,W]; seg_target: int64 [B,H,W], 255 = nothing to learn; seg_confidence: float32 [B,1,H,W].
         rgb: float32 [B,3,H,W] in 0..1.
+        share: float32 [3], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
+            up to the batch's, however unevenly the targets are spread over them.
 
     Returns: scalars 'depth', 'segmentation', 'smoothness', 'total'.
     """
@@ -94,5 +108,7 @@ def distillation_loss(
         "segmentation": segmentation_cross_entropy(seg, seg_target, seg_confidence),
         "smoothness": edge_aware_smoothness(depth, rgb),
     }
+    if share is not None:
+        terms = {name: term * part for (name, term), part in zip(terms.items(), share, strict=True)}
     terms["total"] = sum(getattr(weights, name) * term for name, term in terms.items())
     return terms

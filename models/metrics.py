@@ -36,8 +36,13 @@ class DepthMetrics:
         predicted, reference = predicted.double(), reference.double()
         mask = (reference >= self.min_depth) & (reference <= self.max_depth) & (predicted > 0)
         if mask.any():
-            self.median_ratios.append((predicted[mask] / reference[mask]).median())
-            self.sums.append(self._row(predicted[mask].clamp(self.min_depth, self.max_depth), reference[mask]))
+            self.median_ratios.append((predicted[mask] / reference[mask]).median().cpu())
+            self.sums.append(self._row(predicted[mask].clamp(self.min_depth, self.max_depth), reference[mask]).cpu())
+
+    def extend(self, other: "DepthMetrics") -> None:
+        """Add the images that another one has seen."""
+        self.sums += other.sums
+        self.median_ratios += other.median_ratios
 
     @staticmethod
     def _row(p: Tensor, r: Tensor) -> Tensor:
@@ -97,6 +102,10 @@ class ConfusionMatrix:
         index = reference[mask] * self.classes + predicted[mask]
         counts = torch.bincount(index, minlength=self.classes**2)
         self.counts += counts.reshape(self.classes, self.classes).cpu()
+
+    def extend(self, other: "ConfusionMatrix") -> None:
+        """Add the pixels that another one has counted."""
+        self.counts += other.counts
 
     def compute(self) -> dict[str, float | list[float]]:
         """miou, pixel_accuracy (fractions) and iou, one a class, NaN for a class that occurs nowhere."""

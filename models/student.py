@@ -115,9 +115,10 @@ class Student(nn.Module):
 def bounded_depth(raw: Tensor) -> Tensor:
     """Any real number to metres within MIN_DEPTH..MAX_DEPTH, even in log depth; float32 has a gradient up to raw = ±16.
 
-    float32 whatever autocast does: half precision would step by centimetres above 8 m.
+    At least float32 whatever autocast does: half precision would step by centimetres above 8 m.
     """
-    return MIN_DEPTH * torch.exp(math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw.float()))
+    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+    return MIN_DEPTH * torch.exp(math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw))
 
 
 def load_encoder_weights(student: Student, encoder: str, choice: str) -> str:

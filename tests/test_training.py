@@ -23,6 +23,7 @@ from dataset.files import read_image, read_npy, write_png
 from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, read_manifest
 from models.losses import hybrid_depth
+from training import start
 from training.feed import PackedFrames, choose_rows, target_statistics, training_batches
 
 CONFIG = Config()
@@ -339,21 +340,19 @@ def test_learning_rate_rises_then_falls_to_nothing_for_any_number_of_steps(manif
 
 def test_without_data_the_notice_names_the_rooms(tmp_path, monkeypatch, capsys):
     rooms = tmp_path / "rooms/manifest.jsonl"
-    monkeypatch.setattr(train, "prepare_rooms", lambda out: rooms)
+    monkeypatch.setattr(start, "prepare_rooms", lambda out: rooms)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "nothing"))
 
-    def find(*flags: str):
-        return call(lambda: train.find_manifest(train.parse_arguments(), Config()), *flags)
-
-    assert find()[0] == rooms
-    assert "RENDERED ROOMS" in find()[1]
+    found, notice = start.find_manifest(None, Config(), required=False)
+    assert found == rooms
+    assert "RENDERED ROOMS" in notice
     assert "RENDERED ROOMS" in capsys.readouterr().out
     for flags in (["--require-data"], ["--data-root", str(tmp_path)]):
         with pytest.raises(UserError, match="run the teachers first"):
-            find(*flags)
+            call(train.main, *flags)
     monkeypatch.setenv("USE_CORRIDOR_DATA", "1")
     with pytest.raises(UserError, match="corridor_teacher_data"):
-        find()
+        start.find_manifest(None, Config(), required=False)
 
 
 def test_encoder_weights(manifest, tmp_path):
@@ -402,8 +401,8 @@ def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
 def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_factor(manifest, tmp_path):
     """Zoomed crops are to stay sharp, so the training cache has more pixels; metres stay the same."""
     rows, config = read_manifest(manifest)[:2], Config()
-    large = train.pack(rows, tmp_path / "manifest.jsonl", config, config.cache_scale)
-    small = train.pack(rows, tmp_path / "manifest.jsonl", config, 1)
+    large = start.pack(rows, tmp_path / "manifest.jsonl", config, config.cache_scale)
+    small = start.pack(rows, tmp_path / "manifest.jsonl", config, 1)
     assert large.arrays["rgb"].shape[1:3] == (config.height * config.cache_scale, config.width * config.cache_scale)
     assert small.arrays["rgb"].shape[1:3] == (config.height, config.width)
     np.testing.assert_allclose(large.focal_factor, small.focal_factor, rtol=1e-6)

@@ -5,6 +5,7 @@ divided by z (batch.focal_factor carries it). Zooming out (z < 1) leaves a mirro
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +20,33 @@ GAMMA = 0.2  # largest change of log gamma
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def augment(batch: Batch, zoom: tuple[float, float], size: tuple[int, int], seed: int, step: int) -> Batch:
+@dataclass
+class Draws:
+    """Random numbers for the frames of one process, which are frames first.. of a batch of `total` frames.
+
+    They are drawn for the whole batch, so that a frame is changed in the same way however many processes share it.
+    """
+
+    generator: torch.Generator
+    first: int
+    count: int
+    total: int
+
+    def uniform(self, kinds: int) -> Tensor:
+        """float32 [kinds,count] in 0..1."""
+        drawn = torch.rand(kinds, self.total, generator=self.generator)
+        return drawn[:, self.first : self.first + self.count]
+
+
+def augment(
+    batch: Batch,
+    zoom: tuple[float, float],
+    size: tuple[int, int],
+    seed: int,
+    step: int,
+    rank: int = 0,
+    processes: int = 1,
+) -> Batch:
     """A changed copy of the batch; what is drawn depends on seed and step alone, on any device.
 
     Args:
@@ -27,14 +54,16 @@ def augment(batch: Batch, zoom: tuple[float, float], size: tuple[int, int], seed
             student reads the zoom off the blur instead of off what is in the picture.
         zoom: range of the factor on the focal length.
         size: (height, width) of the copy.
+        rank, processes: the batch is part number `rank` of so many equal parts of the step's.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    generator, frames = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63), len(batch)
+    draws = Draws(generator, rank * frames, frames, processes * frames)
     device = batch.rgb.device
-    grid, factor = zoom_flip_grid((len(batch.rgb), *size), zoom, generator)
+    grid, factor = zoom_flip_grid(draws, size, zoom)
     grid = grid.to(device)
     return Batch(
         # mirrored rather than black outside the image: a black rim would give the zoom away
-        rgb=change_colour(F.grid_sample(batch.rgb, grid, padding_mode="reflection", align_corners=False), generator),
+        rgb=change_colour(F.grid_sample(batch.rgb, grid, padding_mode="reflection", align_corners=False), draws),
         depth=_nearest(batch.depth, grid),
         confidence=_nearest(batch.confidence, grid),
         da3_depth=_nearest(batch.da3_depth, grid),
@@ -45,31 +74,28 @@ def augment(batch: Batch, zoom: tuple[float, float], size: tuple[int, int], seed
     )
 
 
-def zoom_flip_grid(
-    shape: tuple[int, int, int], zoom: tuple[float, float], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Sampling grid of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
+def zoom_flip_grid(draws: Draws, size: tuple[int, int], zoom: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Sampling grid [B,H,W,2] of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
 
-    shape: (B, H, W) of the grid [B,H,W,2].
+    size: (H, W).
 
     The window is not shifted up or down: where a thing meets the floor below the horizon tells its distance through
     any lens, as long as the optical axis stays at the image's centre.
     """
-    size, height, width = shape
-    draw = torch.rand(3, size, generator=generator)
+    draw = draws.uniform(3)
     low, high = math.log(zoom[0]), math.log(zoom[1])
     factor = torch.exp(low + (high - low) * draw[0])
     free = (1 - 1 / factor).abs()  # how far the window's centre may leave the image's, in halves of its size
     direction = torch.where(draw[1] < FLIP_PROBABILITY, -1.0, 1.0)
-    theta = torch.zeros(size, 2, 3)
+    theta = torch.zeros(draws.count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = direction / factor, free * (2 * draw[2] - 1)
     theta[:, 1, 1] = 1 / factor
-    return F.affine_grid(theta, [size, 1, height, width], align_corners=False), factor
+    return F.affine_grid(theta, [draws.count, 1, *size], align_corners=False), factor
 
 
-def change_colour(rgb: Tensor, generator: torch.Generator) -> Tensor:
+def change_colour(rgb: Tensor, draws: Draws) -> Tensor:
     """Random brightness, contrast, saturation and gamma a frame; rgb float32 [B,3,H,W] in 0..1."""
-    draw = (2 * torch.rand(4, rgb.shape[0], 1, 1, 1, generator=generator) - 1).to(rgb.device)
+    draw = (2 * draws.uniform(4).view(4, -1, 1, 1, 1) - 1).to(rgb.device)
     rgb = rgb * (1 + BRIGHTNESS * draw[0])
     mean = rgb.mean(dim=(1, 2, 3), keepdim=True)
     rgb = mean + (rgb - mean) * (1 + CONTRAST * draw[1])

@@ -52,6 +52,14 @@ class Batch:
     labels: Tensor
     focal_factor: Tensor
 
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    def split(self, parts: int) -> "list[Batch]":
+        """The frames in so many parts of one size, but for the last; fewer where there are fewer frames."""
+        columns = (tensor.chunk(parts) for tensor in vars(self).values())
+        return [Batch(*tensors) for tensors in zip(*columns, strict=True)]
+
 
 class PackedFrames:
     """The frames of some rows at one size, memory-mapped from a cache that is built when it is missing."""
@@ -203,9 +211,18 @@ def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
 
 
 def training_batches(
-    frames: PackedFrames, batch_size: int, seed: int, epoch: int, skip: int, device: torch.device
+    frames: PackedFrames,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    skip: int,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """The batches of one epoch in an order that depends on seed and epoch alone, the first `skip` left out.
+
+    With several processes each one gets its part of each batch, batch_size / processes frames.
 
     The last frames that fill no whole batch wait for another epoch's order, unless there are fewer than one batch.
     The next batch is read while the current one is in use; the reading thread touches no tensor arithmetic, since each
@@ -213,7 +230,8 @@ def training_batches(
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(frames))
     count = batches_per_epoch(len(frames), batch_size)
-    chosen = [order[n * batch_size : (n + 1) * batch_size] for n in range(skip, count)]
+    part = batch_size // processes
+    chosen = [order[start : start + part] for n in range(skip, count) for start in [n * batch_size + rank * part]]
     pin = device.type == "cuda"
     with ThreadPoolExecutor(1) as reader:
         waiting = [reader.submit(frames.gather, indices, pin) for indices in chosen[:1]]
@@ -228,10 +246,13 @@ def batches_per_epoch(frames: int, batch_size: int) -> int:
     return max(frames // batch_size, 1)
 
 
-def ordered_batches(frames: PackedFrames, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """All frames once, in order; the last batch may be smaller."""
-    for start in range(0, len(frames), batch_size):
-        yield frames.batch(range(start, min(start + batch_size, len(frames))), device)
+def ordered_batches(
+    frames: PackedFrames, batch_size: int, device: torch.device, part: slice = slice(None)
+) -> Iterator[Batch]:
+    """All frames of a part once, in order; the last batch may be smaller."""
+    chosen = range(len(frames))[part]
+    for start in range(0, len(chosen), batch_size):
+        yield frames.batch(chosen[start : start + batch_size], device)
 
 
 def choose_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset.files import atomic_path, write_png
-from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
-from training.feed import Batch
+from dataset.pictures import stack
 
 CURVES = (("loss",), ("rmse",), ("abs_rel", "delta1", "miou"), ("images_per_second",))  # a plot each
 
@@ -20,7 +18,7 @@ def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -
 
     Args:
         history: one entry an epoch, numbers by their names, among them 'epoch' and 'step'.
-        panels: of validation frames, see validation_panel().
+        panels: of validation frames, see training.validation.
     """
     write_history(run_dir / "history.csv", history)
     plot_history(run_dir / "curves.png", history)
@@ -54,21 +52,3 @@ def plot_history(path: Path, history: list[dict]) -> None:
         axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def validation_panel(batch: Batch, depth: Tensor, reference: Tensor, classes: Tensor, class_reference: Tensor):
-    """Picture of a batch's first frame: RGB, depth and classes, each beside its reference.
-
-    depth, reference: [B,1,H,W] metres; classes, class_reference: [B,H,W]. Returns RGB uint8 [H,W,3].
-    """
-    near, far = depth_range(reference[0, 0].cpu().numpy())
-    return panel(
-        [
-            ("image", (batch.rgb[0].permute(1, 2, 0) * 255).byte().cpu().numpy()),
-            ("reference depth", colour_depth(reference[0, 0].cpu().numpy(), near, far)),
-            (f"student depth ({near:.1f} to {far:.1f} m)", colour_depth(depth[0, 0].cpu().numpy(), near, far)),
-            ("reference classes", colour_classes(class_reference[0].byte().cpu().numpy())),
-            ("student classes", colour_classes(classes[0].byte().cpu().numpy())),
-        ],
-        width=240,
-    )

@@ -1,4 +1,4 @@
-"""What a run starts from: weights, and what its notes say of code and data."""
+"""What a run starts from: data, weights, and what its notes say of code and data."""
 
 import json
 import subprocess
@@ -8,8 +8,38 @@ from cli import UserError
 from config import Config
 from dataset.frames import to_network_camera
 from dataset.manifest import Row
+from dataset.prepare_rooms import prepare_rooms
 from models.student import Student, load_encoder_weights
 from training.checkpoint import load_student
+from training.feed import PackedFrames
+
+
+def find_manifest(named: Path | None, config: Config, required: bool) -> tuple[Path, str | None]:
+    """The manifest to train on, and what to tell the user when it is the rendered rooms' for want of data.
+
+    Args:
+        named: the one that the user names.
+        required: whether it is an error that there is none.
+    """
+    if named:
+        return named, None
+    manifest = config.teacher_data_dir / "manifest.jsonl"
+    if manifest.is_file():
+        return manifest, None
+    if required or config.use_corridor_data:
+        raise UserError(f"there is no {manifest}: run the teachers first (README), or name one with --manifest")
+    notice = (
+        f"*** NO DATA: there is no {manifest}. This run trains on RENDERED ROOMS with reference labels. ***\n"
+        "*** Its figures say that the code runs, nothing about real rooms. ***"
+    )
+    print(notice)
+    return prepare_rooms(config.data_root / "rooms_teacher_data"), notice
+
+
+def pack(rows: list[Row], manifest: Path, config: Config, scale: int) -> PackedFrames:
+    """The rows' packed cache at `scale` times the network's size, kept beside their manifest."""
+    size, focal = (config.width * scale, config.height * scale), config.reference_focal * scale
+    return PackedFrames(rows, manifest.parent / ".cache", size, focal, config.num_workers)
 
 
 def load_start(model: Student, config: Config, weights: str | Path) -> str:

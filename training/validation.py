@@ -1,0 +1,65 @@
+"""The student on validation frames: the score that best.pt is chosen by, and pictures."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config import CLASS_NAMES, IGNORE, Config
+from dataset.pictures import colour_classes, colour_depth, depth_range, panel
+from models.metrics import ConfusionMatrix, DepthMetrics
+from training.distributed import Processes
+from training.feed import Batch, PackedFrames, ordered_batches
+
+PANELS = 4
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module, frames: PackedFrames, config: Config, device: torch.device, processes: Processes
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Metrics of a student at the network's size, and pictures of the first frames.
+
+    Each process scores its share of the frames; all of them return the metrics of all frames, and their own pictures.
+    The score: delta1 + mIoU (delta1 alone without classes); NaN without frames.
+    """
+    depth_metrics, confusion = DepthMetrics(config.min_depth, config.max_depth), ConfusionMatrix(len(CLASS_NAMES))
+    panels = []
+    for batch in ordered_batches(frames, config.batch_size, device, processes.share(len(frames))):
+        depth, seg = model(batch.rgb)
+        depth = depth / batch.focal_factor.view(-1, 1, 1, 1)
+        reference = torch.where(batch.confidence >= config.confidence_threshold, batch.depth, 0)
+        classes = seg.argmax(dim=1)
+        known = (batch.labels != IGNORE).flatten(1).any(dim=1).view(-1, 1, 1)
+        class_reference = torch.where(known, batch.labels, batch.sam2_seg)
+        for predicted, truth in zip(depth[:, 0], reference[:, 0], strict=True):
+            depth_metrics.update(predicted, truth)
+        confusion.update(classes, class_reference)
+        if len(panels) < PANELS:
+            panels.append(_panel(batch, depth, reference, classes, class_reference))
+    gathered = processes.gather((depth_metrics, confusion))
+    depth_metrics, confusion = gathered[0]
+    for other_depth, other_confusion in gathered[1:]:
+        depth_metrics.extend(other_depth)
+        confusion.extend(other_confusion)
+    metrics = {name: depth_metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
+    metrics["miou"] = confusion.compute()["miou"]
+    metrics["score"] = metrics["delta1"] + (metrics["miou"] if metrics["miou"] == metrics["miou"] else 0.0)
+    return metrics, panels
+
+
+def _panel(batch: Batch, depth: Tensor, reference: Tensor, classes: Tensor, class_reference: Tensor) -> np.ndarray:
+    """Picture of a batch's first frame: RGB, depth and classes, each beside its reference.
+
+    depth, reference: [B,1,H,W] metres; classes, class_reference: [B,H,W]. Returns RGB uint8 [H,W,3].
+    """
+    near, far = depth_range(reference[0, 0].cpu().numpy())
+    return panel(
+        [
+            ("image", (batch.rgb[0].permute(1, 2, 0) * 255).byte().cpu().numpy()),
+            ("reference depth", colour_depth(reference[0, 0].cpu().numpy(), near, far)),
+            (f"student depth ({near:.1f} to {far:.1f} m)", colour_depth(depth[0, 0].cpu().numpy(), near, far)),
+            ("reference classes", colour_classes(class_reference[0].byte().cpu().numpy())),
+            ("student classes", colour_classes(classes[0].byte().cpu().numpy())),
+        ],
+        width=240,
+    )
