@@ -33,7 +33,14 @@ from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.manifest import fingerprint, read_manifest
 from models.losses import LossWeights, distillation_loss, hybrid_depth, target_counts
 from training.augment import augment
-from training.checkpoint import MovingAverage, build_student, load_checkpoint, plain_config, save_checkpoint
+from training.checkpoint import (
+    MovingAverage,
+    build_student,
+    freeze_statistics,
+    load_checkpoint,
+    plain_config,
+    save_checkpoint,
+)
 from training.distributed import Processes
 from training.distributed import processes as processes_of
 from training.feed import (
@@ -237,6 +244,8 @@ class Trainer:
     def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
         """Train to the end of an epoch, from the step in it that the run has come to; whether a signal stopped it."""
         self.model.train()
+        if epoch >= (1 - self.config.frozen_statistics) * self.config.epochs:
+            freeze_statistics(self.model)
         done = self.step - epoch * self.steps_per_epoch
         start, images = time.perf_counter(), 0
         batches = self.batches(epoch, done, self.device)

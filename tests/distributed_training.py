@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from config import Config
 from dataset.manifest import read_manifest
+from training.checkpoint import freeze_statistics
 from training.distributed import processes
 from training.feed import Batch, PackedFrames
 
@@ -43,9 +44,7 @@ def main() -> None:
             frames = PackedFrames(rows, Path(log_dir) / ".cache", (192, 128), config.reference_focal, workers=1)
         trainer = Uneven(config, device, frames, frames, "data", group)
         trainer.model.train()
-        for module in trainer.model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()
+        freeze_statistics(trainer.model)
         batches = (batch for epoch in range(STEPS) for batch in trainer.batches(epoch, 0, device))
         losses = [trainer.train_step(batch).item() for batch in batches]
         if group.main:

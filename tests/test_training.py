@@ -17,7 +17,7 @@ import torch
 from small_run import MADE_BY, SIZE, STEMS, call, copy_data, train_flags
 
 import train
-from cli import EXIT_STOPPED, UserError
+from cli import EXIT_STOPPED, StopSignal, UserError
 from config import CLASS_NAMES, IGNORE, Config, Intrinsics
 from dataset.files import read_image, read_npy, write_png
 from dataset.frames import read_frame, to_network_map, to_network_rgb
@@ -172,6 +172,21 @@ def test_what_a_run_writes(manifest, trained):
         losses = [float(line["loss"]) for line in csv.DictReader(file)]
     assert losses == [entry["loss"] for entry in notes["history"]]
     assert all(np.isfinite(losses))
+
+
+def test_batch_norms_statistics_stand_still_in_the_last_steps(manifest, tmp_path):
+    frames = packed(read_manifest(manifest)[:2], tmp_path)
+    config = Config(epochs=4, batch_size=2, frozen_statistics=0.5)
+    trainer = train.Trainer(config, CPU, frames, frames, "data")
+    norm = next(module for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    moved = []
+    with StopSignal() as stop:
+        for epoch in range(4):
+            before, weight = norm.running_mean.clone(), norm.weight.detach().clone()
+            trainer.train_epoch(epoch, stop)
+            moved.append(not torch.equal(before, norm.running_mean))
+            assert not torch.equal(weight, norm.weight), "its weights go on learning"
+    assert moved == [True, True, False, False]
 
 
 def test_the_average_follows_the_weights_from_afar(trained):

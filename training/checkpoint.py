@@ -43,6 +43,13 @@ class MovingAverage:
                 a.copy_(c)
 
 
+def freeze_statistics(model: nn.Module) -> None:
+    """Let batch norm normalise by its running statistics and leave them as they are, until the next model.train()."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all; content holds at least KEYS less 'format'."""
     with atomic_path(path) as temporary:

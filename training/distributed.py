@@ -93,7 +93,10 @@ class Processes:
         """The model as one that averages its gradients over the processes, and on GPUs batch norm's statistics."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        if device.type != "cuda":  # torch has no such batch norm for the CPU
+            return DistributedDataParallel(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, with the same weights
+        return DistributedDataParallel(model, device_ids=[device])
 
     def gradients_of(self, model: nn.Module, complete: bool) -> AbstractContextManager:
         """For a forward and a backward pass of what parallel() returned: gradients are exchanged once complete."""
