@@ -135,8 +135,8 @@ class Config:
     warmup_fraction: float = 0.1
     gradient_clip: float = 1.0
     ema_decay: float = 0.998
-    # Share of the steps, at the end, in which batch norm's statistics stand still: the weights come to fit those that the
-    # student runs with. With small batches the two differ so much that depth is several per cent too near.
+    # Share of the steps, at the end, in which batch norm's statistics stand still: the weights come to fit those that
+    # the student runs with. With small batches the two differ so much that depth is several per cent too near.
     frozen_statistics: float = 0.3
     seed: int = 0
     num_workers: int = 2

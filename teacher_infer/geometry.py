@@ -1,16 +1,12 @@
 """Floor, wall and glass from the geometry of one depth map: planes and gravity, never rows of the image.
 
-The camera's axes are x right, y down, z forward; points are metres. Everything is computed on about 320 columns,
-where a frame takes some tens of milliseconds on one core, and the classes are brought back to full size.
+Normals, gravity and planes that drift smoothly are planes.py's.
 
-1. Normals: on a plane, inverse depth is an affine function of image coordinates, so a local least-squares fit of
-   inverse depth gives the normal, and its residual says whether the place is planar at all.
-2. Gravity: the direction most normals are parallel or perpendicular to (Gupta, Arbelaez, Malik, Perceptual
-   Organization and Recognition of Indoor Scenes from RGB-D Images, CVPR 2013, section 3.1), from the prior that
-   the camera is held roughly upright.
-3. Floor: the lowest large plane that faces up, and all that lies on it.
-4. Walls: large vertical planes that reach up and over which nothing behind them is seen; over a cupboard the wall is.
-5. Glass: where the sensor has holes, or looks through, framed by readings on or in a wall.
+1. Floor: the lowest large plane that faces up and has nothing below it, and all that lies on it.
+2. Walls: large vertical planes that reach up and over which nothing behind them is seen; over a cupboard the wall is.
+   What stands in parallel before a larger wall, or is seen past, closely or because it is narrow, is furniture.
+3. What lies on two of them, as along the foot of a wall, belongs to the one that its viewing ray meets first.
+4. Glass: where the sensor has holes, or looks through, framed by readings on or in a wall.
 
 The rest, ceilings among it, is other: what can't be told is not guessed.
 """
@@ -21,48 +17,55 @@ import cv2
 import numpy as np
 
 from config import CLASS_NAMES, Intrinsics
+from teacher_infer.planes import (
+    BIN,
+    COARSE,
+    FACING,
+    Plane,
+    Scene,
+    Surface,
+    find_gravity,
+    fit_surface,
+    make_scene,
+    near_plane,
+    peaks,
+    refine,
+)
 
 FLOOR, WALL, GLASS, OTHER = (CLASS_NAMES.index(name) for name in ("floor", "wall", "glass", "other"))
 
-WORKING_WIDTH = 320
-FINE, COARSE = (
-    2,
-    5,
-)  # radii in working pixels of the two normal fits; the coarse one counts where it is planar
-PLANAR = 0.012  # largest relative rms residual of depth against the fitted plane
-
-RIM_VALID = 0.25  # share of a row that has depth where the map begins
-WIDEST_RIM = 0.1  # of the rows
-
-PRIOR_GRAVITY = (0.0, 1.0, 0.0)
-LARGEST_PITCH, LARGEST_ROLL = np.radians(40), np.radians(20)
-GRAVITY_ANGLES = (45, 45, 30, 15, 15, 15)  # degrees within which a normal counts as parallel or perpendicular
-
-FACING = np.cos(np.radians(20))  # of a normal and the direction that it should have
-FACING_LOOSE = np.cos(np.radians(50))  # the same for what joins a plane that is known
-VERTICAL = np.sin(np.radians(20))  # largest |normal . gravity| of a vertical surface
-BIN = 0.03  # metres, of plane offsets
+VERTICAL = np.sin(np.radians(20))  # largest |normal . gravity| of a pane's normal
+LEANING = np.sin(np.radians(30))  # and of a wall's, which drift of depth tilts
+FACING_PAINT = 0.3  # least cosine of a planar place's normal and the normal of the surface that it belongs to
 FLOOR_AREA = 0.15  # square metres that a floor must show
 FLOOR_BELOW_CAMERA = 0.15  # metres
-BELOW_FLOOR = 0.04  # largest share of points lower than the floor: more, and it is a table top
+BELOW = 0.08  # metres beyond the tolerance that lie below a floor
+BELOW_FLOOR = 0.012  # largest share of points lower than the floor: more, and it is a table top or a bed
 
 FLOATING = 0.5  # share of columns in which depth jumps back at a plane's far edge: a table top seen without floor
 JUMP = 1.1  # factor on depth that is a jump
 
 MAX_WALLS = 10
-WALL_AREA = 0.4  # square metres that a wall must show
+WALL_AREA = 0.25  # square metres that a wall must show
 WALL_SHARE = 0.006  # and share of the image
 WALL_HEIGHT = 1.9  # metres above the floor that a wall reaches, unless the image ends before,
 WALL_ABOVE_CAMERA = 0.4  # or above the camera without a floor in sight;
 HIDDEN = 0.4  # or share of columns in which something stands before what would be above: a cupboard on the wall,
 BEFORE = 0.3  # which takes up this share of the column there (normals are blurred, so a plane's rim is no member)
+BEHIND = 0.1  # metres beyond the tolerance that lie behind a wall
 OVERLOOKED = 0.35  # share of columns in which something behind a plane is seen above it: furniture
+SEEN_PAST = 0.35  # the same of rows, at one of its sides, when it is
+SIDE_STEPS = (10, 20, 30)  # working pixels beyond the last member, whose normal is blurred before the edge is
+NARROW = 0.85  # metres wide at most: the side of a wardrobe; walls of rooms that are not convex are wider
+STANDS_BEFORE = (0.15, 1.0)  # metres before a wall in parallel: cupboards that hang on it, wardrobes
+BACKGROUND = 0.5  # of its area that the wall behind shows at least
+RELIEF = (0.06, 0.05)  # metres that parts of a wall lie before it, as curtains, and behind it, as doors do
 
-HOLE_BEHIND = (0.3, 1.1)  # a sensor that reads more than depth * 1.1 + 0.3 m looks through
 GLASS_SHARE = 0.003  # of the image
 GLASS_AREA = 0.08  # square metres
 GLASS_TOP = 1.4  # metres above the floor that a pane reaches at least, unless the image ends before
-GLASS_FILL = 0.5  # share of holes in a pane
+PARTITION = 2.1  # metres above the floor that a pane reaches which the ceiling is seen over: furniture is lower
+GLASS_FILL = 0.4  # share of holes in a pane
 FRAMED = 0.4  # share of readings in the rim around a pane: less, and the whole wall is out of the sensor's reach
 RIM = 7  # working pixels
 BARS = 9  # working pixels that bars and smears in a pane may be wide
@@ -77,42 +80,6 @@ class GeometryResult:
     classes: np.ndarray
     gravity: np.ndarray
     confidence: np.ndarray
-
-
-@dataclass
-class Scene:
-    """The working copy of a frame: points, normals float [h,w,3], valid, planar, hole bool [h,w] and area float
-    [h,w], the square metres that a pixel shows."""
-
-    points: np.ndarray
-    normals: np.ndarray
-    valid: np.ndarray
-    planar: np.ndarray
-    hole: np.ndarray
-    area: np.ndarray
-
-    @property
-    def first_row(self) -> int:
-        """The first row that has depth: a sensor's map, registered to the colour camera, has an empty rim."""
-        row = int((self.valid.mean(axis=1) > RIM_VALID).argmax())
-        return row if row <= WIDEST_RIM * len(self.valid) else 0  # more is no rim but a sensor that saw nothing there
-
-    @property
-    def tolerance(self) -> np.ndarray:
-        """Metres that a point may lie off its plane: errors of depth grow with it."""
-        return 0.04 + 0.025 * self.points[..., 2]
-
-
-@dataclass
-class Plane:
-    """Points X with normal . X = offset; the normal, a unit vector, points to the camera's side (offset < 0)."""
-
-    normal: np.ndarray
-    offset: float
-
-    def distance(self, points: np.ndarray) -> np.ndarray:
-        """Signed metres in front of the plane, [..., 3] -> [...]."""
-        return points @ self.normal - self.offset
 
 
 def classify(
@@ -131,113 +98,33 @@ def classify(
     """
     scene = make_scene(depth, intrinsics, sensor_depth)
     down = find_gravity(scene) if gravity is None else np.asarray(gravity, float) / np.linalg.norm(gravity)
-    classes = np.full(scene.valid.shape, OTHER, dtype=np.uint8)
-    confidence = np.zeros(scene.valid.shape, dtype=np.float32)
     floor = find_floor(scene, down)
     walls = find_walls(scene, down, floor)
-    for wall in walls:
-        _paint(scene, wall, WALL, 2.0, classes, confidence)
-    if floor is not None:
-        _paint(scene, floor, FLOOR, 1.0, classes, confidence)
+    surfaces = [(wall, WALL) for wall in walls] + ([(floor, FLOOR)] if floor is not None else [])
+    classes, confidence = _paint(scene, surfaces)
     if sensor_depth is not None:
         for pane, certainty in find_glass(scene, down, floor, walls):
             classes[pane], confidence[pane] = GLASS, certainty
     size = depth.shape[::-1]
-    return GeometryResult(
-        cv2.resize(classes, size, interpolation=cv2.INTER_NEAREST),
-        down,
-        cv2.resize(confidence, size, interpolation=cv2.INTER_NEAREST),
-    )
+    classes, confidence = (cv2.resize(each, size, interpolation=cv2.INTER_NEAREST) for each in (classes, confidence))
+    if scene.valid.shape != depth.shape:
+        _sharpen(scene, surfaces, depth.astype(np.float32), classes, confidence)
+    return GeometryResult(classes, down, confidence)
 
 
-def make_scene(depth: np.ndarray, intrinsics: Intrinsics, sensor_depth: np.ndarray | None) -> Scene:
-    """Points, normals and holes at about WORKING_WIDTH columns."""
-    height, width = depth.shape
-    scale = min(1.0, WORKING_WIDTH / width)
-    size = (round(width * scale), round(height * scale))
-    z = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST).astype(np.float64)
-    camera = intrinsics.resized(*size)
-    u = (np.arange(size[0]) - camera.cx) / camera.fx
-    v = (np.arange(size[1]) - camera.cy) / camera.fy
-    rays = np.stack([*np.meshgrid(u, v), np.ones(size[::-1])], axis=-1)
-    valid = z > 0
-    normals, planar = _normals(z, valid, rays)
-    points = rays * z[..., None]
-    incidence = np.abs((normals * rays).sum(-1)) / np.linalg.norm(rays, axis=-1)
-    area = np.where(valid, z**2 / (camera.fx * camera.fy) / np.maximum(incidence, 0.1), 0)
-    hole = np.zeros_like(valid)
-    if sensor_depth is not None:
-        offset, factor = HOLE_BEHIND
-        empty = (sensor_depth <= 0) | (sensor_depth > depth * factor + offset)
-        hole = (cv2.resize(empty.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5) & valid
-    return Scene(points, normals, valid, planar, hole, area)
-
-
-def _normals(z: np.ndarray, valid: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inverse = np.where(valid, 1 / np.where(valid, z, 1), 0)
-    normals, residual = _fit_inverse_depth(inverse, valid, rays, FINE)
-    coarse, coarse_residual = _fit_inverse_depth(inverse, valid, rays, COARSE)
-    smooth = coarse_residual < PLANAR
-    normals[smooth] = coarse[smooth]
-    return normals, (smooth | (residual < PLANAR / 2)) & valid
-
-
-def _fit_inverse_depth(inverse, valid, rays, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normals [h,w,3] towards the camera and the relative rms residual [h,w] of a plane in each window.
-
-    n . X = d with X = z (u, v, 1) means 1/z = (n/d) . (u, v, 1): linear least squares in inverse depth.
-    """
-    u, v, weight = rays[..., 0], rays[..., 1], valid.astype(np.float64)
-
-    def mean(values):
-        return cv2.boxFilter(values * weight, cv2.CV_64F, (2 * radius + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
-
-    total = np.maximum(mean(np.ones_like(u)), 1e-9)
-    mu, mv, mq = mean(u) / total, mean(v) / total, mean(inverse) / total
-    uu, vv, uv = mean(u * u) / total - mu * mu, mean(v * v) / total - mv * mv, mean(u * v) / total - mu * mv
-    uq, vq = mean(u * inverse) / total - mu * mq, mean(v * inverse) / total - mv * mq
-    determinant = np.maximum(uu * vv - uv * uv, 1e-18)
-    a, b = (uq * vv - vq * uv) / determinant, (vq * uu - uq * uv) / determinant
-    normals = -np.stack([a, b, mq - a * mu - b * mv], axis=-1)
-    normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)
-    variance = mean(inverse * inverse) / total - mq * mq - a * uq - b * vq
-    residual = np.sqrt(np.maximum(variance, 0)) / np.maximum(mq, 1e-9)
-    residual[total < 0.5] = np.inf  # half the window is missing
-    return normals, residual
-
-
-def find_gravity(scene: Scene) -> np.ndarray:
-    """Unit vector that points down, float64 [3]; the prior when normals give none that is near it."""
-    normals = scene.normals[scene.planar][::3]
-    prior = down = np.array(PRIOR_GRAVITY)
-    if len(normals) < 100:
-        return prior
-    for angle in np.radians(GRAVITY_ANGLES):
-        along = np.abs(normals @ down)
-        parallel, perpendicular = normals[along > np.cos(angle)], normals[along < np.sin(angle)]
-        _, vectors = np.linalg.eigh(perpendicular.T @ perpendicular - parallel.T @ parallel)
-        down = vectors[:, 0] * np.sign(vectors[:, 0] @ prior)
-        pitch, roll = np.arctan2(down[2], np.hypot(down[0], down[1])), np.arctan2(down[0], down[1])
-        if abs(pitch) > LARGEST_PITCH or abs(roll) > LARGEST_ROLL:
-            return prior
-    return down
-
-
-def find_floor(scene: Scene, down: np.ndarray) -> Plane | None:
+def find_floor(scene: Scene, down: np.ndarray) -> Surface | None:
     """The lowest plane of FLOOR_AREA that faces up, with next to nothing below it."""
     facing = scene.planar & (scene.normals @ down < -FACING)
     height = -(scene.points @ down)
     candidates = facing & (height < -FLOOR_BELOW_CAMERA)
     if not candidates.any():
         return None
-    for level in _peaks(height[candidates], scene.area[candidates], FLOOR_AREA)[:3]:
-        plane = _refine(scene, Plane(-down, level), candidates)
-        below = scene.valid & (plane.distance(scene.points) < -3 * scene.tolerance)
-        if (
-            below.sum() < BELOW_FLOOR * scene.valid.sum()
-            and _floating(scene, candidates & _on(scene, plane, 1.0)) < FLOATING
-        ):
-            return plane
+    for level in peaks(height[candidates], scene.area[candidates], FLOOR_AREA)[:3]:
+        plane = refine(scene, Plane(-down, level), candidates)
+        surface = fit_surface(scene, plane, scene.planar)
+        below = scene.valid & (surface.distance < -(BELOW + surface.tolerance))
+        if below.sum() < BELOW_FLOOR * scene.valid.sum() and _floating(scene, surface.members) < FLOATING:
+            return surface
     return None
 
 
@@ -256,60 +143,28 @@ def _floating(scene: Scene, members: np.ndarray, above: int = 2 * COARSE) -> flo
     return float((z[edge - above, columns] > JUMP * z[edge, columns]).mean())
 
 
-def _peaks(offsets: np.ndarray, weights: np.ndarray, smallest: float) -> list[float]:
-    """Offsets in rising order at which at least `smallest` weight lies within about 2 bins."""
-    start = offsets.min() - 3 * BIN
-    bins = int((offsets.max() - start) / BIN) + 5
-    histogram = np.bincount(((offsets - start) / BIN).astype(int), weights, minlength=bins)
-    smooth = np.convolve(histogram, np.ones(5), mode="same")
-    inner = smooth[1:-1]
-    peak = (inner >= smallest) & (inner >= smooth[:-2]) & (inner > smooth[2:])
-    return [start + (index + 1.5) * BIN for index in np.flatnonzero(peak)]
-
-
-def _refine(scene: Scene, plane: Plane, candidates: np.ndarray, vertical_to: np.ndarray | None = None) -> Plane:
-    """Least-squares plane through the candidates near `plane`; with `vertical_to`, among planes parallel to it."""
-    for width in (2.0, 1.0):
-        near = candidates & (np.abs(plane.distance(scene.points)) < width * scene.tolerance)
-        if near.sum() < 20:
-            return plane
-        points, weights = scene.points[near], scene.area[near][:, None]
-        centre = (points * weights).sum(0) / weights.sum()
-        spread = (points - centre) * np.sqrt(weights)
-        scatter = spread.T @ spread
-        if vertical_to is not None:
-            scatter += 1e6 * np.trace(scatter) * np.outer(vertical_to, vertical_to)
-        normal = np.linalg.eigh(scatter)[1][:, 0]
-        normal = normal if normal @ plane.normal > 0 else -normal
-        if normal @ plane.normal < FACING:
-            return plane
-        plane = Plane(normal, float(normal @ centre))
-    return plane
-
-
-def find_walls(scene: Scene, down: np.ndarray, floor: Plane | None) -> list[Plane]:
-    """Vertical planes of WALL_AREA, the largest first, that reach up and are not seen over."""
+def find_walls(scene: Scene, down: np.ndarray, floor: Surface | None) -> list[Surface]:
+    """Vertical planes of WALL_AREA, the largest first, that reach up, are not seen over, and are no furniture."""
     right = np.cross(down, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right)
     forward = np.cross(right, down)
-    left_over = scene.planar & (np.abs(scene.normals @ down) < VERTICAL)
+    left_over = scene.planar & (np.abs(scene.normals @ down) < LEANING)
     walls = []
     for _ in range(MAX_WALLS):
         plane = _largest_vertical(scene, left_over, right, forward)
         if plane is None:
             break
-        plane = _refine(scene, plane, left_over & (scene.normals @ plane.normal > FACING), vertical_to=down)
-        members = left_over & (scene.normals @ plane.normal > FACING) & _on(scene, plane, 1.5)
-        left_over &= ~(members | _on(scene, plane, 0.5))
+        plane = refine(scene, plane, left_over & (scene.normals @ plane.normal > FACING), vertical_to=down)
+        surface = fit_surface(scene, plane, left_over)
+        left_over &= ~(surface.on | near_plane(scene, plane, 0.5))
         # the rims of what hangs on a wall are no planar places, but they are no less of its area, up to half of it
-        rims = _on(scene, plane, 1.0) & ~scene.planar & (scene.normals @ plane.normal > 0)
-        area = scene.area[members].sum()
+        rims = surface.on & ~scene.planar & (scene.normals @ plane.normal > 0)
+        area = scene.area[surface.members].sum()
         area += min(area, scene.area[rims].sum())
-        large = area >= WALL_AREA and members.sum() >= WALL_SHARE * members.size
-        high = large and _reaches_up(scene, plane, members, down, floor)
-        if high and _overlooked(scene, plane, members) < OVERLOOKED:
-            walls.append(plane)
-    return walls
+        large = area >= WALL_AREA and surface.members.sum() >= WALL_SHARE * rims.size
+        if large and _reaches_up(scene, surface, down, floor) and _overlooked(scene, surface) < OVERLOOKED:
+            walls.append(surface)
+    return [wall for wall in walls if not _stands_before(scene, wall, walls) and not _is_side(scene, wall, down)]
 
 
 def _largest_vertical(scene: Scene, among: np.ndarray, right: np.ndarray, forward: np.ndarray) -> Plane | None:
@@ -331,60 +186,149 @@ def _largest_vertical(scene: Scene, among: np.ndarray, right: np.ndarray, forwar
     return Plane(normal, float(start + (counts.argmax() + 0.5) * BIN))
 
 
-def _on(scene: Scene, plane: Plane, width: float) -> np.ndarray:
-    return scene.valid & (np.abs(plane.distance(scene.points)) < width * scene.tolerance)
-
-
-def _reaches_up(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray, floor: Plane | None) -> bool:
+def _reaches_up(scene: Scene, surface: Surface, down: np.ndarray, floor: Surface | None) -> bool:
     """Whether a plane is as high as walls are, or may be: the image ends before it does, or its top is hidden."""
-    if members[scene.first_row :][:5].sum() >= 5 or _hidden(scene, plane, members) > HIDDEN:
+    members = surface.members
+    if members[scene.first_row :][:5].sum() >= 5 or _hidden(scene, surface) > HIDDEN:
         return True
-    height = -(scene.points[members] @ down) if floor is None else floor.distance(scene.points[members])
+    height = _height(scene.points[members], down, floor)
     return np.percentile(height, 97) > (WALL_ABOVE_CAMERA if floor is None else WALL_HEIGHT)
 
 
-def _hidden(scene: Scene, plane: Plane, members: np.ndarray) -> float:
-    """Share of the columns of `members` in which what is seen above them stands before the plane.
+def _height(points: np.ndarray, down: np.ndarray, floor: Surface | None) -> np.ndarray:
+    """Metres above the floor, or above the camera without one, [n,3] -> [n]."""
+    return -(points @ down) if floor is None else floor.plane.distance(points)
+
+
+def _hidden(scene: Scene, surface: Surface) -> float:
+    """Share of the columns of a surface in which what is seen above it stands before it.
 
     A wall goes on behind the cupboards that hang on it.
     """
-    columns = np.flatnonzero(members.sum(axis=0) >= 3)
+    columns, above = _above(scene, surface)
     if not len(columns):
         return 0.0
-    above = np.arange(len(members))[:, None] < members[:, columns].argmax(axis=0)
-    above &= scene.valid[:, columns]
-    before = above & (plane.distance(scene.points[:, columns]) > 2 * scene.tolerance[:, columns])
+    before = above & (surface.plane.distance(scene.points[:, columns]) > 2 * scene.tolerance[:, columns])
     return float((before.sum(axis=0) > BEFORE * np.maximum(above.sum(axis=0), 1)).mean())
 
 
-def _overlooked(scene: Scene, plane: Plane, members: np.ndarray) -> float:
-    """Share of the columns of `members` in which points behind the plane are seen above them."""
-    columns = np.flatnonzero(members.sum(axis=0) >= 3)
+def _overlooked(scene: Scene, surface: Surface) -> float:
+    """Share of the columns of a surface in which points behind it are seen above it."""
+    columns, above = _above(scene, surface)
     if not len(columns):
         return 1.0
-    behind = scene.valid & (plane.distance(scene.points) < -(0.1 + 2 * scene.tolerance))
-    top = members[:, columns].argmax(axis=0)
-    above = np.arange(len(members))[:, None] < top
-    return float(((behind[:, columns] & above).sum(axis=0) >= 3).mean())
+    return float(((_behind(scene, surface)[:, columns] & above).sum(axis=0) >= 3).mean())
 
 
-def _paint(scene: Scene, plane: Plane, class_id: int, width: float, classes, confidence) -> None:
-    """Give `class_id` to what lies on a plane and does not face elsewhere."""
-    off = np.abs(plane.distance(scene.points)) / (width * scene.tolerance)
-    towards = scene.normals @ plane.normal
-    on = scene.valid & (off < 1) & (towards > np.where(scene.planar, FACING_LOOSE, 0.0))
-    classes[on] = class_id
-    confidence[on] = 1 - off[on]
+def _above(scene: Scene, surface: Surface) -> tuple[np.ndarray, np.ndarray]:
+    """The columns int [n] that a surface's members take up, and what is valid above them there, bool [h,n]."""
+    columns = np.flatnonzero(surface.members.sum(axis=0) >= 3)
+    top = surface.members[:, columns].argmax(axis=0)
+    return columns, (np.arange(len(surface.members))[:, None] < top) & scene.valid[:, columns]
+
+
+def _behind(scene: Scene, surface: Surface) -> np.ndarray:
+    return scene.valid & (surface.distance < -(BEHIND + 1.5 * surface.tolerance))
+
+
+def _stands_before(scene: Scene, surface: Surface, walls: list[Surface]) -> bool:
+    """Whether a parallel wall is seen closely behind a plane: a wardrobe's front, a refrigerator's, a cupboard's.
+
+    The gap is measured on both: of two pieces of one bent wall, each may lie before the other.
+    """
+    area = scene.area[surface.members].sum()
+    for wall in walls:
+        if wall.plane.normal @ surface.plane.normal < FACING or scene.area[wall.members].sum() < BACKGROUND * area:
+            continue
+        gaps = np.median(wall.distance[surface.members]), -np.median(surface.distance[wall.members])
+        if all(STANDS_BEFORE[0] < gap < STANDS_BEFORE[1] for gap in gaps):
+            return True
+    return False
+
+
+def _is_side(scene: Scene, surface: Surface, down: np.ndarray) -> bool:
+    """Whether the view goes on behind one of a plane's sides, as it does at a wardrobe's.
+
+    Behind a wide plane it has to go on closely and across a jump of depth: walls end in open doors and in corners that
+    stick out, too. Narrow planes with such a corner are sides of furniture.
+    """
+    low, high = np.percentile(scene.points[surface.members] @ np.cross(down, surface.plane.normal), (2, 98))
+    behind, steps = _behind(scene, surface), SIDE_STEPS
+    if high - low > NARROW:
+        behind, steps = behind & (surface.distance > -STANDS_BEFORE[1]), SIDE_STEPS[:1]
+    rows = np.flatnonzero(surface.members.sum(axis=1) >= 3)
+    members, behind = surface.members[rows], behind[rows]
+    for towards in (slice(None), slice(None, None, -1)):
+        beyond = members[:, towards].argmax(axis=1)[:, None] - np.array(steps)
+        past = np.take_along_axis(behind[:, towards], np.maximum(beyond, 0), axis=1) & (beyond >= 0)
+        if len(rows) and past.any(axis=1).mean() > SEEN_PAST:
+            return True
+    return False
+
+
+def _paint(scene: Scene, surfaces: list[tuple[Surface, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes uint8 and confidence float32 [h,w] of the working copy."""
+    layers = []
+    for surface, class_id in surfaces:
+        layers.append((surface, class_id, surface.distance, surface.inverse, _faces(scene, surface)))
+    return _nearest_layer(scene.valid.shape, layers)
+
+
+def _sharpen(
+    scene: Scene, surfaces: list[tuple[Surface, int]], depth: np.ndarray, classes: np.ndarray, confidence: np.ndarray
+) -> None:
+    """Tell classes uint8 [H,W] apart again, in place and at the depth map's own size, along the working copy's edges.
+
+    Edges of glass stay as they are: they are a matter of holes, not of planes.
+    """
+    small = cv2.resize(classes, scene.valid.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    kernel = np.ones((3, 3), np.uint8)
+    edges = (cv2.dilate(small, kernel) != cv2.erode(small, kernel)).astype(np.uint8)
+    edges[cv2.dilate((small == GLASS).astype(np.uint8), kernel) > 0] = 0
+    size = depth.shape[::-1]
+    places = np.nonzero(cv2.resize(edges, size, interpolation=cv2.INTER_NEAREST))
+    z = cv2.medianBlur(depth, 3)[places]
+    layers = []
+    for surface, class_id in surfaces:
+        inverse = cv2.resize(surface.inverse.astype(np.float32), size)[places]
+        distance = np.where(z > 0, -surface.plane.offset * (1 - inverse * z), np.inf)
+        faces = cv2.resize(_faces(scene, surface).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)[places] > 0
+        layers.append((surface, class_id, distance, inverse, faces))
+    classes[places], confidence[places] = _nearest_layer(z.shape, layers)
+
+
+def _faces(scene: Scene, surface: Surface) -> np.ndarray:
+    """What does not face elsewhere, bool [h,w]."""
+    return ~scene.planar | (scene.normals @ surface.plane.normal > FACING_PAINT)
+
+
+def _nearest_layer(shape: tuple[int, ...], layers: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes uint8 and confidence float32 of places that may lie on surfaces.
+
+    What lies on two belongs to the one that its viewing ray meets first: the foot of a wall hides the floor behind it.
+
+    Args:
+        layers: of each surface: itself, its class, and at all places their distance from it in metres, its inverse
+            depth, and whether they may face as it does.
+    """
+    classes, confidence = np.full(shape, OTHER, dtype=np.uint8), np.zeros(shape, dtype=np.float32)
+    nearest = np.zeros(shape)
+    for surface, class_id, distance, inverse, faces in layers:
+        front, back = RELIEF if class_id == WALL else (0.0, 0.0)
+        off = np.abs(distance) / (surface.tolerance + np.where(distance > 0, front, back))
+        on = (off < 1) & faces & (inverse > nearest)
+        classes[on], confidence[on], nearest[on] = class_id, 1 - off[on], inverse[on]
+    return classes, confidence
 
 
 def find_glass(
-    scene: Scene, down: np.ndarray, floor: Plane | None, walls: list[Plane]
+    scene: Scene, down: np.ndarray, floor: Surface | None, walls: list[Surface]
 ) -> list[tuple[np.ndarray, float]]:
     """Panes as (bool [h,w], share of holes in it): what holes cover, bars and smears among them closed."""
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)
     for wall in walls:
-        in_wall |= _recessed(wall.distance(scene.points))
+        in_wall |= _recessed(wall.distance)
     candidates = (scene.hole & (upright | in_wall)).astype(np.uint8)
     closed = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((BARS, BARS), np.uint8))
     joined = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
@@ -396,7 +340,7 @@ def find_glass(
         members = (components == number) & scene.valid
         if scene.area[members].sum() < GLASS_AREA:
             continue
-        plane = _pane_plane(scene, members, down, walls)
+        plane = _pane_plane(scene, members, down, floor, walls)
         if plane is None or not _high(scene, members, down, floor) or _framed(scene, plane, members, down) < FRAMED:
             continue
         pane = members & _not_before(scene, plane)
@@ -410,13 +354,14 @@ def _recessed(distance: np.ndarray) -> np.ndarray:
     return (-distance > RECESS[0]) & (-distance < RECESS[1])
 
 
-def _pane_plane(scene: Scene, members: np.ndarray, down: np.ndarray, walls: list[Plane]) -> Plane | None:
+def _pane_plane(
+    scene: Scene, members: np.ndarray, down: np.ndarray, floor: Surface | None, walls: list[Surface]
+) -> Plane | None:
     """The plane of a pane: the wall's that holds it, moved to the pane; else its own, when that is vertical."""
     points = scene.points[members]
-    for wall in sorted(walls, key=lambda w: np.median(np.abs(w.distance(points)))):
-        distance = wall.distance(points)
-        if _recessed(distance).mean() > 0.7:
-            return Plane(wall.normal, wall.offset + float(np.median(distance)))
+    for wall in sorted(walls, key=lambda w: np.median(np.abs(w.distance[members]))):
+        if _recessed(wall.distance[members]).mean() > 0.7:
+            return Plane(wall.plane.normal, wall.plane.offset + float(np.median(wall.plane.distance(points))))
     upright = members & scene.planar & (np.abs(scene.normals @ down) < VERTICAL)
     if upright.sum() < 0.6 * members.sum():
         return None
@@ -424,16 +369,20 @@ def _pane_plane(scene: Scene, members: np.ndarray, down: np.ndarray, walls: list
     normal -= (normal @ down) * down
     normal /= np.linalg.norm(normal)
     plane = Plane(normal, float(np.median(points @ normal)))
-    plane = _refine(scene, plane, upright, vertical_to=down)
-    alone = _on(scene, plane, 2.0)
-    return plane if alone[members].mean() > 0.7 and _overlooked(scene, plane, members) < OVERLOOKED else None
+    plane = refine(scene, plane, upright, vertical_to=down)
+    if near_plane(scene, plane, 2.0)[members].mean() <= 0.7:
+        return None
+    if _overlooked(scene, fit_surface(scene, plane, upright)) < OVERLOOKED:
+        return plane
+    partition = floor is not None and np.percentile(floor.plane.distance(points), 97) > PARTITION
+    return plane if partition else None
 
 
-def _high(scene: Scene, members: np.ndarray, down: np.ndarray, floor: Plane | None) -> bool:
+def _high(scene: Scene, members: np.ndarray, down: np.ndarray, floor: Surface | None) -> bool:
     """Whether a pane reaches up, or the image ends before it does; a dark panel low on a wall does not."""
     if members[scene.first_row :][:3].any():
         return True
-    above = -(scene.points[members] @ down) if floor is None else floor.distance(scene.points[members])
+    above = _height(scene.points[members], down, floor)
     return bool(np.percentile(above, 97) >= (0.0 if floor is None else GLASS_TOP))
 
 

@@ -1,5 +1,6 @@
 """Floor, wall, glass and gravity from depth, on rooms whose answer is known exactly."""
 
+import cv2
 import numpy as np
 import pytest
 from box_room import CAMERA, FLOOR, FURNITURE, GLASS, OTHER, WALL, intersection_over_union, render, rotation
@@ -63,6 +64,72 @@ def test_a_cupboard_that_is_seen_over_is_no_wall():
     assert (front == OTHER).mean() > 0.95
 
 
+@pytest.mark.parametrize(("left", "right"), [(-0.5, 0.6), (0.3, 1.6)])
+def test_a_wardrobe_that_the_image_ends_before_is_no_wall(left, right):
+    depth, sensor, labels = render()
+    x = (np.arange(depth.shape[1]) - CAMERA.cx) / CAMERA.fx * 3.4
+    wardrobe = (x > left) & (x < right) & (depth > 3.4)
+    depth[wardrobe] = 3.4
+    classes = classify(depth, CAMERA).classes
+    assert (classes[wardrobe] == OTHER).mean() > 0.9
+    assert (classes[~wardrobe & (labels == WALL)] == WALL).mean() > 0.95
+
+
+def test_the_side_of_a_wardrobe_is_no_wall():
+    depth, _, labels = render()
+    x = (np.arange(depth.shape[1]) - CAMERA.cx) / CAMERA.fx
+    side = np.where(x > 0.12, 0.5 / np.maximum(x, 0.12), np.inf)  # 0.5 m right of the camera
+    side = np.broadcast_to(np.where((side > 2.5) & (side < 3.3), side, np.inf), depth.shape)
+    front = np.broadcast_to((x * 2.5 > 0.5) & (x * 2.5 < 1.4), depth.shape) & (depth > 2.5)
+    side_seen = side < depth
+    depth = np.where(front, 2.5, np.minimum(depth, side)).astype(np.float32)
+    assert side_seen.mean() > 0.02
+    classes = classify(depth, CAMERA).classes
+    assert (classes[side_seen | front] == OTHER).mean() > 0.9
+
+
+def drifted(depth: np.ndarray) -> np.ndarray:
+    """Depth whose scale drifts by up to 10 % over the image, as a network's does."""
+    height, width = depth.shape
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    return (depth * (1 + 0.1 * np.sin(2 * x) * np.cos(1.5 * y))).astype(np.float32)
+
+
+@pytest.mark.parametrize("pitch", [0, 15])
+def test_depth_whose_scale_drifts(pitch):
+    depth, sensor, labels = render(pitch=pitch)
+    classes = classify(drifted(depth), CAMERA).classes
+    assert intersection_over_union(classes, labels, FLOOR) > 0.95
+    assert intersection_over_union(classes, np.where(labels == GLASS, WALL, labels), WALL) > 0.93
+
+
+def test_what_is_low_on_the_floor_is_no_floor():
+    depth, _, labels = render(pitch=15)
+    height = heights(depth, pitch=15) + 1.3
+    box = depth * (1.3 - 0.06) / 1.3  # the floor, 6 cm higher
+    columns = np.arange(depth.shape[1])
+    low = (labels == FLOOR) & (np.abs(columns - 320) < 60) & (depth > 2.2) & (depth < 3) & (height < 0.01)
+    assert low.mean() > 0.01
+    classes = classify(np.where(low, box, depth).astype(np.float32), CAMERA).classes
+    assert (classes[low] == FLOOR).mean() < 0.1
+
+
+def test_the_foot_of_a_wall_is_wall_and_the_floor_before_it_floor():
+    depth, _, labels = render(pitch=15)
+    near = cv2.dilate((labels == FLOOR).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    near &= cv2.dilate((labels == WALL).astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    assert (classify(depth, CAMERA).classes[near] == labels[near]).mean() > 0.85
+
+
+def test_a_bed_that_reaches_the_wall_and_hides_most_of_the_floor_is_no_floor():
+    depth, _, _ = render(pitch=15)
+    downwards = -heights(np.ones_like(depth), pitch=15)
+    top = np.where(downwards > 0.05, 0.7 / np.maximum(downwards, 0.05), np.inf)
+    bed = (top < depth) & (np.arange(depth.shape[1]) < 624)  # beside it the view goes on down to the floor
+    classes = classify(np.where(bed, top, depth).astype(np.float32), CAMERA).classes
+    assert (classes[bed] == FLOOR).mean() < 0.01
+
+
 def test_where_half_the_map_is_empty_the_image_goes_on():
     depth, _, labels = render(cupboard=True)
     cupboard = labels == FURNITURE
@@ -89,6 +156,17 @@ def test_a_pane_that_the_sensor_reads_in_places_is_glass():
     sensor[read] = depth[read]
     assert 0.4 < read.sum() / (labels == GLASS).sum() < 0.5
     assert intersection_over_union(classify(depth, CAMERA, sensor).classes, labels, GLASS) > 0.8
+
+
+@pytest.mark.parametrize(("top", "glass"), [(0.95, True), (0.6, False)])
+def test_a_pane_that_is_seen_over_is_glass_when_it_is_higher_than_furniture(top, glass):
+    depth, sensor, _ = render()
+    rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]]
+    x, height = (columns - CAMERA.cx) / CAMERA.fx * 2.6, (CAMERA.cy - rows) / CAMERA.fy * 2.6
+    pane = (np.abs(x - 0.6) < 0.7) & (height < top) & (depth > 2.6)
+    depth[pane], sensor[pane] = 2.6, 0
+    found = classify(depth, CAMERA, sensor).classes[pane] == GLASS
+    assert found.mean() > 0.9 if glass else not found.any()
 
 
 def test_a_dark_cupboard_is_no_glass():
