@@ -53,11 +53,8 @@ from training.feed import (
 )
 from training.guard import LARGEST_ROW, FiniteGuard
 from training.report import report_epoch
-from training.start import describe, find_manifest, git_revision, load_start, pack
+from training.start import describe, find_manifest, git_revision, load_start, pack, refuse_other_settings
 from training.validation import validate
-
-SCHEDULE_SETTINGS = ("epochs", "batch_size", "lr", "seed", "encoder", "neck_channels", "reference_focal")
-AUGMENTATION_SETTINGS = ("zoom_min", "zoom_max")
 
 
 def parse_arguments():
@@ -217,12 +214,7 @@ class Trainer:
         if choice is None or (choice == "auto" and not path.is_file()):
             return False
         content = load_checkpoint(path)
-        for name in SCHEDULE_SETTINGS + AUGMENTATION_SETTINGS:
-            if content["config"].get(name) != getattr(self.config, name):
-                raise UserError(
-                    f"{path} was trained with {name} {content['config'].get(name)}, not {getattr(self.config, name)}: "
-                    "give the same settings, or start anew in another --checkpoint-dir"
-                )
+        refuse_other_settings(path, content["config"], self.config)
         try:
             if content["notes"]["data_fingerprint"] != self.notes["data_fingerprint"]:
                 raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")

@@ -38,10 +38,8 @@ FARTHEST = 50.0  # metres along the optical axis at which a plane is seen
 
 DEGREE = 3  # of the polynomial in image coordinates that drift is
 DRIFT = 0.05  # its coefficients' standard deviation before anything is measured: depth drifts by some per cent
-STIFF, STIFF_ROUNDS = (
-    0.002,
-    3,
-)  # the same in the first rounds: where depth is exact, furniture before a wall is left out
+STIFF = 0.002  # the same in the first rounds: where depth is exact, furniture before a wall is left out
+STIFF_ROUNDS = 3
 LARGEST_DRIFT = 0.15  # of depth
 INDEPENDENT = 300  # readings that a surface's count as: errors of neighbours are alike
 SAMPLES = 1500  # readings that a surface is fitted to

@@ -13,6 +13,11 @@ from models.student import Student, load_encoder_weights
 from training.checkpoint import load_student
 from training.feed import PackedFrames
 
+RESUMED_SETTINGS = (
+    *("epochs", "batch_size", "accumulation_steps", "lr", "frozen_statistics", "seed"),
+    *("encoder", "neck_channels", "reference_focal", "zoom_min", "zoom_max"),
+)
+
 
 def find_manifest(named: Path | None, config: Config, required: bool) -> tuple[Path, str | None]:
     """The manifest to train on, and what to tell the user when it is the rendered rooms' for want of data.
@@ -73,6 +78,16 @@ def _student(model: Student, config: Config, path: Path) -> str:
     except RuntimeError:
         raise UserError(f"--init {path} is a student of another encoder or width") from None
     return f"student of {path}, whose encoder started from {content.get('notes', {}).get('encoder_start')}"
+
+
+def refuse_other_settings(path: Path, trained: dict, config: Config) -> None:
+    """Raise UserError when a run that was begun with the settings `trained` would end as another with those of now."""
+    for name in RESUMED_SETTINGS:
+        if trained.get(name) != getattr(config, name):
+            raise UserError(
+                f"{path} was trained with {name} {trained.get(name)}, not {getattr(config, name)}: "
+                "give the same settings, or start anew in another --checkpoint-dir"
+            )
 
 
 def describe(rows: list[Row], config: Config) -> dict:
