@@ -129,7 +129,9 @@ class Config:
     # training
     epochs: int = 30
     batch_size: int = 16  # of all processes together
-    accumulation_steps: int = 1  # parts that a batch goes through the model in: less memory, the same gradient
+    # Parts that a batch goes through the model in: less memory and the same gradient, but that batch norm, while it
+    # learns its statistics, normalises each part by the part's own.
+    accumulation_steps: int = 1
     lr: float = 3e-3
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1
@@ -141,7 +143,8 @@ class Config:
     seed: int = 0
     num_workers: int = 2
     # Augmentation: focal length times a factor in this range. A student that has seen few lenses ascribes to the room
-    # what the lens does; one that has seen many needs more training to be as exact with any of them.
+    # what the lens does; one that has seen many needs more training to be as exact with any of them. Below 1 some steps
+    # train on images smaller than the network's.
     zoom_min: float = 0.8
     zoom_max: float = 1.4
     cache_scale: int = 2  # training frames are kept at this many times the network's size, so that zooms stay sharp

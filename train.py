@@ -112,11 +112,11 @@ def main() -> int:
             raise UserError("--zoom LOW HIGH: the first is the smaller one")
     if arguments.init and arguments.encoder_weights:
         raise UserError("--init brings the encoder's weights, too: leave --encoder-weights out")
-    with processes_of(arguments.device) as (processes, device), StopSignal() as stop:
-        return train(arguments, config, processes, device, stop)
+    with processes_of(arguments.device) as (processes, device):
+        return train(arguments, config, processes, device)
 
 
-def train(arguments, config: Config, processes: Processes, device: torch.device, stop: StopSignal) -> int:
+def train(arguments, config: Config, processes: Processes, device: torch.device) -> int:
     """Train as the arguments say, in one of the processes of a run; returns the exit code."""
     with processes.main_first():
         required = arguments.require_data or bool(arguments.data_root)
@@ -140,12 +140,13 @@ def train(arguments, config: Config, processes: Processes, device: torch.device,
         f"process(es), encoder start {trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, "
         f"log {trainer.run_dir}"
     )
-    for epoch in range(len(trainer.notes["history"]), config.epochs):
-        if trainer.train_epoch(epoch, stop):
-            trainer.save("last.pt")
-            tell(f"stopped by a signal at step {trainer.step}; go on with --resume auto")
-            return EXIT_STOPPED
-        trainer.finish_epoch(epoch)
+    with StopSignal() as stop:
+        for epoch in range(len(trainer.notes["history"]), config.epochs):
+            if trainer.train_epoch(epoch, stop):
+                trainer.save("last.pt")
+                tell(f"stopped by a signal at step {trainer.step}; go on with --resume auto")
+                return EXIT_STOPPED
+            trainer.finish_epoch(epoch)
     if trainer.notes["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch's student has a score; take a lower --lr")
     tell(f"best score {trainer.notes['best_score']:.4f}: {config.checkpoint_dir / 'best.pt'}")
@@ -201,7 +202,7 @@ class Trainer:
         self.processes.same_start(self.model)  # one of them may not have reached the hub
         self.average = MovingAverage(self.model, self.config.ema_decay)
         name = time.strftime("%Y%m%d-%H%M%S")
-        revision = {"git_revision": git_revision()}
+        revision = {"git_revision": git_revision(), "processes": self.processes.size}
         self.notes |= {"encoder_start": start, "run": name} | revision | description
         self.notes = self.processes.of_main(self.notes)
         data = {"data_fingerprint": self.notes["data_fingerprint"]}
@@ -236,8 +237,6 @@ class Trainer:
     def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
         """Train to the end of an epoch, from the step in it that the run has come to; whether a signal stopped it."""
         self.model.train()
-        if epoch >= (1 - self.config.frozen_statistics) * self.config.epochs:
-            freeze_statistics(self.model)
         done = self.step - epoch * self.steps_per_epoch
         start, images = time.perf_counter(), 0
         batches = self.batches(epoch, done, self.device)
@@ -245,6 +244,8 @@ class Trainer:
         bar = tqdm(batches, initial=done, total=self.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=quiet)
         stopped = self.processes.any_of(bool(stop))[0]
         for batch in bar:
+            if self.step >= (1 - self.config.frozen_statistics) * self.total_steps:
+                freeze_statistics(self.model)
             self.epoch_loss += self.train_step(batch)
             images += len(batch) * self.processes.size
             stopped, gave_up = self.processes.any_of(bool(stop), self.guard.gave_up)
@@ -287,6 +288,7 @@ class Trainer:
         loss = self.guard.judge(self.processes.mean(loss), norm, self.step)
         self.optimizer.step()
         self.schedule.step()
+        self.processes.average_statistics(self.guard.statistics)
         self.average.update(self.model, self.step)
         self.step += 1
         return loss

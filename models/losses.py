@@ -78,7 +78,8 @@ def target_counts(depth_target: Tensor, seg_target: Tensor, seg_confidence: Tens
     Arguments as there. Returns [3] of depth_target's dtype.
     """
     confidence = torch.where(seg_target != IGNORE, seg_confidence[:, 0], 0)
-    pixels, frames = (depth_target > 0).sum().to(depth_target), depth_target.new_tensor(len(depth_target))
+    pixels = (depth_target > 0).sum().to(depth_target)
+    frames = depth_target.new_full((), len(depth_target))  # new_tensor() would wait for the device
     return torch.stack([pixels, confidence.sum(), frames])
 
 

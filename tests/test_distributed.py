@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,12 @@ from small_run import call, train_flags
 
 import train
 from cli import EXIT_STOPPED
+from dataset.manifest import read_manifest
 from training.distributed import Processes
+from training.feed import PackedFrames, training_batches
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = 120  # seconds that a run may take
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 
 
@@ -26,10 +31,31 @@ def torchrun(processes: int, *command: object) -> list[str]:
     return [str(part) for part in (sys.executable, *launcher, *command)]
 
 
+@contextmanager
+def started(processes: int, *command: object) -> Iterator[subprocess.Popen]:
+    """A run of several processes whose output is to be read; nothing of it is left at the end."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = subprocess.Popen(torchrun(processes, *command), start_new_session=True, **streams)
+    try:
+        yield run
+    finally:
+        for worker in workers(run):
+            os.kill(worker, signal.SIGKILL)
+        run.kill()
+        run.wait()
+
+
+def workers(run: subprocess.Popen) -> list[int]:
+    """The processes that torchrun has started."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    return [int(pid) for pid in children.read_text().split()] if run.poll() is None else []
+
+
 def losses(manifest: Path, out: Path, processes: int, *flags: object) -> np.ndarray:
     out.mkdir()
-    done = subprocess.run(torchrun(processes, SCRIPT, manifest, out, *flags), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with started(processes, SCRIPT, manifest, out, *flags) as run:
+        output, _ = run.communicate(timeout=LONGEST)
+    assert run.returncode == 0, output[-3000:]
     return np.array(json.loads((out / "losses.json").read_text()))
 
 
@@ -46,21 +72,19 @@ def test_two_processes_and_parts_of_a_batch_have_the_losses_of_one(manifest, tmp
 def test_a_run_of_two_processes_stops_as_one_and_goes_on(manifest, tmp_path):
     """What it leaves is one run's: one folder, one history, checkpoints that a process alone resumes."""
     flags = [*train_flags(manifest, tmp_path), "--epochs", 60, "--resume", "auto"]
-    run = subprocess.Popen(
-        torchrun(2, ROOT / "train.py", *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
     last = tmp_path / "checkpoints/last.pt"
-    deadline = time.monotonic() + 120
-    while not last.is_file() and run.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    os.kill(int(workers[-1]), signal.SIGTERM)  # one of them alone
-    output, _ = run.communicate(timeout=120)
+    with started(2, ROOT / "train.py", *flags) as run:
+        deadline = time.monotonic() + LONGEST
+        while not last.is_file() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(workers(run)[-1], signal.SIGTERM)  # one of them alone
+        output, _ = run.communicate(timeout=LONGEST)
     assert output.count("stopped by a signal") == 1, output
-    assert f"exitcode  : {EXIT_STOPPED}" in output
+    assert f"exitcode  : {EXIT_STOPPED}" in output and run.returncode == 1, "torchrun tells, but has a code of its own"
     stopped = torch.load(last, weights_only=True)["step"]
     assert 2 <= stopped < 120
-    assert len(list((tmp_path / "runs").iterdir())) == 1
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert (run_dir / "validation.png").is_file(), "of the one frame that there is"
     epochs = stopped // 2 + 1
     content = torch.load(last, weights_only=True)
     content["config"]["epochs"] = epochs  # the rest of a run of sixty epochs would take long
@@ -68,6 +92,21 @@ def test_a_run_of_two_processes_stops_as_one_and_goes_on(manifest, tmp_path):
     assert call(train.main, *flags[:-4], "--epochs", epochs, "--resume", "auto") == 0
     history = torch.load(last, weights_only=True)["notes"]["history"]
     assert [entry["epoch"] for entry in history] == list(range(1, epochs + 1))
+
+
+def test_an_error_of_the_main_process_ends_all_with_one_line_each(tmp_path):
+    with started(2, ROOT / "train.py", "--manifest", tmp_path / "none.jsonl", "--device", "cpu") as run:
+        output, _ = run.communicate(timeout=LONGEST)
+    assert "train.py: error: there is no" in output and "train.py: error: the main process has failed" in output
+    assert output.count("exitcode  : 2") == 2 and output.count("Traceback") == 1, "torchrun's own traceback alone"
+
+
+def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):
+    frames = PackedFrames(read_manifest(manifest)[:6], tmp_path / "cache", (64, 48), 50.0, workers=1)
+    parts = [next(training_batches(frames, 16, 0, 0, 0, torch.device("cpu"), rank, 2)) for rank in range(2)]
+    whole = next(training_batches(frames, 16, 0, 0, 0, torch.device("cpu")))
+    assert torch.equal(torch.cat([part.rgb for part in parts]), whole.rgb)
+    assert [len(part) for part in parts] == [3, 3]
 
 
 @pytest.mark.parametrize("items", [0, 1, 7, 8])

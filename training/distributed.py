@@ -34,22 +34,25 @@ class Processes:
 
     def share(self, items: int) -> slice:
         """This process's share of a sequence: as even as can be, in the order of the ranks."""
-        first, last = (items * rank // self.size for rank in (self.rank, self.rank + 1))
+        # rounded up: where there are too few for all, the main process, which draws the pictures, gets one
+        first, last = (-(-items * rank // self.size) for rank in (self.rank, self.rank + 1))
         return slice(first, last)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The body runs in the main process, then in all others: they find the files that it has written."""
-        if not self.main:
-            self.wait()
-        yield
-        if self.main:
-            self.wait()
+        """The body runs in the main process, then in all others: they find the files that it has written.
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.size > 1:
-            distributed.barrier(self.hosts)
+        Raises UserError in the others when the body raised in the main one.
+        """
+        if not self.main and self.of_main(None):
+            raise UserError("the main process has failed, see its message")
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            if self.main:
+                self.of_main(failed)
 
     def of_main(self, value: Any) -> Any:
         """The main process's value, plain Python or numpy, in all of them."""
@@ -83,6 +86,14 @@ class Processes:
         distributed.all_reduce(total)
         return total / self.size
 
+    def average_statistics(self, statistics: list[Tensor]) -> None:
+        """Give batch norm's running statistics their means over the processes, in place, where each has its own."""
+        if self.size == 1 or statistics[0].is_cuda:  # SyncBatchNorm's are the same in all
+            return
+        means = self.mean(torch.cat([statistic.flatten() for statistic in statistics]))
+        for statistic, mean in zip(statistics, means.split([s.numel() for s in statistics]), strict=True):
+            statistic.copy_(mean.view_as(statistic))
+
     def same_start(self, model: nn.Module) -> None:
         """Give all processes the main one's weights and statistics, in place."""
         if self.size > 1:
@@ -112,18 +123,28 @@ def processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
 
     Raises UserError when the device can't be had, or the environment names processes that can't be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Processes(), resolve_device(device)
         return
-    own = resolve_device(device)
-    if own.type == "cuda":
-        own = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
-        torch.cuda.set_device(own)
+    own = _own_device(device)
     try:
         distributed.init_process_group("nccl" if own.type == "cuda" else "gloo")
-    except (ValueError, distributed.DistError) as error:
+        group = Processes(distributed.get_rank(), distributed.get_world_size())
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"the processes named by WORLD_SIZE don't find each other: {error}") from None
-    try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size()), own
-    finally:
-        distributed.destroy_process_group()
+    yield group, own
+    distributed.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
+
+
+def _own_device(device: str) -> torch.device:
+    own = resolve_device(device)
+    if own.type == "cpu":
+        return own
+    if own.index is not None:
+        raise UserError(f"--device {device} for several processes: give cuda, each takes a GPU of its own")
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise UserError("several processes and several GPUs: LOCAL_RANK must say which one is this process's")
+    # a launcher may show each process its own GPU alone
+    own = resolve_device(f"cuda:{os.environ['LOCAL_RANK'] if torch.cuda.device_count() > 1 else 0}")
+    torch.cuda.set_device(own)
+    return own

@@ -56,8 +56,8 @@ class Batch:
         return len(self.rgb)
 
     def split(self, parts: int) -> "list[Batch]":
-        """The frames in so many parts of one size, but for the last; fewer where there are fewer frames."""
-        columns = (tensor.chunk(parts) for tensor in vars(self).values())
+        """The frames in so many parts, as even as can be; fewer where there are fewer frames."""
+        columns = (tensor.tensor_split(min(parts, len(self))) for tensor in vars(self).values())
         return [Batch(*tensors) for tensors in zip(*columns, strict=True)]
 
 
@@ -222,7 +222,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The batches of one epoch in an order that depends on seed and epoch alone, the first `skip` left out.
 
-    With several processes each one gets its part of each batch, batch_size / processes frames.
+    Frames fewer than batch_size are one batch. With several processes each one gets its equal part of each batch; the
+    processes must divide it.
 
     The last frames that fill no whole batch wait for another epoch's order, unless there are fewer than one batch.
     The next batch is read while the current one is in use; the reading thread touches no tensor arithmetic, since each
@@ -230,6 +231,7 @@ def training_batches(
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(frames))
     count = batches_per_epoch(len(frames), batch_size)
+    batch_size = min(batch_size, len(frames))
     part = batch_size // processes
     chosen = [order[start : start + part] for n in range(skip, count) for start in [n * batch_size + rank * part]]
     pin = device.type == "cuda"

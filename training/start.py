@@ -83,7 +83,9 @@ def _student(model: Student, config: Config, path: Path) -> str:
 def refuse_other_settings(path: Path, trained: dict, config: Config) -> None:
     """Raise UserError when a run that was begun with the settings `trained` would end as another with those of now."""
     for name in RESUMED_SETTINGS:
-        if trained.get(name) != getattr(config, name):
+        if name not in trained:
+            raise UserError(f"{path} is of another version of train.py: start anew in another --checkpoint-dir")
+        if trained[name] != getattr(config, name):
             raise UserError(
                 f"{path} was trained with {name} {trained.get(name)}, not {getattr(config, name)}: "
                 "give the same settings, or start anew in another --checkpoint-dir"
