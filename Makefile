@@ -8,7 +8,7 @@ DA3_VERSION := 0.1.1
 DEMO_DATA := data/rooms_teacher_data
 DEMO_MANIFEST := $(DEMO_DATA)/manifest.jsonl
 DEMO_SCENES := 100
-DEMO_EPOCHS := 40
+DEMO_EPOCHS := 34
 
 .PHONY: setup demo test bench lint clean
 

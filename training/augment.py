@@ -19,7 +19,7 @@ FLIP_PROBABILITY = 0.5
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # largest relative change
 GAMMA = 0.2  # largest change of log gamma
 # How sharp and noisy a picture is depends on the lens, the zoom and the camera: a student that is not shown all kinds
-# reads distance off it, 25 % for a blur of one pixel.
+# reads distance off it.
 SHARPNESS = 1.0  # largest relative change of what a blur takes away: from blurred to twice as sharp
 NOISE = 0.03  # largest standard deviation of the noise, white being 1
 BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # binomial, a Gaussian of one pixel
