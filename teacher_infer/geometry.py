@@ -91,7 +91,8 @@ def classify(
     """Floor, wall, glass and other of one frame.
 
     Args:
-        depth: float32 [H,W], metres, 0 = none; without holes where possible (a teacher's, or filled).
+        depth: float32 [H,W], metres, 0 = none; without holes where possible (a teacher's, or filled). Single pixels
+            without depth get the class around them.
         intrinsics: camera of the map at its own size.
         sensor_depth: float32 [H,W], metres, 0 = hole, as the sensor gave it. Without it nothing is glass.
         gravity: vector pointing down in camera axes, when an inertial sensor knows it.
