@@ -143,10 +143,10 @@ class Config:
     seed: int = 0
     num_workers: int = 2
     # Augmentation: focal length times a factor in this range. A student that has seen few lenses ascribes to the room
-    # what the lens does; one that has seen many needs more training to be as exact with any of them. Below 1 some steps
-    # train on images smaller than the network's.
+    # what the lens does; one that has seen many needs more training to be as exact with any of them.
     zoom_min: float = 0.8
     zoom_max: float = 1.4
+    texture: float = 1.0  # augmentation: how much sharpness and noise vary, 0 to 1
     cache_scale: int = 2  # training frames are kept at this many times the network's size, so that zooms stay sharp
 
     # cluster

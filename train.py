@@ -23,6 +23,7 @@ from cli import (
     ArgumentParser,
     StopSignal,
     UserError,
+    fraction,
     non_negative_int,
     positive_float,
     positive_int,
@@ -81,6 +82,12 @@ def parse_arguments():
         metavar=("LOW", "HIGH"),
         help="lenses to be ready for, in focal lengths of the data's: wide where the robot's camera may be another, "
         f"near 1 where it is the data's own (default: {defaults.zoom_min} {defaults.zoom_max})",
+    )
+    parser.add_argument(
+        "--texture",
+        type=fraction,
+        help="blur and noise to be ready for, 0 (the data's own) to 1 (strong): 0 where training is too short to learn "
+        f"to look through them (default: {defaults.texture})",
     )
     parser.add_argument("--seed", type=non_negative_int, help=f"default: {defaults.seed}")
     parser.add_argument("--num-workers", type=non_negative_int, help=f"threads (default: {defaults.num_workers})")
@@ -266,7 +273,8 @@ class Trainer:
     def augmented(self, batch: Batch, step: int) -> Batch:
         """The batch as the student sees it in a step."""
         zoom, size = (self.config.zoom_min, self.config.zoom_max), (self.config.height, self.config.width)
-        return augment(batch, zoom, size, self.config.seed, step, self.processes.rank, self.processes.size)
+        order = (self.config.seed, step, self.config.texture)
+        return augment(batch, zoom, size, *order, self.processes.rank, self.processes.size)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; returns the total loss without waiting for the device."""

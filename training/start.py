@@ -15,7 +15,7 @@ from training.feed import PackedFrames
 
 RESUMED_SETTINGS = (
     *("epochs", "batch_size", "accumulation_steps", "lr", "frozen_statistics", "seed"),
-    *("encoder", "neck_channels", "reference_focal", "zoom_min", "zoom_max"),
+    *("encoder", "neck_channels", "reference_focal", "zoom_min", "zoom_max", "texture"),
 )
 
 
