@@ -59,8 +59,8 @@ def rules(rgb: np.ndarray, depth: np.ndarray, sensor: np.ndarray, camera: Intrin
     return classify(depth, camera, sensor).classes
 
 
-def evaluate(folder: Path, limit: int | None) -> dict[str, ConfusionMatrix]:
-    """{row of the table: confusion matrix}."""
+def evaluate(folder: Path, limit: int | None, seed: int) -> dict[str, ConfusionMatrix]:
+    """{row of the table: confusion matrix}; seed: of what disturbs the depth."""
     cameras, objects = Cameras.read(folder / "camera.json"), Reference(folder)
     ways: dict[str, Callable] = {"simple rules": simple_rules, "geometry": rules}
     matrices = {}
@@ -73,7 +73,7 @@ def evaluate(folder: Path, limit: int | None) -> dict[str, ConfusionMatrix]:
         )
         sensor = np.where(confidence > 0, reference, 0)
         (found,) = objects.find([(stem, rgb)])
-        disturbed = disturb(reference, np.random.default_rng((SEED, number)))
+        disturbed = disturb(reference, np.random.default_rng((seed, number)))
         for depth, kind in ((reference, "reference depth"), (disturbed, "disturbed depth")):
             for way, function in ways.items():
                 classes = function(rgb, depth, sensor, cameras.of(stem))
@@ -89,10 +89,11 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data", help="a data folder with labels, instances and camera.json (default: render one)")
     parser.add_argument("--scenes", type=positive_int, default=100, help="rendered, 2 frames each (default: 100)")
+    parser.add_argument("--seed", type=non_negative_int, default=SEED, help="of the rooms (default: %(default)s)")
     parser.add_argument("--data-limit", type=non_negative_int, help="use the first so many frames (default: all)")
     arguments = parser.parse_args()
-    with data_folder(arguments.data, arguments.scenes, SEED) as folder:
-        matrices = evaluate(folder, arguments.data_limit)
+    with data_folder(arguments.data, arguments.scenes, arguments.seed) as folder:
+        matrices = evaluate(folder, arguments.data_limit, arguments.seed)
     rows = []
     for name, matrix in matrices.items():
         iou = matrix.compute()["iou"]
