@@ -57,25 +57,20 @@ def unseen_rooms(tmp_path_factory) -> dict[float, Path]:
     return folders
 
 
-def ratios(student, unseen_rooms, rule: bool) -> dict[float, float]:
-    found = {factor: median_ratio(student, folder, rule) for factor, folder in unseen_rooms.items()}
-    for factor, ratio in found.items():
-        print(f"{'with' if rule else 'without'} the rule, lens x{factor}: predicted / true depth {ratio:.3f}")
-    return found
+def ratio_of(student, unseen_rooms, factor: float, rule: bool) -> float:
+    ratio = median_ratio(student, unseen_rooms[factor], rule)
+    print(f"{'with' if rule else 'without'} the rule, lens x{factor}: predicted / true depth {ratio:.3f}")
+    return ratio
 
 
-def assert_metric(found: dict[float, float]) -> None:
-    for factor, ratio in found.items():
-        assert BAND[0] <= ratio <= BAND[1], f"lens x{factor}: predicted / true depth {ratio:.3f}"
-
-
-def test_depth_is_metric_through_other_lenses(student, unseen_rooms):
-    assert_metric(ratios(student, unseen_rooms, rule=True))
+@pytest.mark.parametrize("factor", LENSES)
+def test_depth_is_metric_through_another_lens(student, unseen_rooms, factor):
+    assert BAND[0] <= ratio_of(student, unseen_rooms, factor, rule=True) <= BAND[1]
 
 
 @pytest.mark.xfail(
-    reason="the demo's student follows a lens by 60 to 75 %, so one run in some stays within the band without the rule"
+    reason="the demo's student follows a lens by 55 to 75 %, too little to leave the band through both lenses"
 )
-def test_without_the_rule_it_is_not(student, unseen_rooms):
-    with pytest.raises(AssertionError, match="predicted / true depth"):
-        assert_metric(ratios(student, unseen_rooms, rule=False))
+@pytest.mark.parametrize("factor", LENSES)
+def test_without_the_rule_depth_leaves_the_band(student, unseen_rooms, factor):
+    assert not BAND[0] <= ratio_of(student, unseen_rooms, factor, rule=False) <= BAND[1]
