@@ -129,7 +129,7 @@ def _score(world: World, coarse: Intrinsics, pose: Pose) -> float:
     seen = np.array([class_of[name] for name in world.soup.classes])[objects]
     mirror = float((np.array(world.soup.classes) == "mirror")[objects].mean())
     depth = hits.distance.reshape(coarse.height, coarse.width)
-    centre = depth[coarse.height // 4:-coarse.height // 4, coarse.width // 4:-coarse.width // 4]
+    centre = depth[coarse.height // 4 : -coarse.height // 4, coarse.width // 4 : -coarse.width // 4]
     share = {name: float((seen == name).mean()) for name in ("furniture", "glass", "person", "floor", "wall")}
     score = 1.2 * min(share["furniture"], 0.5) + min(share["glass"], 0.12) + 1.2 * min(share["person"], 0.1)
     score += 0.9 * min(share["floor"], 0.2) - max(0.0, share["wall"] - 0.45) + 1.5 * min(mirror, 0.1)
@@ -160,17 +160,29 @@ def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, cam
     names (1,894), scenes, sceneTypes (1,N) references to uint16 characters. Frames are written as they come.
     """
     width, height = camera.width, camera.height
-    kinds = {"images": ((3, width, height), np.uint8), "depths": ((width, height), np.float32),
-             "rawDepths": ((width, height), np.float32), "labels": ((width, height), np.uint16),
-             "instances": ((width, height), np.uint8)}
+    kinds = {
+        "images": ((3, width, height), np.uint8),
+        "depths": ((width, height), np.float32),
+        "rawDepths": ((width, height), np.float32),
+        "labels": ((width, height), np.uint16),
+        "instances": ((width, height), np.uint8),
+    }
     scenes, types = [], []
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        sets = {name: file.create_dataset(name, (count, *shape), dtype, chunks=(1, *shape), compression="gzip",
-                                          compression_opts=1, shuffle=True) for name, (shape, dtype) in kinds.items()}
+        sets = {
+            name: file.create_dataset(
+                name, (count, *shape), dtype, chunks=(1, *shape), compression="gzip", compression_opts=1, shuffle=True
+            )
+            for name, (shape, dtype) in kinds.items()
+        }
         for index, frame in enumerate(frames):
             sets["images"][index] = frame.rgb.transpose(2, 1, 0)
-            for name, image in (("depths", frame.depth), ("rawDepths", frame.sensor_depth),
-                                ("labels", frame.labels), ("instances", frame.instances)):
+            for name, image in (
+                ("depths", frame.depth),
+                ("rawDepths", frame.sensor_depth),
+                ("labels", frame.labels),
+                ("instances", frame.instances),
+            ):
                 sets[name][index] = image.T
             scenes.append(frame.scene)
             types.append(frame.scene_type)
@@ -231,8 +243,12 @@ def parse_arguments():
     parser.add_argument("--scenes", type=positive_int, default=60, help="number of rooms (default %(default)s)")
     parser.add_argument("--frames-per-scene", type=positive_int, default=4, help="views of each (default %(default)s)")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything random (default %(default)s)")
-    parser.add_argument("--focal-scale", type=positive_float, default=1.0,
-                        help="factor on NYU's focal lengths: above 1 a longer lens (default %(default)s)")
+    parser.add_argument(
+        "--focal-scale",
+        type=positive_float,
+        default=1.0,
+        help="factor on NYU's focal lengths: above 1 a longer lens (default %(default)s)",
+    )
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default %(default)s)")
     parser.add_argument("--preview", metavar="PNG", help="also write a contact sheet of the first frames")
     return parser.parse_args()

@@ -6,7 +6,7 @@ Normals, gravity and planes that drift smoothly are planes.py's.
 2. Walls: large vertical planes that reach up and over which nothing behind them is seen; over a cupboard the wall is.
    What stands in parallel before a larger wall, or is seen past, closely or because it is narrow, is furniture.
 3. What lies on two of them, as along the foot of a wall, belongs to the one that its viewing ray meets first.
-4. Glass: where the sensor has holes, or looks through, framed by readings on or in a wall.
+4. Glass: where the sensor has holes, or looks through, framed by readings on or in a wall; a window's frame with it.
 
 The rest, ceilings among it, is other: what can't be told is not guessed.
 """
@@ -70,6 +70,11 @@ FRAMED = 0.4  # share of readings in the rim around a pane: less, and the whole 
 RIM = 7  # working pixels
 BARS = 9  # working pixels that bars and smears in a pane may be wide
 RECESS = (-0.15, 0.45)  # metres that a pane may lie in front of and behind the wall that holds it
+HELD = 0.7  # share of a pane that lies so for the wall to hold it
+PROUD = 0.03  # metres before a wall, beyond its tolerance: no pane of it, but a curtain
+SASH = 0.06  # metres that a window's frame is wide, which counts as the window,
+REVEAL = 0.03  # and that it lies behind the wall at least, unlike what is around a mirror
+SILL = 0.25  # metres above the floor that windows begin at: lower are doors, whose frames count as walls
 
 
 @dataclass
@@ -334,6 +339,7 @@ def find_glass(
     closed = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((BARS, BARS), np.uint8))
     joined = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     count, components, stats, _ = cv2.connectedComponentsWithStats(joined)
+    read = [wall for wall in walls if scene.hole[wall.members].mean() < GLASS_FILL]  # the others are panes themselves
     panes = []
     for number in range(1, count):
         if stats[number, cv2.CC_STAT_AREA] < GLASS_SHARE * joined.size:
@@ -345,10 +351,28 @@ def find_glass(
         if plane is None or not _high(scene, members, down, floor) or _framed(scene, plane, members, down) < FRAMED:
             continue
         pane = members & _not_before(scene, plane)
+        holders = [wall for wall in read if _recessed(wall.distance[members]).mean() > HELD]
+        for wall in holders:
+            pane &= wall.distance < PROUD + wall.tolerance
         certainty = float(scene.hole[pane].mean()) if pane.any() else 0.0
         if certainty >= GLASS_FILL:
+            pane |= _window_frame(scene, pane, floor, holders)
             panes.append((pane, certainty))
     return panes
+
+
+def _window_frame(scene: Scene, pane: np.ndarray, floor: Surface | None, walls: list[Surface]) -> np.ndarray:
+    """The frame around a window's pane, recessed in the walls that hold it: bool [h,w], nothing for a door's."""
+    frame, points = np.zeros_like(pane), scene.points[pane]
+    is_door = pane[-1].any() if floor is None else np.percentile(floor.plane.distance(points), 3) < SILL
+    if is_door:
+        return frame
+    width = SASH * scene.focal / np.median(points[:, 2])
+    near = scene.valid & (cv2.distanceTransform((~pane).astype(np.uint8), cv2.DIST_L2, 5) <= width)
+    for wall in walls:
+        if np.median(wall.distance[pane]) < -REVEAL:
+            frame |= near & (wall.distance < -REVEAL) & _recessed(wall.distance)
+    return frame
 
 
 def _recessed(distance: np.ndarray) -> np.ndarray:
@@ -361,7 +385,7 @@ def _pane_plane(
     """The plane of a pane: the wall's that holds it, moved to the pane; else its own, when that is vertical."""
     points = scene.points[members]
     for wall in sorted(walls, key=lambda w: np.median(np.abs(w.distance[members]))):
-        if _recessed(wall.distance[members]).mean() > 0.7:
+        if _recessed(wall.distance[members]).mean() > HELD:
             return Plane(wall.plane.normal, wall.plane.offset + float(np.median(wall.plane.distance(points))))
     upright = members & scene.planar & (np.abs(scene.normals @ down) < VERTICAL)
     if upright.sum() < 0.6 * members.sum():

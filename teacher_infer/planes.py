@@ -48,6 +48,7 @@ ROUNDS = 7  # of reweighting; every one lets the surface grow to what it then re
 QUANTILE, OF_NORMAL = 0.3, 0.385  # of absolute residuals, and of a standard normal distribution's: gives the spread
 SPREAD = (0.001, 0.03)  # least and largest relative spread of a surface's readings
 GROWTH = 0.05  # relative distance within which readings join a surface while it grows
+READ = 0.3  # least share of a surface that the sensor must read for it to be fitted there alone: the rest may be panes
 PART = 0.3  # share of a connected place, all facing alike, that makes the rest of it join
 THICKNESS = 0.02  # metres: rugs, skirting and picture frames lie on their planes
 SPREADS = 3.0  # spreads that a reading may lie off beyond that
@@ -72,6 +73,11 @@ class Scene:
         """The first row that has depth: a sensor's map, registered to the colour camera, has an empty rim."""
         row = int((self.valid.mean(axis=1) > RIM_VALID).argmax())
         return row if row <= WIDEST_RIM * len(self.valid) else 0  # more is no rim but a sensor that saw nothing there
+
+    @property
+    def focal(self) -> float:
+        """Working pixels."""
+        return float(1 / (self.rays[0, 1, 0] - self.rays[0, 0, 0]))
 
     @cached_property
     def tolerance(self) -> np.ndarray:
@@ -242,7 +248,8 @@ def fit_surface(scene: Scene, plane: Plane, among: np.ndarray) -> Surface:
 
     Of a plane the inverse depth is flat = n . ray / d; measured is flat * scale, and scale a polynomial of low degree.
     The distance from the plane is |d| times the relative error of depth, so an error of scale counts the same on all
-    of it, however far it is.
+    of it, however far it is. Where the sensor reads enough of it, drift is fitted to that: it would bend the wall
+    towards the panes in it otherwise.
     """
     flat = scene.rays @ (plane.normal / plane.offset)
     seen = scene.valid & (flat > 1 / FARTHEST)
@@ -254,7 +261,10 @@ def fit_surface(scene: Scene, plane: Plane, among: np.ndarray) -> Surface:
     _, parts = cv2.connectedComponents(alike.astype(np.uint8), connectivity=4)
     share = np.bincount(parts[near], minlength=parts.max() + 1) / np.bincount(parts.ravel())
     near |= alike & (share[parts] > PART)
-    drift, spread = _fit_drift(scale, near, alike)
+    sampled = alike & ~scene.hole
+    if (near & sampled).sum() < READ * near.sum():
+        sampled = alike
+    drift, spread = _fit_drift(scale, near & sampled, sampled)
     distance = np.where(seen, depth * (1 - drift / scale), np.inf)
     distance = cv2.medianBlur(distance.astype(np.float32), 3)
     tolerance = THICKNESS + SPREADS * spread * depth

@@ -3,7 +3,19 @@
 import cv2
 import numpy as np
 import pytest
-from box_room import CAMERA, FLOOR, FURNITURE, GLASS, OTHER, WALL, intersection_over_union, render, rotation
+from box_room import (
+    CAMERA,
+    FLOOR,
+    FLOOR_BELOW,
+    FRONT,
+    FURNITURE,
+    GLASS,
+    OTHER,
+    WALL,
+    intersection_over_union,
+    render,
+    rotation,
+)
 
 from teacher_infer.geometry import classify
 
@@ -213,6 +225,34 @@ def test_table_top_without_floor_in_sight_is_no_floor():
     depth = np.where(table, table_depth, np.minimum(depth, 1.5)).astype(np.float32)
     assert table.mean() > 0.2
     assert not (classify(depth, CAMERA).classes[table] == FLOOR).any()
+
+
+def on_front_wall(depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x and height above the camera in metres of where each pixel of a level view meets the front wall."""
+    rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]]
+    return (columns - CAMERA.cx) / CAMERA.fx * FRONT, (CAMERA.cy - rows) / CAMERA.fy * FRONT
+
+
+@pytest.mark.parametrize(("bottom", "expected"), [(-0.3, GLASS), (-FLOOR_BELOW, WALL)])
+def test_the_frame_of_a_window_is_glass_and_of_a_door_wall(bottom, expected):
+    depth, sensor, labels = render()
+    x, height = on_front_wall(depth)
+    opening = (x > -1.5) & (x < -0.3) & (height > bottom) & (height < 0.7) & (labels != FLOOR)
+    bars = (x < -1.455) | (x > -0.345) | (height > 0.655) | (height < bottom + 0.045)
+    depth[opening] = FRONT + 0.07
+    sensor = np.where(opening & ~bars, 0, depth).astype(np.float32)
+    classes = classify(depth, CAMERA, sensor).classes
+    assert (classes[opening & ~bars] == GLASS).mean() > 0.9
+    assert (classes[opening & bars] == expected).mean() > 0.8
+
+
+def test_a_dark_curtain_before_a_window_is_wall():
+    depth, sensor, labels = render()
+    x, height = on_front_wall(depth)
+    depth[labels == GLASS] = FRONT + 0.07
+    curtain = (x > -1.7) & (x < -1.2) & (height > -1) & (height < 0.9) & (labels != FLOOR)
+    depth[curtain], sensor[curtain] = FRONT - 0.08, 0
+    assert (classify(depth, CAMERA, sensor).classes[curtain] == WALL).mean() > 0.8
 
 
 def test_a_dark_panel_low_on_a_wall_is_no_glass():

@@ -40,8 +40,11 @@ def _pixels_of(frames, student: str, image: str) -> np.ndarray:
 
 def _same(first, second) -> bool:
     images = ("rgb", "depth", "sensor_depth", "labels", "instances")
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True)
-               for name in images)
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(first, second, strict=True)
+        for name in images
+    )
 
 
 def test_same_seed_same_bytes_for_any_number_of_workers(frames):
@@ -49,9 +52,9 @@ def test_same_seed_same_bytes_for_any_number_of_workers(frames):
 
 
 def test_a_scene_depends_on_seed_and_index_alone(frames):
-    assert _same(frames[2 * FRAMES:3 * FRAMES], rooms.render_scene(3, 2, FRAMES, CAMERA))
+    assert _same(frames[2 * FRAMES : 3 * FRAMES], rooms.render_scene(3, 2, FRAMES, CAMERA))
     assert not _same(frames[:FRAMES], rooms.render_scene(4, 0, FRAMES, CAMERA))
-    assert not _same(frames[:FRAMES], frames[FRAMES:2 * FRAMES])
+    assert not _same(frames[:FRAMES], frames[FRAMES : 2 * FRAMES])
 
 
 def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
@@ -137,9 +140,13 @@ def test_rooms_show_what_the_student_must_learn(frames):
 
 def test_file_has_the_layout_of_nyu(mat_file, frames):
     count, width, height = len(frames), CAMERA.width, CAMERA.height
-    layout = {"images": ((count, 3, width, height), "uint8"), "depths": ((count, width, height), "float32"),
-              "rawDepths": ((count, width, height), "float32"), "labels": ((count, width, height), "uint16"),
-              "instances": ((count, width, height), "uint8")}
+    layout = {
+        "images": ((count, 3, width, height), "uint8"),
+        "depths": ((count, width, height), "float32"),
+        "rawDepths": ((count, width, height), "float32"),
+        "labels": ((count, width, height), "uint16"),
+        "instances": ((count, width, height), "uint8"),
+    }
     with h5py.File(mat_file) as file:
         for name, (shape, dtype) in layout.items():
             assert file[name].shape == shape and file[name].dtype == dtype
@@ -150,6 +157,7 @@ def test_file_has_the_layout_of_nyu(mat_file, frames):
 
 def test_file_names_classes_and_scenes_by_reference(mat_file, frames):
     with h5py.File(mat_file) as file:
+
         def texts(name):
             return ["".join(map(chr, file[reference][:, 0])) for reference in file[name][0]]
 
