@@ -5,7 +5,7 @@ data's own files say (camera.json, manifest.jsonl), then flags. A later one wins
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cli import UserError
@@ -69,6 +69,10 @@ class Intrinsics:
     def cropped(self, left: int, top: int, width: int, height: int) -> "Intrinsics":
         """The camera of the window [top:top+height, left:left+width] of the picture."""
         return Intrinsics(self.fx, self.fy, self.cx - left, self.cy - top, width, height)
+
+    def with_lens(self, factor: float) -> "Intrinsics":
+        """The camera behind a lens of `factor` times the focal length."""
+        return replace(self, fx=self.fx * factor, fy=self.fy * factor)
 
 
 # Colour camera of NYU Depth V2, from the data set's toolbox (camera_params.m).
@@ -143,7 +147,8 @@ class Config:
     seed: int = 0
     num_workers: int = 2
     # Augmentation: focal length times a factor in this range. A student that has seen few lenses ascribes to the room
-    # what the lens does; one that has seen many needs more training to be as exact with any of them.
+    # what the lens does; one that has seen many needs more training to be as exact with any of them. Below 1 some steps
+    # train on images smaller than the network's.
     zoom_min: float = 0.8
     zoom_max: float = 1.4
     texture: float = 1.0  # augmentation: how much sharpness and noise vary, 0 to 1

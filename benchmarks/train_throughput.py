@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
     arguments = parser.parse_args()
     device, size = resolve_device(arguments.device), arguments.batch_size
-    config = Config(batch_size=size, epochs=10_000, seed=SEED)
+    config = Config(batch_size=size, epochs=10_000, seed=SEED, zoom_min=1.0)  # all images of one size
     with ExitStack() as stack:
         manifest = arguments.manifest
         if manifest is None:

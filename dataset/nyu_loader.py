@@ -98,19 +98,21 @@ class NyuFile:
         """Whether the file holds the variable."""
         return name in self.file
 
-    def camera(self) -> Intrinsics:
-        """The file's attributes fx, fy, cx, cy, else NYU's camera; raises UserError when neither fits."""
+    def cameras(self) -> list[Intrinsics]:
+        """Each frame's camera: the file's variable intrinsics, else NYU's; raises UserError when neither fits."""
         width, height = self.file["images"].shape[2:]
-        given = [name for name in ("fx", "fy", "cx", "cy") if name in self.file.attrs]
-        if len(given) == 4:
-            entry = {name: np.ravel(self.file.attrs[name])[0] for name in given}
-            return intrinsics_from(entry | {"width": width, "height": height}, f"{self.path}, attributes")
-        if given or width * NYU_INTRINSICS.height != height * NYU_INTRINSICS.width:
-            raise UserError(
-                f"{self.path}: images of {width}x{height} pixels need all of the attributes fx, fy, cx, cy; "
-                f"it has {', '.join(given) or 'none'}"
-            )
-        return NYU_INTRINSICS if width == NYU_INTRINSICS.width else NYU_INTRINSICS.resized(width, height)
+        if self.has("intrinsics"):
+            size = {"width": width, "height": height}
+            with self._readable("intrinsics"):
+                rows = [dict(zip(("fx", "fy", "cx", "cy"), row, strict=True)) for row in self.file["intrinsics"][()]]
+            return [
+                intrinsics_from(row | size, f"{self.path}, intrinsics of frame {stem_of(index)}")
+                for index, row in enumerate(rows)
+            ]
+        if width * NYU_INTRINSICS.height != height * NYU_INTRINSICS.width:
+            raise UserError(f"{self.path}: images of {width}x{height} pixels are not NYU's: it needs intrinsics")
+        camera = NYU_INTRINSICS if width == NYU_INTRINSICS.width else NYU_INTRINSICS.resized(width, height)
+        return [camera] * len(self)
 
     def strings(self, name: str) -> list[str] | None:
         """A cell array of strings, such as `names` or `scenes`; None when the file has no such variable."""
@@ -163,6 +165,8 @@ class NyuFile:
             if self.has(name) and self.file[name].shape != (shape[0], *shape[2:]):
                 found = list(self.file[name].shape)
                 raise UserError(f"{self.path}: {name} is {found} but images is {list(shape)}")
+        if self.has("intrinsics") and getattr(self.file["intrinsics"], "shape", None) != (shape[0], 4):
+            raise UserError(f"{self.path}: intrinsics is {self.file['intrinsics']}, not fx fy cx cy of each image")
         for name, expected in (("scenes", shape[0]), ("names", None)):
             if not self.has(name):
                 continue
@@ -242,6 +246,13 @@ def describe(source: NyuFile) -> dict:
     return {"file": source.path.name, "bytes": size, "frames": len(source), "what": what, "confidence": confidence}
 
 
+def camera_file(cameras: Sequence[Intrinsics]) -> dict:
+    """camera.json: the camera that all frames have, else one a stem."""
+    if len(set(cameras)) == 1:
+        return asdict(cameras[0])
+    return {stem_of(index): asdict(camera) for index, camera in enumerate(cameras)}
+
+
 def frame_files(out: Path, stem: str, with_instances: bool) -> dict[str, Path]:
     """{map: its file in the data folder} of one frame."""
     suffixes = {"rgb": "png", "depth": "npy", "confidence": "npy", "labels": "png"}
@@ -297,7 +308,7 @@ def main() -> int | None:
         names = source.strings("names")
         if names is not None:
             check_names(names)
-        camera = source.camera()
+        cameras = source.cameras()
         split = assign_splits(len(source), source.strings("scenes"), source.official)
         description = describe(source)
         claim_data_folder(args.out, description, MAPS)
@@ -310,7 +321,7 @@ def main() -> int | None:
                 return EXIT_STOPPED
             if not sys.stderr.isatty() and (index + 1) % LOG_EVERY == 0:
                 print(f"{index + 1} of {len(source)} frames", flush=True)
-        write_json(args.out / "camera.json", asdict(camera))
+        write_json(args.out / "camera.json", camera_file(cameras))
         write_json(args.out / "splits.json", split)
     print(summary(split, counts))
 

@@ -7,6 +7,7 @@ Writes  a data folder with a manifest: rendered rooms, depth and object masks fr
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python dataset/x.py` puts only dataset/ on the path
@@ -17,7 +18,11 @@ SCENES, FRAMES_PER_SCENE = 20, 4
 
 
 def prepare_rooms(
-    out: Path, scenes: int = SCENES, frames_per_scene: int = FRAMES_PER_SCENE, seed: int = 0, focal_scale: float = 1.0
+    out: Path,
+    scenes: int = SCENES,
+    frames_per_scene: int = FRAMES_PER_SCENE,
+    seed: int = 0,
+    focal_scale: Sequence[float] = (1.0,),
 ) -> Path:
     """Make the data folder `out` unless its manifest is there; returns the manifest's path.
 
@@ -34,7 +39,7 @@ def prepare_rooms(
     if not mat.is_file():
         _stage(
             "dataset/rooms.py", "--out", str(mat), "--scenes", str(scenes), "--frames-per-scene", str(frames_per_scene),
-            "--seed", str(seed), "--focal-scale", str(focal_scale),
+            "--seed", str(seed), "--focal-scale", *map(str, focal_scale),
         )  # fmt: skip
     _stage("dataset/nyu_loader.py", "--mat", str(mat), "--out", str(out))
     _stage(
@@ -67,7 +72,9 @@ def main() -> int:
     parser.add_argument("--scenes", type=positive_int, default=SCENES, help="default: %(default)s")
     parser.add_argument("--frames-per-scene", type=positive_int, default=FRAMES_PER_SCENE, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--focal-scale", type=positive_float, default=1.0, help="times NYU's focal length (default: 1)")
+    parser.add_argument(
+        "--focal-scale", type=positive_float, nargs="+", default=[1.0], metavar=("LOW", "HIGH"), help="see rooms.py"
+    )
     arguments = parser.parse_args()
     manifest = prepare_rooms(
         arguments.out, arguments.scenes, arguments.frames_per_scene, arguments.seed, arguments.focal_scale

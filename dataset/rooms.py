@@ -38,7 +38,7 @@ class RenderedFrame:
 
     rgb uint8 [H,W,3]; depth float32 [H,W] metres along the optical axis, of the surface of glass and mirrors;
     sensor_depth float32 [H,W] metres, 0 = hole; labels uint16 [H,W] NYU class ids (0 = nothing there); instances
-    uint8 [H,W], numbered from 1 within each class; scene, scene_type: names; pose: the camera's.
+    uint8 [H,W], numbered from 1 within each class; scene, scene_type: names; pose, camera: what it was seen from.
     """
 
     rgb: np.ndarray
@@ -49,6 +49,7 @@ class RenderedFrame:
     scene: str
     scene_type: str
     pose: Pose
+    camera: Intrinsics
 
 
 @cache
@@ -59,8 +60,14 @@ def class_table() -> tuple[list[str], dict[str, str]]:
     return [row["name"] for row in rows], {row["name"]: row["class"] for row in rows}
 
 
-def render_scene(seed: int, scene_index: int, frames: int, camera: Intrinsics) -> list[RenderedFrame]:
-    """Build scene `scene_index` of `seed` and render `frames` views of it; depends on nothing else."""
+def render_scene(
+    seed: int, scene_index: int, frames: int, camera: Intrinsics, lenses: tuple[float, float] = (1.0, 1.0)
+) -> list[RenderedFrame]:
+    """Build scene `scene_index` of `seed` and render `frames` views of it; depends on nothing else.
+
+    lenses: range of factors on the camera's focal length, of which each scene draws one (log-uniform).
+    """
+    camera = camera.with_lens(_draw_lens(seed, scene_index, lenses))
     rng = np.random.default_rng([seed, scene_index])
     scene_type, room = build_room(rng)
     world = room.world()
@@ -69,10 +76,16 @@ def render_scene(seed: int, scene_index: int, frames: int, camera: Intrinsics) -
     return [_render_frame(world, camera, pose, rng, scene, scene_type) for pose in poses]
 
 
+def _draw_lens(seed: int, scene_index: int, lenses: tuple[float, float]) -> float:
+    low, high = lenses
+    rng = np.random.default_rng([seed, scene_index, 1])  # its own, so that a scene is the same through any lens
+    return float(low * (high / low) ** rng.random())
+
+
 def _render_frame(world: World, camera: Intrinsics, pose: Pose, rng, scene: str, scene_type: str) -> RenderedFrame:
     raw = render(world, camera, pose, rng)
     labels, instances = _number_instances(raw.object, world.soup.classes)
-    return RenderedFrame(raw.rgb, raw.depth, raw.sensor_depth, labels, instances, scene, scene_type, pose)
+    return RenderedFrame(raw.rgb, raw.depth, raw.sensor_depth, labels, instances, scene, scene_type, pose, camera)
 
 
 def _number_instances(objects: np.ndarray, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -141,9 +154,16 @@ def _job(arguments) -> list[RenderedFrame]:
     return render_scene(*arguments)
 
 
-def render_scenes(seed: int, scenes: int, frames: int, camera: Intrinsics, workers: int = 1) -> Iterator[RenderedFrame]:
-    """All frames of scenes 0 .. scenes-1 in order, rendered by `workers` processes."""
-    jobs = ((seed, index, frames, camera) for index in range(scenes))
+def render_scenes(
+    seed: int,
+    scenes: int,
+    frames: int,
+    camera: Intrinsics,
+    workers: int = 1,
+    lenses: tuple[float, float] = (1.0, 1.0),
+) -> Iterator[RenderedFrame]:
+    """All frames of scenes 0 .. scenes-1 in order, rendered by `workers` processes; see render_scene()."""
+    jobs = ((seed, index, frames, camera, lenses) for index in range(scenes))
     if workers == 1:
         for job in jobs:
             yield from _job(job)
@@ -153,13 +173,13 @@ def render_scenes(seed: int, scenes: int, frames: int, camera: Intrinsics, worke
             yield from rendered
 
 
-def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, camera: Intrinsics) -> None:
-    """Write `count` frames in the layout of nyu_depth_v2_labeled.mat, with the camera as attributes of the root.
+def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, width: int, height: int) -> None:
+    """Write `count` frames of width x height pixels in the layout of nyu_depth_v2_labeled.mat, and their cameras.
 
     images (N,3,W,H) uint8; depths, rawDepths (N,W,H) float32; labels (N,W,H) uint16; instances (N,W,H) uint8;
-    names (1,894), scenes, sceneTypes (1,N) references to uint16 characters. Frames are written as they come.
+    names (1,894), scenes, sceneTypes (1,N) references to uint16 characters; beyond that layout intrinsics (N,4)
+    float64, fx fy cx cy. Frames are written as they come.
     """
-    width, height = camera.width, camera.height
     kinds = {
         "images": ((3, width, height), np.uint8),
         "depths": ((width, height), np.float32),
@@ -167,7 +187,7 @@ def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, cam
         "labels": ((width, height), np.uint16),
         "instances": ((width, height), np.uint8),
     }
-    scenes, types = [], []
+    scenes, types, cameras = [], [], []
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         sets = {
             name: file.create_dataset(
@@ -186,12 +206,12 @@ def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, cam
                 sets[name][index] = image.T
             scenes.append(frame.scene)
             types.append(frame.scene_type)
+            cameras.append([frame.camera.fx, frame.camera.fy, frame.camera.cx, frame.camera.cy])
         if len(scenes) != count:
             raise ValueError(f"{count} frames were announced, {len(scenes)} came")
         for name, texts in (("names", class_table()[0]), ("scenes", scenes), ("sceneTypes", types)):
             _write_cell_array(file, name, texts)
-        for name in ("fx", "fy", "cx", "cy"):
-            file.attrs[name] = getattr(camera, name)
+        file["intrinsics"] = np.array(cameras)
         file.attrs["rendered"] = 1
 
 
@@ -246,8 +266,11 @@ def parse_arguments():
     parser.add_argument(
         "--focal-scale",
         type=positive_float,
-        default=1.0,
-        help="factor on NYU's focal lengths: above 1 a longer lens (default %(default)s)",
+        nargs="+",
+        default=[1.0],
+        metavar=("LOW", "HIGH"),
+        help="factor on NYU's focal lengths, above 1 a longer lens; with two each room gets one between them "
+        "(default: 1)",
     )
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default %(default)s)")
     parser.add_argument("--preview", metavar="PNG", help="also write a contact sheet of the first frames")
@@ -258,22 +281,28 @@ def main() -> None:
     args = parse_arguments()
     if args.preview and Path(args.preview).suffix.lower() != ".png":
         raise UserError(f"--preview {args.preview}: the name must end in .png")
-    nyu, scale = NYU_INTRINSICS, args.focal_scale
-    camera = Intrinsics(nyu.fx * scale, nyu.fy * scale, nyu.cx, nyu.cy, nyu.width, nyu.height)
+    lenses = (args.focal_scale[0], args.focal_scale[-1])
+    if len(args.focal_scale) > 2 or lenses[0] > lenses[1]:
+        raise UserError("--focal-scale LOW HIGH: one factor, or two and the first is the smaller one")
+    camera = NYU_INTRINSICS
     count = args.scenes * args.frames_per_scene
     keep, step = [], args.frames_per_scene
 
     def watched():
-        frames = render_scenes(args.seed, args.scenes, step, camera, args.workers)
+        frames = render_scenes(args.seed, args.scenes, step, camera, args.workers, lenses)
         for index, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=None)):
             if args.preview and index % step == 0 and len(keep) < PREVIEW_ROWS:
                 keep.append(frame)
             yield frame
 
-    write_mat(args.out, watched(), count, camera)
+    write_mat(args.out, watched(), count, camera.width, camera.height)
     if args.preview:
         write_png(args.preview, contact_sheet(keep))
-    print(f"{args.out}: {count} frames of {args.scenes} rooms, seed {args.seed}, fx {camera.fx:.2f} fy {camera.fy:.2f}")
+    shortest, longest = (camera.with_lens(factor) for factor in lenses)
+    print(
+        f"{args.out}: {count} frames of {args.scenes} rooms, seed {args.seed}, "
+        f"fx {shortest.fx:.2f} to {longest.fx:.2f}, fy {shortest.fy:.2f} to {longest.fy:.2f}"
+    )
 
 
 if __name__ == "__main__":

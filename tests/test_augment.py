@@ -9,7 +9,7 @@ import torch
 
 from config import IGNORE
 from training import augment as augmentation
-from training.augment import Draws, augment, change_texture
+from training.augment import Draws, augment, change_texture, draw_share
 from training.feed import Batch
 
 HEIGHT, WIDTH = 60, 80
@@ -19,9 +19,9 @@ MIXED = (0.6, 2.0)
 SIZE = (HEIGHT, WIDTH)
 
 
-def rays(focal: float, cx: float, cy: float) -> np.ndarray:
-    """Directions [H,W,3] with z = 1 of the pixels of a camera."""
-    u, v = np.meshgrid((np.arange(WIDTH) - cx) / focal, (np.arange(HEIGHT) - cy) / focal)
+def rays(focal: float, cx: float, cy: float, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Directions [H,W,3] with z = 1 of the pixels of a camera; size: (H, W)."""
+    u, v = np.meshgrid((np.arange(size[1]) - cx) / focal, (np.arange(size[0]) - cy) / focal)
     return np.stack([u, v, np.ones_like(u)], axis=-1)
 
 
@@ -75,18 +75,22 @@ def test_points_behind_a_zoomed_lens_lie_on_the_same_plane(zoom, without_colour)
         assert slope_y == pytest.approx(1 / z, rel=1e-3)
         cx, cy = (CX - offset_x) / slope_x, (CY - offset_y) / slope_y  # where the optical axis has gone
         depth = changed.depth[index, 0].numpy()
-        points = rays(FOCAL * z, cx, cy) * [np.sign(slope_x), 1, 1] * depth[..., None]
+        points = rays(FOCAL * z, cx, cy, depth.shape) * [np.sign(slope_x), 1, 1] * depth[..., None]
         off_plane = np.abs(points @ NORMAL - DISTANCE)[depth > 0]
         assert off_plane.max() < 0.02, f"image {index}, zoom {z}: {off_plane.max():.3f} m"
 
 
 def test_lenses_vary_within_the_range(without_colour):
-    batch = plane_batch(64)
-    changed = augment(batch, MIXED, SIZE, seed=0, step=0)
-    factors = (batch.focal_factor / changed.focal_factor).numpy()
-    assert MIXED[0] <= factors.min() < 0.75 and 1.6 < factors.max() <= MIXED[1]
-    flipped = np.mean([line(changed, index, 0)[0] < 0 for index in range(64)])
-    assert 0.25 < flipped < 0.75
+    batch = plane_batch(16)
+    steps = [augment(batch, MIXED, SIZE, seed=0, step=step) for step in range(20)]
+    for changed in steps:
+        factors = (batch.focal_factor / changed.focal_factor).numpy()
+        share = changed.rgb.shape[-1] / WIDTH
+        assert changed.rgb.shape[-2] / HEIGHT == share and round(10 * share, 6).is_integer()
+        assert share <= factors.min() < share * 1.4 and 1.3 < factors.max() <= MIXED[1]
+    assert {changed.rgb.shape[-1] / WIDTH for changed in steps} == {0.6, 0.7, 0.8, 0.9, 1.0}
+    flipped = np.mean([line(steps[0], index, 0)[0] < 0 for index in range(16)])
+    assert 0.2 < flipped < 0.8
 
 
 def test_maps_stay_registered_with_the_picture(without_colour):
@@ -105,16 +109,20 @@ def test_maps_stay_registered_with_the_picture(without_colour):
         np.testing.assert_array_equal(changed.seg_confidence[index, 0].numpy()[here], depth / 10)
 
 
-def test_outside_the_image_nothing_is_taught():
-    batch = plane_batch()
+@pytest.mark.parametrize(
+    ("zoom", "shares"), [((1.0, 1.0), {1.0}), ((1.2, 2.0), {1.0}), ((0.55, 0.58), {0.5}), ((0.01, 0.1), {0.2})]
+)
+def test_images_are_no_larger_than_the_longest_lens_and_no_smaller_than_a_fifth(zoom, shares):
+    generator = torch.Generator().manual_seed(0)
+    assert {draw_share(generator, zoom) for _ in range(50)} == shares
+
+
+def test_a_short_lens_averages_what_falls_on_a_pixel(without_colour):
+    batch = plane_batch(2)
+    batch.rgb = torch.randn(2, 3, 2 * HEIGHT, 2 * WIDTH, generator=torch.Generator().manual_seed(0))
     changed = augment(batch, (0.5, 0.5), SIZE, seed=0, step=0)
-    outside = changed.depth == 0
-    for out in outside:
-        assert out.float().mean().item() == pytest.approx(0.75, abs=1e-6)
-    for other in (changed.confidence, changed.da3_depth):
-        assert torch.equal(other == 0, outside)
-    for classes in (changed.sam2_seg, changed.labels):
-        assert torch.equal(classes == IGNORE, outside[:, 0])
+    assert changed.rgb.shape[-2:] == (HEIGHT // 2, WIDTH // 2)
+    assert changed.rgb.std().item() == pytest.approx(1 / 4, rel=0.1)  # 4 x 4 readings
 
 
 def test_holes_and_ignored_pixels_stay_so():

@@ -106,16 +106,12 @@ def test_baselines_are_the_errors_of_a_constant(manifest, trained, table):
     assert results["seg"]["iou"][majority] == pytest.approx((labels == majority).mean())
 
 
-def longer(camera: Intrinsics, factor: float) -> Intrinsics:
-    return Intrinsics(camera.fx * factor, camera.fy * factor, camera.cx, camera.cy, camera.width, camera.height)
-
-
 def test_the_same_image_from_a_longer_lens_is_farther_away(manifest, trained, tmp_path, table):
     """A manifest whose cameras have 1.25 times the focal length scales every prediction by 1.25, and the baseline."""
     manifest = copy_data(manifest, tmp_path / "data")
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]
     for entry in entries:
-        entry["intrinsics"] = vars(longer(CAMERA.resized(*SIZE), 1.25))
+        entry["intrinsics"] = vars(CAMERA.resized(*SIZE).with_lens(1.25))
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     far = evaluate(manifest, trained, tmp_path / "table")["rows"]
     for name in ("student vs reference", "baseline vs reference"):
@@ -128,9 +124,9 @@ def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
     rgb = read_image(read_manifest(manifest)[0].rgb)
     reference = Intrinsics(*[CONFIG.reference_focal / 2] * 2, 80, 60, *SIZE)
     assert focal_scale(reference, CONFIG) == focal_scale(None, CONFIG) == 1
-    assert focal_scale(longer(reference, 1.25), CONFIG) == 1.25
+    assert focal_scale(reference.with_lens(1.25), CONFIG) == 1.25
     near, seg = predict(student, rgb, focal_scale(reference, CONFIG), CONFIG, CPU)
-    far, same_seg = predict(student, rgb, focal_scale(longer(reference, 1.25), CONFIG), CONFIG, CPU)
+    far, same_seg = predict(student, rgb, focal_scale(reference.with_lens(1.25), CONFIG), CONFIG, CPU)
     np.testing.assert_allclose(far, near * 1.25, rtol=1e-6)
     np.testing.assert_array_equal(seg, same_seg)
     assert (near.shape, near.dtype, seg.shape, seg.dtype) == (rgb.shape[:2], np.float32, rgb.shape[:2], np.uint8)
@@ -139,7 +135,7 @@ def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
 def test_labels_to_the_reference_camera_and_back(manifest, tmp_path):
     """What a perfect student would learn comes back as the label, within the millimetres of the packed cache."""
     row = read_manifest(manifest)[0]
-    row.intrinsics = longer(row.intrinsics, 1.37)
+    row.intrinsics = row.intrinsics.with_lens(1.37)
     size = (CONFIG.width, CONFIG.height)
     batch = PackedFrames([row], tmp_path, size, CONFIG.reference_focal, workers=1).batch([0], CPU)
     learned = batch.depth * batch.focal_factor.view(-1, 1, 1, 1)

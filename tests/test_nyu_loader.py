@@ -49,7 +49,14 @@ def write_strings(file: h5py.File, name: str, texts: list[str]) -> None:
     file.create_dataset(name, data=np.array([references], dtype=h5py.ref_dtype))
 
 
-def write_mat(path: Path, n_frames: int = 6, per_scene: int = 1, leave_out: tuple[str, ...] = (), **attributes) -> Path:
+def write_mat(
+    path: Path,
+    n_frames: int = 6,
+    per_scene: int = 1,
+    leave_out: tuple[str, ...] = (),
+    intrinsics: list | None = None,
+    **attributes,
+) -> Path:
     """A file as MATLAB writes it: user block, transposed arrays, chunks that span frames, cells of references."""
     frames = [frame_arrays(index) for index in range(n_frames)]
     with h5py.File(path, "w", userblock_size=512) as file:
@@ -62,6 +69,8 @@ def write_mat(path: Path, n_frames: int = 6, per_scene: int = 1, leave_out: tupl
             write_strings(file, "names", [row.name for row in load_class_table()])
         if "scenes" not in leave_out:
             write_strings(file, "scenes", [f"room_{index // per_scene:04d}" for index in range(n_frames)])
+        if intrinsics:
+            file["intrinsics"] = np.array(intrinsics)
         file.attrs.update(attributes)
     return path
 
@@ -148,12 +157,23 @@ def test_summary_names_splits_and_shares(mat, tmp_path):
 
 
 def test_rendered_rooms_are_not_called_nyu(tmp_path):
-    path = write_mat(tmp_path / "rooms.mat", rendered=1, fx=50.0, fy=51.0, cx=31.0, cy=22.0)
+    path = write_mat(tmp_path / "rooms.mat", rendered=1)
     result = load("--mat", path, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert read_json(tmp_path / "out/source.json")["what"].startswith("rendered rooms")
-    camera = Cameras.read(tmp_path / "out/camera.json").of("000001")
-    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (50, 51, 31, 22)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_cameras_that_the_file_brings(tmp_path, several):
+    intrinsics = [[50.0 + several * index, 51, 31, 22] for index in range(6)]
+    path = write_mat(tmp_path / "rooms.mat", intrinsics=intrinsics)
+    assert load("--mat", path, "--out", tmp_path / "out").returncode == 0
+    cameras = Cameras.read(tmp_path / "out/camera.json")
+    assert (cameras.common is None) == several
+    for index, row in enumerate(intrinsics):
+        camera = cameras.of(f"{index + 1:06d}")
+        assert [camera.fx, camera.fy, camera.cx, camera.cy] == row
+        assert (camera.width, camera.height) == (WIDTH, HEIGHT)
 
 
 def test_optional_variables_may_be_absent(tmp_path):
@@ -180,6 +200,11 @@ def replace(name: str, data: np.ndarray):
     return change
 
 
+def narrower(file) -> None:
+    for name in VARIABLES:
+        replace(name, file[name][..., :-2])(file)
+
+
 def unknown_id(file) -> None:
     file["labels"][3, 20, 10] = 895
 
@@ -200,6 +225,8 @@ def other_name(file) -> None:
         (replace("labels", np.zeros((6, WIDTH, HEIGHT), np.float64)), ["labels"]),
         (replace("scenes", np.zeros((1, 6))), ["scenes"]),
         (unknown_id, ["000004", "895"]),
+        (lambda file: file.create_dataset("intrinsics", data=np.ones((6, 3))), ["intrinsics", "(6, 3)"]),
+        (lambda file: file.create_dataset("intrinsics", data=np.full((6, 4), np.nan)), ["intrinsics", "000001"]),
         (other_name, ["names", "id 2"]),
     ],
 )
@@ -296,6 +323,6 @@ def test_blocks_without_scenes():
 
 
 def test_images_of_another_shape_need_a_camera(tmp_path):
-    path = write_mat(tmp_path / "wide.mat", n_frames=1, fx=50.0)
-    with nyu_loader.NyuFile(path) as source, pytest.raises(UserError, match="fx, fy, cx, cy"):
-        source.camera()
+    path = spoilt(write_mat(tmp_path / "wide.mat", n_frames=1), narrower)
+    with nyu_loader.NyuFile(path) as source, pytest.raises(UserError, match="intrinsics"):
+        source.cameras()

@@ -27,7 +27,7 @@ def frames() -> list[rooms.RenderedFrame]:
 @pytest.fixture(scope="module")
 def mat_file(frames, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("rooms") / "rooms.mat"
-    rooms.write_mat(path, iter(frames), len(frames), CAMERA)
+    rooms.write_mat(path, iter(frames), len(frames), CAMERA.width, CAMERA.height)
     return path
 
 
@@ -57,6 +57,20 @@ def test_a_scene_depends_on_seed_and_index_alone(frames):
     assert not _same(frames[:FRAMES], frames[FRAMES : 2 * FRAMES])
 
 
+def test_each_room_has_a_lens_of_its_own(frames):
+    seen = list(rooms.render_scenes(3, SCENES, FRAMES, CAMERA, lenses=(0.5, 2.0)))
+    factors = [frame.camera.fx / CAMERA.fx for frame in seen]
+    assert all(
+        frame.camera.cx == CAMERA.cx and frame.camera.fy / CAMERA.fy == pytest.approx(factor)
+        for frame, factor in zip(seen, factors, strict=True)
+    )
+    assert len(set(factors)) == SCENES and 0.5 <= min(factors) < max(factors) <= 2
+    assert [frame.scene for frame in seen] == [frame.scene for frame in frames]
+    for frame in seen:
+        floor = frame.labels == rooms.class_table()[0].index("floor") + 1
+        np.testing.assert_allclose(frame.depth[floor], _floor_depth(frame.camera, frame.pose)[floor], rtol=2e-6)
+
+
 def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
     """Depth of the plane z = 0 in closed form: height over the downward part of each pixel's ray."""
     u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
@@ -67,7 +81,7 @@ def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
 
 @pytest.mark.parametrize("focal_scale", [1.0, 1.3])
 def test_depth_of_the_floor_is_exact(focal_scale):
-    camera = Intrinsics(CAMERA.fx * focal_scale, CAMERA.fy * focal_scale, CAMERA.cx, CAMERA.cy, 96, 72)
+    camera = CAMERA.with_lens(focal_scale)
     floor_id = rooms.class_table()[0].index("floor") + 1
     checked = 0
     for frame in rooms.render_scene(3, 1, 3, camera):
@@ -152,7 +166,7 @@ def test_file_has_the_layout_of_nyu(mat_file, frames):
             assert file[name].shape == shape and file[name].dtype == dtype
         assert np.array_equal(file["images"][1].transpose(2, 1, 0), frames[1].rgb)
         assert np.array_equal(file["depths"][1].T, frames[1].depth)
-        assert [file.attrs[name] for name in ("fx", "fy", "cx", "cy")] == [CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]
+        assert file["intrinsics"][()].tolist() == [[CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]] * count
 
 
 def test_file_names_classes_and_scenes_by_reference(mat_file, frames):
@@ -169,7 +183,7 @@ def test_file_names_classes_and_scenes_by_reference(mat_file, frames):
 
 def test_too_few_frames_leave_no_file(frames, tmp_path):
     with pytest.raises(ValueError):
-        rooms.write_mat(tmp_path / "rooms.mat", iter(frames[:1]), 2, CAMERA)
+        rooms.write_mat(tmp_path / "rooms.mat", iter(frames[:1]), 2, CAMERA.width, CAMERA.height)
     assert list(tmp_path.iterdir()) == []
 
 

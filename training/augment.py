@@ -1,7 +1,8 @@
 """Augmentation of whole batches on the training device; depth stays metric.
 
-A crop enlarged by z is what a lens of z times the focal length sees: at the reference focal length its depth is
-divided by z (batch.focal_factor carries it). Zooming out (z < 1) leaves a mirrored rim that teaches nothing.
+A window that comes out z times as large is what a lens of z times the focal length sees: at the reference focal length
+its depth is divided by z (batch.focal_factor carries it). Lenses shorter than the camera's (z < 1) are had from smaller
+images, all of one size in a step: nothing has to be made up around the picture, and small images train faster.
 """
 
 import math
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import IGNORE
 from training.feed import Batch
 
 FLIP_PROBABILITY = 0.5
+SIZES = 10  # images are so many parts of the network's size: few sizes, since a GPU prepares itself for each
+SAMPLES = 2  # readings a pixel and axis: as many as the frames have in a whole view, so that no zoom is sharper than it
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # largest relative change
 GAMMA = 0.2  # largest change of log gamma
 # How sharp and noisy a picture is depends on the lens, the zoom and the camera: a student that is not shown all kinds
@@ -66,15 +68,21 @@ def augment(
         batch: from the feed, at least of the size to come: a crop that had to be enlarged would be blurred, and a
             student reads the zoom off the blur instead of off what is in the picture.
         zoom: range of the factor on the focal length.
-        size: (height, width) of the copy.
+        size: (height, width) of the largest copy, which the copy is a share of.
         texture: how much sharpness and noise vary, 0 (not at all) to 1.
         rank, processes: the batch is part number `rank` of so many equal parts of the step's.
     """
     generator, frames = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63), len(batch)
     draws = Draws(generator, rank * frames, frames, processes * frames)
-    grid, factor = zoom_flip_grid(draws, size, zoom, batch.rgb.device)
-    # mirrored rather than black outside the image: a black rim would give the zoom away
-    rgb = change_colour(F.grid_sample(batch.rgb, grid, padding_mode="reflection", align_corners=False), draws)
+    share = draw_share(generator, zoom)
+    theta, factor = zoom_flip(draws, zoom, share)
+    shape = [frames, 1, *(round(share * side) for side in size)]
+    fine = [frames, 1, *(SAMPLES * side for side in shape[2:])]
+    theta, factor = theta.to(batch.rgb.device), factor.to(batch.rgb.device)
+    grid, fine_grid = (F.affine_grid(theta, each, align_corners=False) for each in (shape, fine))
+    # beyond the outermost pixels' centres lies half a pixel, for which they have to do
+    rgb = F.grid_sample(batch.rgb, fine_grid, padding_mode="border", align_corners=False)
+    rgb = change_colour(F.avg_pool2d(rgb, SAMPLES), draws)
     return Batch(
         rgb=change_texture(rgb, texture, draws) if texture else rgb,
         depth=_nearest(batch.depth, grid),
@@ -87,25 +95,31 @@ def augment(
     )
 
 
-def zoom_flip_grid(
-    draws: Draws, size: tuple[int, int], zoom: tuple[float, float], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Sampling grid [B,H,W,2] of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
+def draw_share(generator: torch.Generator, zoom: tuple[float, float]) -> float:
+    """A step's image size as a share of the network's: none larger than the longest lens or smaller than the shortest.
 
-    size: (H, W). Both results are on the device.
+    A fifth is the least that the encoder's five halvings leave something of.
+    """
+    least, most = (min(max(int(SIZES * limit + 1e-6), SIZES // 5), SIZES) for limit in zoom)
+    return int(torch.randint(least, most + 1, (), generator=generator)) / SIZES
 
-    The window is not shifted up or down: where a thing meets the floor below the horizon tells its distance through
-    any lens, as long as the optical axis stays at the image's centre.
+
+def zoom_flip(draws: Draws, zoom: tuple[float, float], share: float) -> tuple[Tensor, Tensor]:
+    """Affine maps [B,2,3] of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
+
+    Lenses shorter than the share are left to steps with smaller images. The window is not shifted up or down: where a
+    thing meets the floor below the horizon tells its distance through any lens, as long as the optical axis stays at
+    the image's centre.
     """
     draw = draws.uniform(3)
-    low, high = math.log(zoom[0]), math.log(zoom[1])
+    low, high = math.log(max(zoom[0], share)), math.log(max(zoom[1], share))
     factor = torch.exp(low + (high - low) * draw[0])
-    free = (1 - 1 / factor).abs()  # how far the window's centre may leave the image's, in halves of its size
+    window = share / factor  # of the image's width and height
     direction = torch.where(draw[1] < FLIP_PROBABILITY, -1.0, 1.0)
     theta = torch.zeros(draws.count, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = direction / factor, free * (2 * draw[2] - 1)
-    theta[:, 1, 1] = 1 / factor
-    return F.affine_grid(theta.to(device), [draws.count, 1, *size], align_corners=False), factor.to(device)
+    theta[:, 0, 0], theta[:, 0, 2] = direction * window, (1 - window) * (2 * draw[2] - 1)
+    theta[:, 1, 1] = window
+    return theta, factor
 
 
 def change_colour(rgb: Tensor, draws: Draws) -> Tensor:
@@ -130,10 +144,8 @@ def change_texture(rgb: Tensor, texture: float, draws: Draws) -> Tensor:
 
 
 def _nearest(values: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(values, grid, mode="nearest", align_corners=False)
+    return F.grid_sample(values, grid, mode="nearest", padding_mode="border", align_corners=False)
 
 
 def _nearest_classes(classes: Tensor, grid: Tensor) -> Tensor:
-    # grid_sample pads with 0, so classes are sampled as 1.. and 0 comes to mean "outside the image"
-    shifted = _nearest((classes + 1).float().unsqueeze(1), grid)[:, 0].long()
-    return torch.where(shifted == 0, IGNORE, shifted - 1)
+    return _nearest(classes.float().unsqueeze(1), grid)[:, 0].long()
