@@ -60,7 +60,10 @@ def main() -> int:
     config = Config()
     student = load_student(arguments.checkpoint)[0] if arguments.checkpoint else build_student(config).eval()
     size = (config.height, config.width)
-    maps = [[f"1/{config.width // shape[2]}", " x ".join(map(str, shape))] for shape in feature_maps(student, *size)]
+    maps = [
+        [f"1/{config.width // shape[2]}", " x ".join(map(str, shape))]
+        for shape in feature_maps(student, *size)
+    ]
     print(f"input 3 x {config.height} x {config.width}\n")
     print(tabulate(maps, ["encoder map", "channels x height x width"]), end="\n\n")
     rows = [[name, count / 1e6, macs / 1e6] for name, (count, macs) in complexity(student, *size).items()]

@@ -145,7 +145,9 @@ def _read_map(folder: Path, stem: str, read, shape: tuple[int, int]) -> np.ndarr
     return array
 
 
-def merge(geometry: GeometryResult, objects: list[DetectedObject], depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def merge(
+    geometry: GeometryResult, objects: list[DetectedObject], depth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Object masks over geometry's classes: the nearer object over the farther one, the surer one where both are alike.
 
     depth: float32 [H,W], metres, 0 = none; an object's is the median over its mask.

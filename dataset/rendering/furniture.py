@@ -43,7 +43,6 @@ class Piece:
 
 # ---- seats -----------------------------------------------------------------------------------------------------
 
-
 def sofa(kit: Kit, w: float, d: float, h: float):
     """Upholstered sofa or armchair (narrow ones) with seat and back cushions."""
     mesh, rng = kit.mesh, kit.rng
@@ -154,7 +153,6 @@ def ottoman(kit: Kit, w: float, d: float, h: float):
 
 # ---- tables ----------------------------------------------------------------------------------------------------
 
-
 def table(kit: Kit, w: float, d: float, h: float, class_name: str = "table", things: int = 5):
     """Table with square or round legs, perhaps a cloth; clutter on top."""
     rng, wood = kit.rng, kit.wood()
@@ -214,9 +212,8 @@ def counter(kit: Kit, w: float, d: float, h: float):
         with kit.mesh.object("sink"):
             kit.box((x - 0.27, 0.1, h), (x + 0.27, d - 0.1, h + 0.008), kit.metal)
             kit.box((x - 0.22, 0.15, h), (x + 0.22, d - 0.15, h + 0.009), kit.dark)
-            kit.mesh.loft(
-                [(x, 0.1, h), (x, 0.1, h + 0.25), (x, 0.2, h + 0.28), (x, 0.25, h + 0.2)], [0.014] * 4, kit.metal, 8
-            )
+            kit.mesh.loft([(x, 0.1, h), (x, 0.1, h + 0.25), (x, 0.2, h + 0.28), (x, 0.25, h + 0.2)],
+                          [0.014] * 4, kit.metal, 8)
     else:
         with kit.mesh.object("stove"):
             kit.box((x - 0.3, 0.03, 0.12), (x + 0.3, d - 0.015, h + 0.01), kit.white)
@@ -232,7 +229,6 @@ def counter(kit: Kit, w: float, d: float, h: float):
 
 
 # ---- storage ---------------------------------------------------------------------------------------------------
-
 
 def bookshelf(kit: Kit, w: float, d: float, h: float):
     """Open shelves filled with books, boxes and vases."""
@@ -306,12 +302,8 @@ def wardrobe(kit: Kit, w: float, d: float, h: float):
         with kit.mesh.object("mirror"):
             kit.mesh.quad((x1, d, 0.1), (x0 - x1, 0, 0), (0, 0, h - 0.15), kit.mirror_pane)
         with kit.mesh.object("wardrobe"):
-            for low, high in (
-                ((x0 - 0.01, 0.05), (x0 + 0.02, h - 0.02)),
-                ((x1 - 0.02, 0.05), (x1 + 0.01, h - 0.02)),
-                ((x0, 0.05), (x1, 0.1)),
-                ((x0, h - 0.06), (x1, h - 0.02)),
-            ):
+            for low, high in (((x0 - 0.01, 0.05), (x0 + 0.02, h - 0.02)), ((x1 - 0.02, 0.05), (x1 + 0.01, h - 0.02)),
+                              ((x0, 0.05), (x1, 0.1)), ((x0, h - 0.06), (x1, h - 0.02))):
                 kit.box((low[0], d - 0.02, low[1]), (high[0], d + 0.012, high[1]), kit.metal)
 
 

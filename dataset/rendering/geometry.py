@@ -115,9 +115,8 @@ class Mesh:
         line = np.tan(np.linspace(-np.pi / 4, np.pi / 4, steps + 1))
         a, b = (grid.ravel() for grid in np.meshgrid(line, line, indexing="ij"))
         cell = (np.arange(steps)[:, None] * (steps + 1) + np.arange(steps)).ravel()
-        face = np.concatenate(
-            [np.stack([cell, cell + steps + 1, cell + steps + 2], 1), np.stack([cell, cell + steps + 2, cell + 1], 1)]
-        )
+        face = np.concatenate([np.stack([cell, cell + steps + 1, cell + steps + 2], 1),
+                               np.stack([cell, cell + steps + 2, cell + 1], 1)])
         vertices, uvs, normals, faces = [], [], [], []
         for axis in range(3):
             first, second = ((1, 2), (0, 2), (0, 1))[axis]
@@ -168,9 +167,8 @@ class Mesh:
         uvs = np.stack(np.broadcast_arrays(angle[None, :] * radii.mean(1).max(), lengths[:, None]), -1)
         columns = segments + 1
         cell = (np.arange(len(grid) - 1)[:, None] * columns + np.arange(segments)).ravel()
-        faces = np.concatenate(
-            [np.stack([cell, cell + 1, cell + columns + 1], 1), np.stack([cell, cell + columns + 1, cell + columns], 1)]
-        )
+        faces = np.concatenate([np.stack([cell, cell + 1, cell + columns + 1], 1),
+                                np.stack([cell, cell + columns + 1, cell + columns], 1)])
         self.add(grid.reshape(-1, 3), faces, uvs.reshape(-1, 2), normals.reshape(-1, 3), material)
         for end, sign in ((0, -1), (-1, 1)):
             self._cap(grid[end], centres[end], sign * tangents[end], material)

@@ -35,22 +35,8 @@ def living_room(room: Room) -> None:
         for side in (-1, 1):
             heading = side * np.pi / 2 + room.kit.rng.normal(0, 0.2)
             room.place("armchair", frame @ placement(side * 2.0, d + 0.9, heading=heading))
-    _put(
-        room,
-        [
-            "tv stand",
-            "sofa",
-            "bookshelf",
-            "armchair",
-            "cabinet",
-            "bookshelf",
-            "floor lamp",
-            "plant",
-            "ottoman",
-            "shelves",
-            "plant",
-        ],
-    )
+    _put(room, ["tv stand", "sofa", "bookshelf", "armchair", "cabinet", "bookshelf", "floor lamp", "plant", "ottoman",
+                "shelves", "plant"])
 
 
 def bedroom(room: Room) -> None:
@@ -62,10 +48,8 @@ def bedroom(room: Room) -> None:
             room.place("night stand", frame @ placement(side * (w / 2 + 0.32), 0))
         centre = frame @ [0, 1.5, 0, 1]
         lay_rug(room, centre[0], centre[1], w + 1.2, w + 1.2)
-    _put(
-        room,
-        ["wardrobe", "dresser", "armchair", "bookshelf", "cabinet", "desk", "ottoman", "chair", "plant", "floor lamp"],
-    )
+    _put(room, ["wardrobe", "dresser", "armchair", "bookshelf", "cabinet", "desk", "ottoman", "chair", "plant",
+                "floor lamp"])
 
 
 def office(room: Room) -> None:
@@ -136,9 +120,8 @@ def lobby(room: Room) -> None:
         if where:
             frame, (_, d, _) = where
             room.place("coffee table", frame @ placement(0, d + 0.45))
-    _put(
-        room, ["sofa", "bench", "armchair", "armchair", "cabinet", "plant", "plant", "sofa", "garbage bin", "bookshelf"]
-    )
+    _put(room, ["sofa", "bench", "armchair", "armchair", "cabinet", "plant", "plant", "sofa", "garbage bin",
+                "bookshelf"])
 
 
 def corridor(room: Room) -> None:
@@ -153,20 +136,8 @@ def corridor(room: Room) -> None:
                 with kit.mesh.object("wall"):
                     kit.box((0, -0.1, high), (room.width, -0.07, room.height), kit.white)
         room.taken.append((0, y - 0.3, room.width, y + 0.15))
-    names = [
-        "cabinet",
-        "bench",
-        "chair",
-        "cabinet",
-        "bookshelf",
-        "plant",
-        "garbage bin",
-        "bench",
-        "box",
-        "chair",
-        "shelves",
-        "cabinet",
-    ]
+    names = ["cabinet", "bench", "chair", "cabinet", "bookshelf", "plant", "garbage bin", "bench", "box", "chair",
+             "shelves", "cabinet"]
     for name in rng.permutation(names):
         room.at_wall(str(name), walls=(1, 3), clearance=min(0.8, room.width - 0.9), tries=8)
 
@@ -225,13 +196,11 @@ PLANS = {
     "office": Plan(office, 0.16, (3.5, 8.0), (3.5, 8.0), formal=True, people=1.5, pictures=2, mirror=0.05, board=0.6),
     "dining_room": Plan(dining_room, 0.12, (3.4, 5.5), (3.6, 6.0), people=1.4, mirror=0.7),
     "kitchen": Plan(kitchen, 0.12, (3.0, 4.6), (3.2, 5.5), people=0.8, pictures=2, mirror=0.1),
-    "classroom": Plan(
-        classroom, 0.08, (5.5, 9.0), (6.0, 9.5), (2.7, 3.3), formal=True, people=4.0, pictures=2, mirror=0.0, board=1.0
-    ),
+    "classroom": Plan(classroom, 0.08, (5.5, 9.0), (6.0, 9.5), (2.7, 3.3), formal=True, people=4.0, pictures=2,
+                      mirror=0.0, board=1.0),
     "lobby": Plan(lobby, 0.05, (4.5, 8.0), (5.0, 9.0), (2.6, 3.4), formal=True, people=2.0, pictures=3, mirror=0.6),
-    "corridor": Plan(
-        corridor, 0.10, (1.7, 2.7), (8.0, 18.0), (2.4, 3.0), formal=True, people=1.8, mirror=0.4, board=0.3
-    ),
+    "corridor": Plan(corridor, 0.10, (1.7, 2.7), (8.0, 18.0), (2.4, 3.0), formal=True, people=1.8, mirror=0.4,
+                     board=0.3),
 }
 
 

@@ -46,10 +46,8 @@ def _hanging_arms(rng):
     if rng.random() < 0.35:
         return [[(side * 0.168, 0, 1.385), (side * 0.25, -0.03, 1.14), (side * 0.1, 0.25, 1.2)] for side in (-1, 1)]
     swing = rng.uniform(-0.15, 0.2, 2)
-    return [
-        [(side * 0.168, 0, 1.385), (side * 0.26, swing[i] / 3 - 0.02, 1.14), (side * 0.25, swing[i] + 0.06, 0.9)]
-        for i, side in enumerate((-1, 1))
-    ]
+    return [[(side * 0.168, 0, 1.385), (side * 0.26, swing[i] / 3 - 0.02, 1.14), (side * 0.25, swing[i] + 0.06, 0.9)]
+            for i, side in enumerate((-1, 1))]
 
 
 def _resting_arms(rng):
@@ -62,20 +60,8 @@ def _body(kit: Kit, hip, legs, floor, arms) -> None:
     shirt, trousers = kit.pick(kit.cloths + kit.brights), kit.palette.cloth(kit.pick(TROUSERS), infrared=0.25)
     skin = kit.pick(kit.skin_of)
     heights = np.array([hip - 0.09, hip - 0.03, hip + 0.05, 1.02, 1.15, 1.30, 1.38, 1.43, 1.46, 1.49])
-    widths = np.array(
-        [
-            (0.09, 0.075),
-            (0.158, 0.118),
-            (0.165, 0.122),
-            (0.145, 0.11),
-            (0.155, 0.115),
-            (0.18, 0.125),
-            (0.178, 0.11),
-            (0.14, 0.09),
-            (0.085, 0.07),
-            (0.055, 0.055),
-        ]
-    )
+    widths = np.array([(0.09, 0.075), (0.158, 0.118), (0.165, 0.122), (0.145, 0.11), (0.155, 0.115), (0.18, 0.125),
+                       (0.178, 0.11), (0.14, 0.09), (0.085, 0.07), (0.055, 0.055)])
     spine = np.stack([np.zeros(10), -0.02 * np.sin((heights - hip) * 3), heights], 1)
     mesh.loft(spine[2:], widths[2:], shirt, 20)
     mesh.loft(spine[:4], widths[:4] * 1.012, trousers, 20)

@@ -87,9 +87,8 @@ class World:
         """Nearest hits of rays float [N,3]; distances are exact intersections with the hit triangles' planes."""
         found = self._scene.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
         triangle = np.where(found["geomID"] >= 0, found["primID"], -1)
-        return Hits(
-            triangle, self._exact(triangle, origins, directions, found["tfar"]), np.stack([found["u"], found["v"]], 1)
-        )
+        return Hits(triangle, self._exact(triangle, origins, directions, found["tfar"]),
+                    np.stack([found["u"], found["v"]], 1))
 
     def _exact(self, triangle, origins, directions, approximate):
         # Embree works in float32. Far off a silhouette's edge-on triangle the plane means nothing: keep Embree's.
@@ -258,9 +257,8 @@ def _bounce_samples(world: World, surface: Surface, shape, rng) -> np.ndarray:
     grid = (np.stack(np.divmod(np.arange(count), BLOCK), 1) + rng.random((count, 2))) / BLOCK
     grid = grid[rng.permutation(count)][_block_index(shape)].astype(np.float32)
     ring = np.sqrt(grid[:, :1]) * 0.98
-    ball = np.concatenate(
-        [ring * np.cos(2 * np.pi * grid[:, 1:]), ring * np.sin(2 * np.pi * grid[:, 1:]), np.sqrt(1 - ring**2)], 1
-    )
+    ball = np.concatenate([ring * np.cos(2 * np.pi * grid[:, 1:]), ring * np.sin(2 * np.pi * grid[:, 1:]),
+                           np.sqrt(1 - ring**2)], 1)
     normal = surface.normal
     # Basis from Duff et al., Building an Orthonormal Basis, Revisited, 2017.
     sign = np.where(normal[:, 2] >= 0, 1, -1).astype(np.float32)
@@ -286,8 +284,8 @@ def _join_blocks(values: np.ndarray, surface: Surface, shape, world: World) -> n
         total = np.zeros_like(image)
         for step in range(-BLOCK // 2, BLOCK // 2):
             dy, dx = down * step, right * step
-            here = np.s_[max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)]
-            there = np.s_[max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
+            here = np.s_[max(0, -dy):height - max(0, dy), max(0, -dx):width - max(0, dx)]
+            there = np.s_[max(0, dy):height + min(0, dy), max(0, dx):width + min(0, dx)]
             alike = objects[here] == objects[there]
             alike &= np.einsum("ijk,ijk->ij", normal[here], normal[there]) > 0.9
             alike &= np.abs(np.einsum("ijk,ijk->ij", normal[here], point[here] - point[there])) < 0.03
@@ -333,7 +331,7 @@ def develop(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     key = np.exp(np.log(np.maximum(luminance, 1e-4)).mean())
     exposed = radiance * np.float32(rng.uniform(0.17, 0.32) / key) * _f32(1 + rng.uniform(-0.05, 0.05, 3))
     exposed = cv2.GaussianBlur(np.minimum(exposed, 6.0), (0, 0), rng.uniform(0.5, 0.7))
-    y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    y, x = np.ogrid[-1:1:height * 1j, -1:1:width * 1j]
     exposed *= _f32(1 - rng.uniform(0.03, 0.12) * (x**2 + y**2))[..., None]
     film = 1 - np.exp(-exposed * 1.25)
     grain = rng.standard_normal(film.shape, np.float32)

@@ -17,18 +17,8 @@ from dataset.rendering.render import Light, World
 from dataset.rendering.things import wall_clock, wall_mirror, wall_picture
 
 WALL_THICKNESS = 0.16
-WALL_PAINTS = [
-    (0.92, 0.9, 0.84),
-    (0.85, 0.87, 0.86),
-    (0.8, 0.84, 0.76),
-    (0.87, 0.78, 0.66),
-    (0.72, 0.79, 0.85),
-    (0.93, 0.93, 0.92),
-    (0.9, 0.84, 0.72),
-    (0.75, 0.68, 0.62),
-    (0.78, 0.6, 0.52),
-    (0.62, 0.7, 0.66),
-]
+WALL_PAINTS = [(0.92, 0.9, 0.84), (0.85, 0.87, 0.86), (0.8, 0.84, 0.76), (0.87, 0.78, 0.66), (0.72, 0.79, 0.85),
+               (0.93, 0.93, 0.92), (0.9, 0.84, 0.72), (0.75, 0.68, 0.62), (0.78, 0.6, 0.52), (0.62, 0.7, 0.66)]
 CARPETS = [(0.5, 0.47, 0.43), (0.35, 0.38, 0.45), (0.55, 0.42, 0.35), (0.4, 0.42, 0.38), (0.65, 0.6, 0.52)]
 TILES = [(0.82, 0.8, 0.75), (0.7, 0.66, 0.6), (0.55, 0.54, 0.52), (0.88, 0.87, 0.85), (0.72, 0.58, 0.46)]
 
@@ -151,7 +141,6 @@ def _footprint(frame: np.ndarray, width: float, depth: float):
 
 
 # ---- the shell -------------------------------------------------------------------------------------------------
-
 
 @dataclass
 class Finish:
@@ -291,15 +280,8 @@ def _window(room: Room, opening: Opening, finish: Finish) -> None:
         _curtains(kit, opening, room.height)
     frame = kit.mesh.frame
     power = finish.daylight * (b - a) * (high - low) * 0.5
-    room.lights.append(
-        Light(
-            (frame @ [(a + b) / 2, 0.03, (low + high) / 2, 1])[:3],
-            frame[:3, 0] * (b - a) / 2,
-            frame[:3, 2] * (high - low) / 2,
-            frame[:3, 1],
-            power * np.array([0.92, 0.97, 1.05]),
-        )
-    )
+    room.lights.append(Light((frame @ [(a + b) / 2, 0.03, (low + high) / 2, 1])[:3], frame[:3, 0] * (b - a) / 2,
+                             frame[:3, 2] * (high - low) / 2, frame[:3, 1], power * np.array([0.92, 0.97, 1.05])))
 
 
 def glaze(kit: Kit, opening: Opening, frame_name, pane_name, count, material, bar: bool = False) -> None:
@@ -401,7 +383,6 @@ def _space_behind(room: Room, opening: Opening, finish: Finish) -> None:
 
 
 # ---- lamps and walls' decoration -------------------------------------------------------------------------------
-
 
 def add_lamps(room: Room, formal: bool) -> None:
     """Ceiling panels in a grid, or hanging and dome lamps."""

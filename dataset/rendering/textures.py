@@ -165,7 +165,7 @@ def planks(rng, colour, rows: int = 6) -> np.ndarray:
         half = (np.arange(size) + joint) % size < size // 2
         tone = np.where(half, rng.uniform(0.8, 1.15), rng.uniform(0.8, 1.15))[None, :, None]
         image[top:bottom] *= tone * (1 + 0.09 * row[..., None])
-        image[top : top + 2] *= 0.55
+        image[top:top + 2] *= 0.55
         for place in (-joint, size // 2 - joint):
             image[top:bottom, place % size] *= 0.55
     return image
@@ -282,11 +282,8 @@ def painting(rng) -> np.ndarray:
     image = np.ones((SIZE, SIZE, 3)) * rng.uniform(0.5, 0.95, 3)
     for _ in range(rng.integers(4, 12)):
         cx, cy, rx, ry = rng.uniform(0, 1, 2).tolist() + rng.uniform(0.05, 0.35, 2).tolist()
-        inside = (
-            ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
-            if style == 1
-            else ((np.abs(x - cx) < rx) & (np.abs(y - cy) < ry))
-        )
+        inside = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1 if style == 1 else (
+            (np.abs(x - cx) < rx) & (np.abs(y - cy) < ry))
         image[inside] = rng.uniform(0.05, 0.95, 3)
     return image * (1 + 0.05 * fractal_noise(rng)[..., None])
 
@@ -322,7 +319,7 @@ def _buildings(rng, image, horizon):
         step = int(rng.integers(10, 18))
         for row in range(bottom + 4, top - step // 2, step):
             for column in range(left + 4, right - step // 2, step):
-                image[row : row + step // 2, column : column + step // 2] = rng.choice([0.25, 0.35, 0.55])
+                image[row:row + step // 2, column:column + step // 2] = rng.choice([0.25, 0.35, 0.55])
 
 
 def _trees(rng, image, horizon):
@@ -346,10 +343,10 @@ def screen(rng) -> np.ndarray:
     for _ in range(rng.integers(1, 4)):
         left, low = rng.integers(0, SIZE // 2, 2)
         width, height = rng.integers(SIZE // 3, SIZE // 2 + 20, 2)
-        image[low : low + height, left : left + width] = rng.choice([0.95, 0.15])
-        image[low + height - 10 : low + height, left : left + width] = rng.uniform(0.2, 0.8, 3)
+        image[low:low + height, left:left + width] = rng.choice([0.95, 0.15])
+        image[low + height - 10:low + height, left:left + width] = rng.uniform(0.2, 0.8, 3)
         for row in range(low + 8, min(low + height - 18, SIZE), 8):
-            image[row : row + 3, left + 8 : left + 8 + int(width * rng.uniform(0.2, 0.85))] = rng.choice([0.4, 0.6])
+            image[row:row + 3, left + 8:left + 8 + int(width * rng.uniform(0.2, 0.85))] = rng.choice([0.4, 0.6])
     return image
 
 

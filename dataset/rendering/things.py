@@ -41,13 +41,8 @@ def _cup(kit: Kit, x, y, z) -> None:
 
 def _bowl(kit: Kit, x, y, z) -> None:
     with kit.mesh.object("bowl"):
-        kit.mesh.lathe(
-            [(0.05, z), (0.1, z + 0.04), (0.13, z + 0.09), (0.12, z + 0.09), (0.06, z + 0.03)],
-            kit.pick(kit.brights),
-            x,
-            y,
-            20,
-        )
+        kit.mesh.lathe([(0.05, z), (0.1, z + 0.04), (0.13, z + 0.09), (0.12, z + 0.09), (0.06, z + 0.03)],
+                       kit.pick(kit.brights), x, y, 20)
     with kit.mesh.object("fruit"):
         for _ in range(4):
             dx, dy = kit.rng.uniform(-0.05, 0.05, 2)
@@ -115,23 +110,16 @@ def monitor(kit: Kit, x: float, y: float, z: float) -> None:
 def screen_on_foot(kit: Kit, x, y, z, width, height, picture, lift) -> None:
     kit.box((x - 0.12, y - 0.09, z), (x + 0.12, y + 0.09, z + 0.012), kit.dark)
     kit.box((x - 0.03, y - 0.03, z), (x + 0.03, y - 0.01, z + lift + 0.05), kit.dark)
-    kit.box(
-        (x - width / 2 - 0.015, y - 0.02, z + lift - 0.015),
-        (x + width / 2 + 0.015, y + 0.015, z + lift + height + 0.015),
-        kit.dark,
-    )
+    kit.box((x - width / 2 - 0.015, y - 0.02, z + lift - 0.015),
+            (x + width / 2 + 0.015, y + 0.015, z + lift + height + 0.015), kit.dark)
     kit.mesh.quad((x + width / 2, y + 0.018, z + lift), (-width, 0, 0), (0, 0, height), picture, fit=True)
 
 
 def table_lamp(kit: Kit, x: float, y: float, z: float) -> None:
     """Lamp with a foot and a shining shade."""
     with kit.mesh.object("lamp"):
-        kit.mesh.lathe(
-            [(0.07, z), (0.06, z + 0.02), (0.02, z + 0.05), (0.05, z + 0.15), (0.012, z + 0.22)],
-            kit.pick(kit.brights),
-            x,
-            y,
-        )
+        kit.mesh.lathe([(0.07, z), (0.06, z + 0.02), (0.02, z + 0.05), (0.05, z + 0.15), (0.012, z + 0.22)],
+                       kit.pick(kit.brights), x, y)
         kit.mesh.lathe([(0.15, z + 0.22), (0.1, z + 0.44)], kit.shade, x, y, 20)
 
 
@@ -145,12 +133,8 @@ def floor_lamp(kit: Kit, w: float, d: float, h: float):
 def potted_plant(kit: Kit, w: float, d: float, h: float):
     """Plant in a pot: bushy, or stems with broad leaves."""
     with kit.mesh.object("plant pot"):
-        kit.mesh.lathe(
-            [(w * 0.26, 0), (w * 0.36, h * 0.27), (w * 0.33, h * 0.27), (w * 0.3, h * 0.2)],
-            kit.pick(kit.brights + kit.woods),
-            y=d / 2,
-            segments=20,
-        )
+        kit.mesh.lathe([(w * 0.26, 0), (w * 0.36, h * 0.27), (w * 0.33, h * 0.27), (w * 0.3, h * 0.2)],
+                       kit.pick(kit.brights + kit.woods), y=d / 2, segments=20)
     with kit.mesh.object("plant"):
         for _ in range(kit.rng.integers(2, 5)):
             x, y = kit.rng.uniform(-0.1, 0.1, 2)
