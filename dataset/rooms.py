@@ -298,11 +298,8 @@ def main() -> None:
     write_mat(args.out, watched(), count, camera.width, camera.height)
     if args.preview:
         write_png(args.preview, contact_sheet(keep))
-    shortest, longest = (camera.with_lens(factor) for factor in lenses)
-    print(
-        f"{args.out}: {count} frames of {args.scenes} rooms, seed {args.seed}, "
-        f"fx {shortest.fx:.2f} to {longest.fx:.2f}, fy {shortest.fy:.2f} to {longest.fy:.2f}"
-    )
+    focal = " to ".join(f"{factor:g}" for factor in args.focal_scale)
+    print(f"{args.out}: {count} frames of {args.scenes} rooms, seed {args.seed}, focal length {focal} times NYU's")
 
 
 if __name__ == "__main__":
