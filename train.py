@@ -33,7 +33,7 @@ from config import CLASS_NAMES, Config
 from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.manifest import fingerprint, read_manifest
 from models.losses import LossWeights, distillation_loss, hybrid_depth, target_counts
-from training.augment import augment
+from training.augment import SHORTEST_LENS, augment
 from training.checkpoint import (
     MovingAverage,
     build_student,
@@ -80,8 +80,9 @@ def parse_arguments():
         type=positive_float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="lenses to be ready for, in focal lengths of the data's: wide where the robot's camera may be another, "
-        f"near 1 where it is the data's own (default: {defaults.zoom_min} {defaults.zoom_max})",
+        help="lenses to make out of the data by crops and smaller images, in focal lengths of its own, 0.2 or more; "
+        f"for a robot with another camera data of several cameras serve better (default: {defaults.zoom_min} "
+        f"{defaults.zoom_max})",
     )
     parser.add_argument(
         "--texture",
@@ -117,6 +118,8 @@ def main() -> int:
         config.zoom_min, config.zoom_max = arguments.zoom
         if config.zoom_min > config.zoom_max:
             raise UserError("--zoom LOW HIGH: the first is the smaller one")
+        if config.zoom_min < SHORTEST_LENS:
+            raise UserError(f"--zoom LOW HIGH: lenses shorter than {SHORTEST_LENS} leave nothing of an image")
     if arguments.init and arguments.encoder_weights:
         raise UserError("--init brings the encoder's weights, too: leave --encoder-weights out")
     with processes_of(arguments.device) as (processes, device):

@@ -18,10 +18,11 @@ curtain    wall, like blinds, shower curtain, door curtain and window cover: an 
 flat on    wall, like picture, map, sign, plaque, calendar, certificate, boards, projector screen, switches and
 a wall     outlets: within centimetres of the plane, no geometry tells them apart. What sticks out (clock, wreath,
            fire extinguisher, dispensers, hooks, rods, shower fittings) or as well stands on a desk (photo) is other.
-structure  wall: column, pillar, chimney, fireplace and mantel, window frame, floor trim, room divider.
-glass      Window, pane, mirror, fish tank, and all names with `reflection`, for that surface is a mirror or pane.
-           `glass` (id 612) is a pane: NYU-40 files it under structure. Drinking glasses, glass dishes and the rack
-           for them are too small for the sensor to show: other. A display case is mostly body and shelves: furniture.
+structure  wall: column, pillar, chimney, fireplace and mantel, floor trim, room divider.
+glass      Window with its frame and bars (whoever outlines a window takes them in), pane, mirror, fish tank, and all
+           names with `reflection`, for that surface is a mirror or pane. `glass` (id 612) is a pane: NYU-40 files it
+           under structure. Drinking glasses, glass dishes and the rack for them are too small for the sensor to show:
+           other. A display case is mostly body and shelves: furniture.
 appliances furniture when large and standing or built in (refrigerator, dishwasher, washer, dryer, stove, range hood,
            radiator, water heater, furnace, water cooler); what stands on a counter (microwave, toaster oven, water
            dispenser) and an air conditioner in a window is other.

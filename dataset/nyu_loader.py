@@ -109,6 +109,8 @@ class NyuFile:
                 intrinsics_from(row | size, f"{self.path}, intrinsics of frame {stem_of(index)}")
                 for index, row in enumerate(rows)
             ]
+        if "fx" in self.file.attrs:
+            raise UserError(f"{self.path} has its camera in attributes, an older layout: render it anew with rooms.py")
         if width * NYU_INTRINSICS.height != height * NYU_INTRINSICS.width:
             raise UserError(f"{self.path}: images of {width}x{height} pixels are not NYU's: it needs intrinsics")
         camera = NYU_INTRINSICS if width == NYU_INTRINSICS.width else NYU_INTRINSICS.resized(width, height)

@@ -31,6 +31,7 @@ def prepare_rooms(
     out = Path(out)
     manifest = out / "manifest.jsonl"
     if manifest.is_file():
+        print(f"{manifest} is there already and stays as it is; remove {out} to render anew")
         return manifest
     mat = out / "rooms.mat"
     rgb, depth, confidence = (str(out / name) for name in ("rgb", "depth", "confidence"))

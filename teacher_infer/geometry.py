@@ -68,6 +68,7 @@ PARTITION = 2.1  # metres above the floor that a pane reaches which the ceiling 
 GLASS_FILL = 0.4  # share of holes in a pane
 FRAMED = 0.4  # share of readings in the rim around a pane: less, and the whole wall is out of the sensor's reach
 RIM = 7  # working pixels
+STRIP = 5  # working pixels that a pane is wide at least
 BARS = 9  # working pixels that bars and smears in a pane may be wide
 RECESS = (-0.15, 0.45)  # metres that a pane may lie in front of and behind the wall that holds it
 HELD = 0.7  # share of a pane that lies so for the wall to hold it
@@ -330,14 +331,15 @@ def _nearest_layer(shape: tuple[int, ...], layers: list[tuple]) -> tuple[np.ndar
 def find_glass(
     scene: Scene, down: np.ndarray, floor: Surface | None, walls: list[Surface]
 ) -> list[tuple[np.ndarray, float]]:
-    """Panes as (bool [h,w], share of holes in it): what holes cover, bars and smears among them closed."""
+    """Panes as (bool [h,w] with a window's frame, share of holes in it without the frame): what holes cover, bars and
+    smears among them closed."""
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)
     for wall in walls:
         in_wall |= _recessed(wall.distance)
     candidates = (scene.hole & (upright | in_wall)).astype(np.uint8)
     closed = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((BARS, BARS), np.uint8))
-    joined = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    joined = _without_strips(closed).astype(np.uint8)
     count, components, stats, _ = cv2.connectedComponentsWithStats(joined)
     read = [wall for wall in walls if scene.hole[wall.members].mean() < GLASS_FILL]  # the others are panes themselves
     panes = []
@@ -354,11 +356,17 @@ def find_glass(
         holders = [wall for wall in read if _recessed(wall.distance[members]).mean() > HELD]
         for wall in holders:
             pane &= wall.distance < PROUD + wall.tolerance
+        pane = _without_strips(pane)  # the rim of a curtain, for one, where depth goes over into the wall's
         certainty = float(scene.hole[pane].mean()) if pane.any() else 0.0
-        if certainty >= GLASS_FILL:
+        if certainty >= GLASS_FILL and pane.sum() >= GLASS_SHARE * pane.size:
             pane |= _window_frame(scene, pane, floor, holders)
             panes.append((pane, certainty))
     return panes
+
+
+def _without_strips(mask: np.ndarray) -> np.ndarray:
+    """A mask [h,w] without what is narrower than STRIP, bool."""
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((STRIP, STRIP), np.uint8)) > 0
 
 
 def _window_frame(scene: Scene, pane: np.ndarray, floor: Surface | None, walls: list[Surface]) -> np.ndarray:

@@ -255,6 +255,16 @@ def test_a_dark_curtain_before_a_window_is_wall():
     assert (classify(depth, CAMERA, sensor).classes[curtain] == WALL).mean() > 0.8
 
 
+def test_a_dark_curtain_before_a_wall_is_no_glass():
+    depth, _, labels = render()
+    x, height = on_front_wall(depth)
+    curtain = (np.abs(x - 0.6) < 0.4) & (height > -1) & (height < 0.9) & (labels == WALL)
+    depth[curtain] = FRONT - 0.08
+    blurred = cv2.GaussianBlur(depth, (0, 0), 2)  # a teacher's
+    sensor = np.where(curtain, 0, depth).astype(np.float32)
+    assert not (classify(blurred, CAMERA, sensor).classes[curtain] == GLASS).any()
+
+
 def test_a_dark_panel_low_on_a_wall_is_no_glass():
     depth, sensor, labels = render()
     rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]]

@@ -18,7 +18,7 @@ SCRIPT = ROOT / "dataset" / "label_remapper.py"
 DECIDED = {
     "floor": ["floor", "rug", "floor mat"],
     "wall": [
-        "wall", "door", "garage door", "door frame", "door knob", "door way arch", "window frame", "column",
+        "wall", "door", "garage door", "door frame", "door knob", "door way arch", "column",
         "floor trim", "picture", "whiteboard", "projector screen", "curtain", "blinds", "shower curtain",
         "light switch", "fireplace", "room divider",
     ],
@@ -28,7 +28,10 @@ DECIDED = {
         "faucet", "display case", "pillow", "blanket", "tablecloth", "drawer handle", "toys shelf", "treadmill",
         "piano", "desser",
     ],
-    "glass": ["window", "mirror", "glass pane", "glass", "fish tank", "doorreflection", "light switchreflection"],
+    "glass": [
+        "window", "window frame", "mirror", "glass pane", "glass", "fish tank", "doorreflection",
+        "light switchreflection",
+    ],
     "other": [
         "ceiling", "stairs", "railing", "door way", "glass rack", "wine glass", "glass box", "eye glasses",
         "glass ware", "fiberglass case", "television", "lamp", "plant", "microwave", "toy chair", "toy sofa",

@@ -225,6 +225,7 @@ def other_name(file) -> None:
         (replace("labels", np.zeros((6, WIDTH, HEIGHT), np.float64)), ["labels"]),
         (replace("scenes", np.zeros((1, 6))), ["scenes"]),
         (unknown_id, ["000004", "895"]),
+        (lambda file: file.attrs.update(fx=674.5), ["attributes", "rooms.py"]),
         (lambda file: file.create_dataset("intrinsics", data=np.ones((6, 3))), ["intrinsics", "(6, 3)"]),
         (lambda file: file.create_dataset("intrinsics", data=np.full((6, 4), np.nan)), ["intrinsics", "000001"]),
         (other_name, ["names", "id 2"]),

@@ -66,8 +66,10 @@ def test_each_room_has_a_lens_of_its_own(frames):
     )
     assert len(set(factors)) == SCENES and 0.5 <= min(factors) < max(factors) <= 2
     assert [frame.scene for frame in seen] == [frame.scene for frame in frames]
+    floor_id = rooms.class_table()[0].index("floor") + 1
+    assert any((frame.labels == floor_id).any() for frame in seen)
     for frame in seen:
-        floor = frame.labels == rooms.class_table()[0].index("floor") + 1
+        floor = frame.labels == floor_id
         np.testing.assert_allclose(frame.depth[floor], _floor_depth(frame.camera, frame.pose)[floor], rtol=2e-6)
 
 
@@ -187,7 +189,8 @@ def test_too_few_frames_leave_no_file(frames, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_flag_is_one_line(tmp_path):
-    command = [sys.executable, rooms.__file__, "--out", "rooms.mat", "--scenes", "0"]
+@pytest.mark.parametrize("flags", ["--scenes 0", "--focal-scale 2 1", "--focal-scale 1 2 3"])
+def test_wrong_flag_is_one_line(tmp_path, flags):
+    command = [sys.executable, rooms.__file__, "--out", "rooms.mat", *flags.split()]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == EXIT_USAGE and ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

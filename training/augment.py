@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from training.feed import Batch
 
 FLIP_PROBABILITY = 0.5
+SHORTEST_LENS = 0.2  # the least share of the network's size that the encoder's five halvings leave something of
 SIZES = 10  # images are so many parts of the network's size: few sizes, since a GPU prepares itself for each
-SAMPLES = 2  # readings a pixel and axis: as many as the frames have in a whole view, so that no zoom is sharper than it
+SAMPLES = 2  # readings a pixel and axis: of frames twice the network's size, lenses from 0.5 on leave none out
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # largest relative change
 GAMMA = 0.2  # largest change of log gamma
 # How sharp and noisy a picture is depends on the lens, the zoom and the camera: a student that is not shown all kinds
@@ -67,7 +68,7 @@ def augment(
     Args:
         batch: from the feed, at least of the size to come: a crop that had to be enlarged would be blurred, and a
             student reads the zoom off the blur instead of off what is in the picture.
-        zoom: range of the factor on the focal length.
+        zoom: range of the factor on the focal length, from SHORTEST_LENS on.
         size: (height, width) of the largest copy, which the copy is a share of.
         texture: how much sharpness and noise vary, 0 (not at all) to 1.
         rank, processes: the batch is part number `rank` of so many equal parts of the step's.
@@ -96,11 +97,9 @@ def augment(
 
 
 def draw_share(generator: torch.Generator, zoom: tuple[float, float]) -> float:
-    """A step's image size as a share of the network's: none larger than the longest lens or smaller than the shortest.
-
-    A fifth is the least that the encoder's five halvings leave something of.
-    """
-    least, most = (min(max(int(SIZES * limit + 1e-6), SIZES // 5), SIZES) for limit in zoom)
+    """A step's image size as a share of the network's, in tenths: from the shortest lens, rounded down, to 1 or the
+    longest lens."""
+    least, most = (min(int(SIZES * limit + 1e-6), SIZES) for limit in zoom)
     return int(torch.randint(least, most + 1, (), generator=generator)) / SIZES
 
 
