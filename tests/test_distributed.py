@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,7 +99,9 @@ def test_an_error_of_the_main_process_ends_all_with_one_line_each(tmp_path):
     with started(2, ROOT / "train.py", "--manifest", tmp_path / "none.jsonl", "--device", "cpu") as run:
         output, _ = run.communicate(timeout=LONGEST)
     assert "train.py: error: there is no" in output and "train.py: error: the main process has failed" in output
-    assert output.count("exitcode  : 2") == 2 and output.count("Traceback") == 1, "torchrun's own traceback alone"
+    codes = set(re.findall(r"exitcode +: (-?\d+)", output))
+    assert "2" in codes and codes <= {"2", "-15"}, "torchrun ends the others as soon as it sees that one has ended"
+    assert output.count("Traceback") == 1, "torchrun's own traceback alone"
 
 
 def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):
