@@ -72,6 +72,15 @@ def test_depth_is_metric_through_another_lens(student, unseen_rooms, factor):
     assert BAND[0] <= ratio_of(student, unseen_rooms, factor, rule=True) <= BAND[1]
 
 
-def test_without_the_rule_depth_is_not_metric_through_both_lenses(student, unseen_rooms):
-    ratios = [ratio_of(student, unseen_rooms, factor, rule=False) for factor in LENSES]
-    assert not all(BAND[0] <= ratio <= BAND[1] for ratio in ratios)
+@pytest.mark.parametrize(
+    "factor",
+    [
+        LENSES[0],
+        pytest.param(
+            LENSES[1],
+            marks=pytest.mark.xfail(reason="the demo's student follows a longer lens too little in some trainings"),
+        ),
+    ],
+)
+def test_without_the_rule_depth_leaves_the_band(student, unseen_rooms, factor):
+    assert not BAND[0] <= ratio_of(student, unseen_rooms, factor, rule=False) <= BAND[1]
