@@ -137,6 +137,7 @@ class Config:
     # learns its statistics, normalises each part by the part's own.
     accumulation_steps: int = 1
     lr: float = 3e-3
+    pretrained_encoder_lr: float = 0.3  # share of lr for an encoder that starts from ImageNet's or other weights
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1
     gradient_clip: float = 1.0

@@ -12,28 +12,17 @@ SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume th
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from cli import (
-    EXIT_STOPPED,
-    ArgumentParser,
-    StopSignal,
-    UserError,
-    fraction,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    run,
-)
+from cli import EXIT_STOPPED, StopSignal, UserError, run
 from config import CLASS_NAMES, Config
 from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.manifest import fingerprint, read_manifest
 from models.losses import LossWeights, distillation_loss, hybrid_depth, target_counts
-from training.augment import SHORTEST_LENS, augment
+from training.augment import augment
 from training.checkpoint import (
     MovingAverage,
     build_student,
@@ -53,75 +42,14 @@ from training.feed import (
     training_batches,
 )
 from training.guard import LARGEST_ROW, FiniteGuard
+from training.options import parse_arguments
 from training.report import report_epoch
 from training.start import describe, find_manifest, git_revision, load_start, pack, refuse_other_settings
 from training.validation import validate
 
 
-def parse_arguments():
-    parser = ArgumentParser(__doc__)
-    defaults = Config()
-    parser.add_argument("--manifest", type=Path, help="manifest.jsonl to train on (default: the one of --data-root)")
-    parser.add_argument("--data-root", type=Path, help=f"folder of the data folders (default: {defaults.data_root})")
-    parser.add_argument("--checkpoint-dir", type=Path, help=f"default: {defaults.checkpoint_dir}")
-    parser.add_argument("--log-dir", type=Path, help=f"default: {defaults.log_dir}")
-    parser.add_argument("--epochs", type=positive_int, help=f"default: {defaults.epochs}")
-    parser.add_argument(
-        "--batch-size", type=positive_int, help=f"frames a step, of all processes (default: {defaults.batch_size})"
-    )
-    parser.add_argument(
-        "--accumulation-steps",
-        type=positive_int,
-        help=f"parts that a batch is worked through in, for want of memory (default: {defaults.accumulation_steps})",
-    )
-    parser.add_argument("--lr", type=positive_float, help=f"highest learning rate (default: {defaults.lr})")
-    parser.add_argument(
-        "--zoom",
-        type=positive_float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="lenses to make out of the data by crops and smaller images, in focal lengths of its own, 0.2 or more; "
-        f"for a robot with another camera data of several cameras serve better (default: {defaults.zoom_min} "
-        f"{defaults.zoom_max})",
-    )
-    parser.add_argument(
-        "--texture",
-        type=fraction,
-        help="blur and noise to be ready for, 0 (the data's own) to 1 (strong): 0 where training is too short to learn "
-        f"to look through them (default: {defaults.texture})",
-    )
-    parser.add_argument("--seed", type=non_negative_int, help=f"default: {defaults.seed}")
-    parser.add_argument("--num-workers", type=non_negative_int, help=f"threads (default: {defaults.num_workers})")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default); a GPU a process")
-    parser.add_argument("--compile", action="store_true", help="compile the student first; pays off on a GPU")
-    parser.add_argument("--data-limit", type=positive_int, help="train and validate on at most so many frames each")
-    parser.add_argument("--resume", nargs="?", const="auto", help="a checkpoint, or auto: last.pt if there is one")
-    parser.add_argument(
-        "--encoder-weights",
-        help="imagenet: an error when they can't be had; auto (default): a random start then; none; or a file",
-    )
-    parser.add_argument(
-        "--init", type=Path, help="start from the student of this checkpoint, pretrained on rendered rooms, say"
-    )
-    parser.add_argument("--require-data", action="store_true", help="fail rather than train on rendered rooms")
-    parser.add_argument(
-        "--use-corridor-data", action="store_true", default=None, help="train on corridor_teacher_data of the data root"
-    )
-    return parser.parse_args()
-
-
 def main() -> int:
-    arguments = parse_arguments()
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    config = Config(**{setting.name: given[setting.name] for setting in fields(Config) if setting.name in given})
-    if arguments.zoom:
-        config.zoom_min, config.zoom_max = arguments.zoom
-        if config.zoom_min > config.zoom_max:
-            raise UserError("--zoom LOW HIGH: the first is the smaller one")
-        if config.zoom_min < SHORTEST_LENS:
-            raise UserError(f"--zoom LOW HIGH: lenses shorter than {SHORTEST_LENS} leave nothing of an image")
-    if arguments.init and arguments.encoder_weights:
-        raise UserError("--init brings the encoder's weights, too: leave --encoder-weights out")
+    arguments, config = parse_arguments(__doc__)
     with processes_of(arguments.device) as (processes, device):
         return train(arguments, config, processes, device)
 
@@ -191,9 +119,10 @@ class Trainer:
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
         self.model = build_student(config).to(device, memory_format=torch.channels_last)
         self.parallel = self.processes.parallel(self.model, device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        encoder = list(self.model.encoder.parameters())
+        others = [weight for name, weight in self.model.named_parameters() if not name.startswith("encoder.")]
+        groups = [{"params": encoder}, {"params": others}]
+        self.optimizer = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
         self.guard = FiniteGuard(self.model, self.optimizer, device)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
@@ -215,6 +144,9 @@ class Trainer:
         revision = {"git_revision": git_revision(), "processes": self.processes.size}
         self.notes |= {"encoder_start": start, "run": name} | revision | description
         self.notes = self.processes.of_main(self.notes)
+        if self.notes["encoder_start"] != "random" and not isinstance(weights, Path):  # only the encoder is
+            for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
+                self.optimizer.param_groups[0][rate] *= self.config.pretrained_encoder_lr
         data = {"data_fingerprint": self.notes["data_fingerprint"]}
         if self.processes.main:
             write_json(self.run_dir / "config.json", plain_config(self.config) | revision | data)

@@ -24,6 +24,7 @@ from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, read_manifest
 from models.losses import hybrid_depth
 from training import start
+from training.augment import augment
 from training.feed import PackedFrames, choose_rows, target_statistics, training_batches
 
 CONFIG = Config()
@@ -54,6 +55,24 @@ def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):
     assert (batch.seg_confidence[1] == 1).all()
     assert not batch.da3_depth[1].any()
     assert (batch.sam2_seg[1] == IGNORE).all() and (batch.labels[1] == IGNORE).all()
+
+
+def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
+    rows = read_manifest(manifest)[:4]
+    for row in rows:
+        row.da3_depth = row.sam2_seg = row.confidence = None
+    frames = packed(rows, tmp_path)
+    assert set(frames.arrays) == {"rgb", "depth", "labels"}
+    batch = frames.batch([0, 1], CPU)
+    assert not batch.da3_depth.any() and (batch.sam2_seg == IGNORE).all() and (batch.confidence == 1).all()
+    assert batch.sam2_seg.shape == batch.labels.shape and batch.da3_depth.shape == batch.depth.shape
+    size = (CONFIG.height // 2, CONFIG.width // 2)
+    changed = augment(batch, (1.0, 1.2), size, seed=0, step=0)
+    assert not changed.da3_depth.any() and (changed.sam2_seg == IGNORE).all() and (changed.confidence == 1).all()
+    assert changed.sam2_seg.shape == changed.labels.shape and changed.da3_depth.shape == changed.depth.shape
+    taught = next(training_batches(frames, 2, 0, 0, 0, CPU))
+    assert (taught.labels == IGNORE).all() and not any(taught.labels.stride()[1:]), "training has no use for them"
+    assert target_statistics(frames, 0.5)["majority_class"] is None
 
 
 def test_cache_is_reused_and_built_anew_when_a_file_changes(manifest, tmp_path, monkeypatch):
@@ -385,6 +404,11 @@ def test_encoder_weights(manifest, tmp_path):
     assert trainer.notes["encoder_start"] == str(tmp_path / "encoder.pt")
     assert all((weight == 0.5).all() for weight in trainer.model.encoder.parameters())
     assert all((weight == 0.5).all() for weight in trainer.average.model.encoder.parameters())
+    encoder, others = trainer.optimizer.param_groups
+    for _ in range(trainer.total_steps):
+        assert encoder["lr"] == pytest.approx(config.pretrained_encoder_lr * others["lr"])
+        trainer.optimizer.step()
+        trainer.schedule.step()
     torch.save(dict(list(weights.items())[5:]), tmp_path / "part.pt")
     (tmp_path / "empty.pt").touch()
     (tmp_path / "text.pt").write_text("404 not found")

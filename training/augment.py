@@ -143,8 +143,12 @@ def change_texture(rgb: Tensor, texture: float, draws: Draws) -> Tensor:
 
 
 def _nearest(values: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(values, grid, mode="nearest", padding_mode="border", align_corners=False)
+    """The values [B,C,h,w] nearest to the grid's points [B,H,W,2], [B,C,H,W]."""
+    if not any(values.stride()[2:]):  # one value all over the frame
+        return values[..., :1, :1].expand(-1, -1, *grid.shape[1:3])
+    sampled = F.grid_sample(values.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    return sampled.to(values.dtype)
 
 
 def _nearest_classes(classes: Tensor, grid: Tensor) -> Tensor:
-    return _nearest(classes.float().unsqueeze(1), grid)[:, 0].long()
+    return _nearest(classes.unsqueeze(1), grid)[:, 0]

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,17 @@ from dataset.files import read_npy, write_json
 from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera, to_network_map, to_network_rgb
 from dataset.manifest import Row, fingerprint
 
-LAYOUT_VERSION = 2  # part of the cache's name: raise it when what is packed changes
-ARRAYS = {  # name: (dtype, channels); sizes are [N, height, width, channels]
-    "rgb": (np.uint8, 3),
-    "depth": (np.uint16, 1),  # millimetres: float16 metres would step by 8 mm above 8 m
-    "confidence": (np.uint8, 1),  # 0..255 for 0..1
-    "da3_depth": (np.uint16, 1),  # millimetres
-    "sam2_seg": (np.uint8, 1),
-    "seg_confidence": (np.uint8, 1),  # 0..255 for 0..1
-    "labels": (np.uint8, 1),
+LAYOUT_VERSION = 3  # part of the cache's name: raise it when what is packed changes
+ARRAYS = {  # name: (dtype, channels, value where a frame has none); sizes are [N, height, width, channels]
+    "rgb": (np.uint8, 3, 0),
+    "depth": (np.uint16, 1, 0),  # millimetres: float16 metres would step by 8 mm above 8 m
+    "confidence": (np.uint8, 1, 255),  # 0..255 for 0..1
+    "da3_depth": (np.uint16, 1, 0),  # millimetres
+    "sam2_seg": (np.uint8, 1, IGNORE),
+    "seg_confidence": (np.uint8, 1, 255),  # 0..255 for 0..1; a teacher that says nothing of it is sure
+    "labels": (np.uint8, 1, IGNORE),
 }
+TAUGHT = tuple(name for name in ARRAYS if name != "labels")  # what training learns from
 # Scale from metres to metres at the reference focal length: f_ref / f, 1 for a frame without intrinsics.
 FOCAL_FACTOR = "focal_factor"
 STATISTICS_FRAMES = 300
@@ -40,7 +41,8 @@ class Batch:
     """Frames on the training device; depth in metres of each frame's own camera, 0 = no value.
 
     rgb: float32 [B,3,H,W] in 0..1; depth, da3_depth, confidence, seg_confidence (of sam2_seg): float32 [B,1,H,W];
-    sam2_seg, labels: int64 [B,H,W], 255 = ignore; focal_factor: float32 [B], f_ref / f.
+    sam2_seg, labels: int64 [B,H,W], 255 = ignore; focal_factor: float32 [B], f_ref / f. What no frame has is one value
+    of stride 0, which takes no memory.
     """
 
     rgb: Tensor
@@ -82,7 +84,8 @@ class PackedFrames:
         self.folder = Path(cache_dir) / hashlib.sha256(name.encode()).hexdigest()[:24]
         if not self.folder.is_dir():
             self._build(workers)
-        self.arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        files = {name: self.folder / f"{name}.npy" for name in ARRAYS}
+        self.arrays = {name: np.load(file, mmap_mode="r") for name, file in files.items() if file.is_file()}
         self.focal_factor = read_npy(self.folder / f"{FOCAL_FACTOR}.npy")
 
     def __len__(self) -> int:
@@ -107,7 +110,8 @@ class PackedFrames:
             name: np.lib.format.open_memmap(
                 folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(len(self.rows), height, width, channels)
             )
-            for name, (dtype, channels) in ARRAYS.items()
+            for name, (dtype, channels, _) in ARRAYS.items()
+            if any(getattr(row, name) for row in self.rows)  # one that no frame has would only be read and moved
         }
         factors = np.ones(len(self.rows), dtype=np.float32)
 
@@ -115,8 +119,9 @@ class PackedFrames:
             frame = read_frame(self.rows[index])
             if frame.da3_depth is not None and self.rows[index].da3_scale is not None:
                 frame.da3_depth *= self.rows[index].da3_scale
-            for name, packed in pack_frame(frame, width, height).items():
-                arrays[name][index] = packed
+            packed = pack_frame(frame, width, height)
+            for name, array in arrays.items():
+                array[index] = packed.get(name, ARRAYS[name][-1])
             if frame.intrinsics:
                 factors[index] = self.reference_focal / to_network_camera(frame.intrinsics, width, height).focal
 
@@ -128,10 +133,20 @@ class PackedFrames:
         np.save(folder / f"{FOCAL_FACTOR}.npy", factors, allow_pickle=False)
         write_json(folder / "stems.json", [row.stem for row in self.rows])
 
-    def gather(self, indices: Sequence[int], pin: bool) -> dict[str, Tensor]:
-        """The packed arrays of the given frames, [B,H,W,C] each, and focal_factor [B], in memory (pinned for a GPU)."""
+    def array(self, name: str, index: int) -> np.ndarray:
+        """One packed array of one frame, [H,W,C]; of one value where no frame has it."""
+        if name in self.arrays:
+            return self.arrays[name][index]
+        dtype, channels, value = ARRAYS[name]
+        return np.broadcast_to(np.array(value, dtype), (*self.arrays["rgb"].shape[1:3], channels))
+
+    def gather(self, indices: Sequence[int], pin: bool, names: Iterable[str] = ARRAYS) -> dict[str, Tensor]:
+        """The packed arrays of those names of the given frames, [B,H,W,C] each, and focal_factor [B], in memory.
+
+        In pinned memory for a GPU. Arrays that no frame has are left out.
+        """
         chosen = np.asarray(indices)
-        tensors = {name: torch.from_numpy(array[chosen]) for name, array in self.arrays.items()}
+        tensors = {name: torch.from_numpy(self.arrays[name][chosen]) for name in names if name in self.arrays}
         tensors[FOCAL_FACTOR] = torch.from_numpy(self.focal_factor[chosen])
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if pin else tensors
 
@@ -143,17 +158,27 @@ class PackedFrames:
 def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
     """What PackedFrames.gather() returned, as a batch on the device."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in gathered.items()}
-    factor = moved.pop(FOCAL_FACTOR)
-    moved = {name: tensor.permute(0, 3, 1, 2) for name, tensor in moved.items()}
+    frames, height, width, _ = moved["rgb"].shape
+
+    def raw(name: str) -> Tensor:
+        constant = torch.full((1, 1, 1, 1), ARRAYS[name][-1], device=device)
+        return moved[name].permute(0, 3, 1, 2) if name in moved else constant
+
+    def floats(name: str, unit: int) -> Tensor:
+        return (raw(name).float() / unit).expand(frames, -1, height, width)
+
+    def classes(name: str) -> Tensor:
+        return raw(name).long().expand(frames, -1, height, width)[:, 0]
+
     return Batch(
-        rgb=moved["rgb"].float().div(255).contiguous(),
-        depth=moved["depth"].float() / MILLIMETRES,
-        confidence=moved["confidence"].float() / 255,
-        da3_depth=moved["da3_depth"].float() / MILLIMETRES,
-        sam2_seg=moved["sam2_seg"][:, 0].long(),
-        seg_confidence=moved["seg_confidence"].float() / 255,
-        labels=moved["labels"][:, 0].long(),
-        focal_factor=factor,
+        rgb=floats("rgb", 255).contiguous(),
+        depth=floats("depth", MILLIMETRES),
+        confidence=floats("confidence", 255),
+        da3_depth=floats("da3_depth", MILLIMETRES),
+        sam2_seg=classes("sam2_seg"),
+        seg_confidence=floats("seg_confidence", 255),
+        labels=classes("labels"),
+        focal_factor=moved[FOCAL_FACTOR],
     )
 
 
@@ -168,11 +193,11 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float
     sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), STATISTICS_FRAMES)).round().astype(int))
     total, pixels, counts = 0.0, 0, np.zeros(256, dtype=np.int64)
     for index in sample:
-        depth, teacher = (frames.arrays[name][index].astype(np.float64) for name in ("depth", "da3_depth"))
-        confident = (frames.arrays["confidence"][index] >= threshold * 255) & (depth > 0)
+        depth, teacher = (frames.array(name, index).astype(np.float64) for name in ("depth", "da3_depth"))
+        confident = (frames.array("confidence", index) >= threshold * 255) & (depth > 0)
         target = np.where(confident, depth, teacher) / MILLIMETRES * frames.focal_factor[index]
         total, pixels = total + target.sum(), pixels + np.count_nonzero(target)
-        counts += np.bincount(frames.arrays["sam2_seg"][index].ravel(), minlength=256)
+        counts += np.bincount(frames.array("sam2_seg", index).ravel(), minlength=256)
     counts[IGNORE] = 0
     return {
         "mean_depth": float(total / pixels) if pixels else None,
@@ -181,33 +206,49 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float
 
 
 def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
-    """One frame at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
+    """What a frame has, at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
 
-    def depth(array: np.ndarray | None) -> np.ndarray:
-        if array is None:
-            return np.zeros((height, width, 1), dtype=np.uint16)
-        millimetres = np.rint(to_network_map(array, width, height) * MILLIMETRES)
-        return np.minimum(millimetres, np.iinfo(np.uint16).max).astype(np.uint16)[..., None]
+    def millimetres(depth: np.ndarray) -> np.ndarray:
+        return np.minimum(np.rint(depth * MILLIMETRES), np.iinfo(np.uint16).max)
 
-    def classes(array: np.ndarray | None) -> np.ndarray:
-        if array is None:
-            return np.full((height, width, 1), IGNORE, dtype=np.uint8)
-        return to_network_map(array, width, height)[..., None]
+    def of_255(confidence: np.ndarray) -> np.ndarray:
+        return np.rint(confidence * 255)
 
-    def confidence(array: np.ndarray | None) -> np.ndarray:
-        if array is None:  # a teacher that says nothing of it is sure
-            return np.full((height, width, 1), 255, dtype=np.uint8)
-        return np.rint(to_network_map(array, width, height) * 255).astype(np.uint8)[..., None]
+    units = {"depth": millimetres, "da3_depth": millimetres, "confidence": of_255, "seg_confidence": of_255}
+    packed = {"rgb": to_network_rgb(frame.rgb, width, height)}
+    for name, (dtype, _, _) in ARRAYS.items():
+        if name != "rgb" and (array := getattr(frame, name)) is not None:
+            resized = to_network_map(array, width, height)
+            packed[name] = units.get(name, np.asarray)(resized).astype(dtype)[..., None]
+    return packed
 
-    return {
-        "rgb": to_network_rgb(frame.rgb, width, height),
-        "depth": depth(frame.depth),
-        "confidence": confidence(frame.confidence),
-        "da3_depth": depth(frame.da3_depth),
-        "sam2_seg": classes(frame.sam2_seg),
-        "seg_confidence": confidence(frame.seg_confidence),
-        "labels": classes(frame.labels),
-    }
+
+def gathered_batches(
+    frames: PackedFrames,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    skip: int,
+    pin: bool,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[dict[str, Tensor]]:
+    """What PackedFrames.gather() returns of the batches of training_batches(), with the same arguments.
+
+    The next batch is read while the current one is in use; the reading thread touches no tensor arithmetic, since each
+    thread that does keeps a pool of OpenMP threads, which take the cores from each other.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(frames))
+    count = batches_per_epoch(len(frames), batch_size)
+    batch_size = min(batch_size, len(frames))
+    part = batch_size // processes
+    chosen = [order[start : start + part] for n in range(skip, count) for start in [n * batch_size + rank * part]]
+    with ThreadPoolExecutor(1) as reader:
+        waiting = [reader.submit(frames.gather, indices, pin, TAUGHT) for indices in chosen[:1]]
+        for position in range(len(chosen)):
+            if position + 1 < len(chosen):
+                waiting.append(reader.submit(frames.gather, chosen[position + 1], pin, TAUGHT))
+            yield waiting.pop(0).result()
 
 
 def training_batches(
@@ -223,24 +264,13 @@ def training_batches(
     """The batches of one epoch in an order that depends on seed and epoch alone, the first `skip` left out.
 
     Frames fewer than batch_size are one batch. With several processes each one gets its equal part of each batch; the
-    processes must divide it.
+    processes must divide it. The reference labels are left out, training doesn't learn from them.
 
     The last frames that fill no whole batch wait for another epoch's order, unless there are fewer than one batch.
-    The next batch is read while the current one is in use; the reading thread touches no tensor arithmetic, since each
-    thread that does keeps a pool of OpenMP threads, which take the cores from each other.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(frames))
-    count = batches_per_epoch(len(frames), batch_size)
-    batch_size = min(batch_size, len(frames))
-    part = batch_size // processes
-    chosen = [order[start : start + part] for n in range(skip, count) for start in [n * batch_size + rank * part]]
     pin = device.type == "cuda"
-    with ThreadPoolExecutor(1) as reader:
-        waiting = [reader.submit(frames.gather, indices, pin) for indices in chosen[:1]]
-        for position in range(len(chosen)):
-            if position + 1 < len(chosen):
-                waiting.append(reader.submit(frames.gather, chosen[position + 1], pin))
-            yield unpack(waiting.pop(0).result(), device)
+    for gathered in gathered_batches(frames, batch_size, seed, epoch, skip, pin, rank, processes):
+        yield unpack(gathered, device)
 
 
 def batches_per_epoch(frames: int, batch_size: int) -> int:
