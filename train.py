@@ -144,7 +144,8 @@ class Trainer:
         revision = {"git_revision": git_revision(), "processes": self.processes.size}
         self.notes |= {"encoder_start": start, "run": name} | revision | description
         self.notes = self.processes.of_main(self.notes)
-        if self.notes["encoder_start"] != "random" and not isinstance(weights, Path):  # only the encoder is
+        if self.notes["encoder_start"] != "random" and not isinstance(weights, Path):
+            # the encoder alone knows something that a high rate would spoil
             for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
                 self.optimizer.param_groups[0][rate] *= self.config.pretrained_encoder_lr
         data = {"data_fingerprint": self.notes["data_fingerprint"]}

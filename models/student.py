@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIN_DEPTH, MAX_DEPTH = 0.05, 20.0  # metres at the reference focal length: indoor range with room for other lenses
+REFINED = 48  # channels that a decoder's head reads
 INITIAL_DEPTH = 2.0  # metres, what an untrained student says
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -32,12 +33,12 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> list
 
 
 def separable(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Depthwise then pointwise convolution, each with batch norm, one Hardswish after each as in the encoder."""
+    """Depthwise then pointwise convolution, each with batch norm and ReLU, which runtimes fuse into a convolution."""
     return nn.Sequential(
         *conv_bn(inputs, inputs, kernel, groups=inputs),
-        nn.Hardswish(),
+        nn.ReLU(),
         *conv_bn(inputs, outputs),
-        nn.Hardswish(),
+        nn.ReLU(),
     )
 
 
@@ -49,19 +50,22 @@ def resize_to(features: Tensor, size: torch.Size) -> Tensor:
 class Neck(nn.Module):
     """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): every level gets what the coarser ones know.
 
-    Takes the encoder's maps (strides 4, 8, 16, 32), returns the finest one: [B,channels,H/4,W/4].
+    Takes the encoder's maps (strides 4, 8, 16, 32), returns the finest one: [B,channels,H/4,W/4]. Convolutions mix what
+    is added at each level but the finest, which each decoder mixes in its own way.
     """
 
     def __init__(self, encoder_channels: list[int], channels: int):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(c, channels)) for c in encoder_channels)
-        self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[:-1])
+        self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[1:-1])
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         merged = self.lateral[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             lateral = self.lateral[level](maps[level])
-            merged = self.fuse[level](lateral + resize_to(merged, lateral.shape[-2:]))
+            merged = lateral + resize_to(merged, lateral.shape[-2:])
+            if level:
+                merged = self.fuse[level - 1](merged)
         return merged
 
 
@@ -74,8 +78,8 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
-        self.refine = separable(channels, channels, 5)
-        self.head = nn.Conv2d(channels, 4 * outputs, 1)
+        self.refine = separable(channels, REFINED, 5)
+        self.head = nn.Conv2d(REFINED, 4 * outputs, 1)
         with torch.no_grad():  # all sub-pixels of a cell start alike, else the output starts as a checkerboard
             self.head.weight.copy_(self.head.weight[::4].repeat_interleave(4, dim=0))
             self.head.bias.copy_(self.head.bias[::4].repeat_interleave(4))
@@ -106,19 +110,18 @@ class Student(nn.Module):
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         pyramid = self.neck(self.encoder((rgb - self.mean) / self.std))
-        # Doubling the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
-        raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
-        seg = resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
-        return bounded_depth(raw_depth), seg
+        # Doubling log depth, not depth, keeps near surfaces sharp beside far ones.
+        depth = resize_to(bounded_log_depth(self.depth_decoder(pyramid)), rgb.shape[-2:]).exp()
+        return depth, resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
 
 
-def bounded_depth(raw: Tensor) -> Tensor:
-    """Any real number to metres within MIN_DEPTH..MAX_DEPTH, even in log depth; float32 has a gradient up to raw = ±16.
+def bounded_log_depth(raw: Tensor) -> Tensor:
+    """Any real number to the logarithm of MIN_DEPTH..MAX_DEPTH metres; float32 has a gradient up to raw = ±16.
 
     At least float32 whatever autocast does: half precision would step by centimetres above 8 m.
     """
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-    return MIN_DEPTH * torch.exp(math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw))
+    return math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw) + math.log(MIN_DEPTH)
 
 
 def load_encoder_weights(student: Student, encoder: str, choice: str) -> str:

@@ -121,7 +121,7 @@ class PackedFrames:
                 frame.da3_depth *= self.rows[index].da3_scale
             packed = pack_frame(frame, width, height)
             for name, array in arrays.items():
-                array[index] = packed.get(name, ARRAYS[name][-1])
+                array[index] = packed[name]
             if frame.intrinsics:
                 factors[index] = self.reference_focal / to_network_camera(frame.intrinsics, width, height).focal
 
@@ -206,7 +206,7 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float
 
 
 def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
-    """What a frame has, at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
+    """One frame at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
 
     def millimetres(depth: np.ndarray) -> np.ndarray:
         return np.minimum(np.rint(depth * MILLIMETRES), np.iinfo(np.uint16).max)
@@ -216,8 +216,12 @@ def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
 
     units = {"depth": millimetres, "da3_depth": millimetres, "confidence": of_255, "seg_confidence": of_255}
     packed = {"rgb": to_network_rgb(frame.rgb, width, height)}
-    for name, (dtype, _, _) in ARRAYS.items():
-        if name != "rgb" and (array := getattr(frame, name)) is not None:
+    for name, (dtype, channels, value) in ARRAYS.items():
+        if name == "rgb":
+            continue
+        if (array := getattr(frame, name)) is None:
+            packed[name] = np.full((height, width, channels), value, dtype)
+        else:
             resized = to_network_map(array, width, height)
             packed[name] = units.get(name, np.asarray)(resized).astype(dtype)[..., None]
     return packed
