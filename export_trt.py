@@ -3,20 +3,21 @@
 Reads   a checkpoint; a manifest and the frames of its split 'test'; camera.json of the robot's camera, if given.
 Writes  <engine-dir>/student_fp32.onnx     rgb [1,3,240,320] float32 in 0..1 -> depth [1,1,240,320] in metres of the
                                            target camera and seg [1,6,240,320], class logits
+        <engine-dir>/student_fp16.onnx     the same in half precision but for what overflows in it; float32 in and out
         <engine-dir>/student_fp32.engine   the same for TensorRT, on the GPU and TensorRT version it was built with
         <engine-dir>/eval_frames.npz       held-out frames with references
         <engine-dir>/student.json          what was exported, from what, for which camera, with which error
 
-Every graph is run in ONNX Runtime against PyTorch before it is written; exit code 1 when they differ. An engine runs
+Every graph is run in ONNX Runtime against PyTorch before it is written, and half precision is shown to hold every value
+that it has to; exit code 1 when not. An engine runs
 only on the kind of GPU that built it: copy the folder to a Jetson with the .onnx and build there (benchmark_jetson.py
 says how).
 """
 
 import hashlib
-import io
+import math
 import platform
-import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,46 +25,32 @@ import onnx
 import onnxruntime
 import onnxslim
 import torch
-from torch import Tensor, nn
+from tabulate import tabulate
 
 from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, positive_int, run
-from config import CLASS_NAMES, IGNORE, NYU_INTRINSICS, Config, Intrinsics
+from config import CLASS_NAMES, IGNORE, Config, Intrinsics
 from dataset.files import atomic_path, write_json
-from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera
-from dataset.manifest import Cameras, Row, read_manifest
-from models.metrics import eigen_crop
-from models.student import Student
+from dataset.frames import to_network_camera
+from dataset.manifest import Cameras
+from deployment.agreement import TOLERANCES, by_onnx_runtime, by_pytorch, compare, losses, score, within
+from deployment.engine import build_engine, import_tensorrt
+from deployment.frames import evaluation_frames, find_test_rows, random_images, write_evaluation_frames
+from deployment.graph import (
+    DEPTH,
+    INPUT,
+    LARGEST_HALF,
+    OPSET,
+    SEG,
+    Deployed,
+    check_graph,
+    export_graph,
+    extreme_images,
+    half_ranges,
+    in_half,
+)
 from training.checkpoint import load_student
-from training.feed import choose_rows, pack_frame
 
-OPSET = 17  # the newest that the parsers of TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) read
-RANDOM_IMAGES = 4  # what graphs are compared on when there are no held-out frames
-INPUT, DEPTH, SEG = "rgb", "depth", "seg"
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a graph may stray from PyTorch: depth in millimetres anywhere, share of pixels with the same class."""
-
-    depth_mm: float
-    class_agreement: float
-
-
-TOLERANCES = {"fp32": Tolerance(depth_mm=1.0, class_agreement=0.999)}  # by precision, in the order of export
-
-
-class Deployed(nn.Module):
-    """The student behind one camera: [1,3,H,W] in 0..1 to depth in metres of that camera and class logits."""
-
-    def __init__(self, student: Student, depth_factor: float):
-        """depth_factor: f / f_ref, see models/student.py."""
-        super().__init__()
-        self.student, self.depth_factor = student, depth_factor
-        self.eval()  # all of it: the exporter puts every part back into the mode that it finds the outermost one in
-
-    def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        depth, seg = self.student(rgb)
-        return depth * self.depth_factor, seg
+LISTED_RANGES = 8  # tensors in the table of the largest values
 
 
 def target_camera(camera_file: Path | None, trained_camera: dict | None, config: Config) -> Intrinsics:
@@ -89,182 +76,6 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, config:
     )
 
 
-def find_test_rows(manifest: Path | None, config: Config, train_stems: list[str], limit: int) -> tuple[list[Row], str]:
-    """Rows of the test split that the student was not trained on, and what they are in words.
-
-    Without `manifest` the data folder's is taken, else the rendered rooms'; no row when there is neither.
-    Raises UserError when the manifest is unreadable or has no such row.
-    """
-    candidates = [config.teacher_data_dir, config.data_root / "rooms_teacher_data"]
-    found = [folder / "manifest.jsonl" for folder in candidates if (folder / "manifest.jsonl").is_file()]
-    if manifest is None and not found:
-        return [], "random images"
-    manifest = manifest or found[0]
-    trained = set(train_stems)
-    test_rows = [row for row in read_manifest(manifest) if row.split == "test"]
-    rows = [row for row in test_rows if row.stem not in trained]
-    if len(rows) < len(test_rows):
-        print(f"left out {len(test_rows) - len(rows)} test frames of {manifest}: the student was trained on them")
-    if not rows:
-        raise UserError(f"{manifest} has no frame of the split 'test' that the student was not trained on")
-    rows = choose_rows(rows, "test", limit)
-    return rows, f"{len(rows)} test frames of {manifest.parent.name}/{manifest.name}"
-
-
-def evaluation_frames(rows: list[Row], config: Config) -> dict[str, np.ndarray]:
-    """The arrays of eval_frames.npz: what Table III is computed from, at the network's size.
-
-    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where the sensor gave
-        none that is trusted or the benchmark of the data does not score; labels uint8 [N,H,W], reference classes, 255
-        = none; focal float32 [N], pixels at this size (the reference's for a frame without intrinsics);
-        stems, fixed-width strings [N].
-    """
-    frames = [read_frame(row) for row in rows]
-    packed = [pack_frame(frame, config.width, config.height) for frame in frames]
-    return {
-        "rgb": np.stack([maps["rgb"] for maps in packed]),
-        "depth": np.stack([_trusted_depth(*pair, config) for pair in zip(frames, packed, strict=True)]),
-        "labels": np.stack([maps["labels"][..., 0] for maps in packed]),
-        "focal": np.array([_focal(frame, config) for frame in frames], dtype=np.float32),
-        "stems": np.array([frame.stem for frame in frames]),
-    }
-
-
-def _trusted_depth(frame: Frame, packed: dict[str, np.ndarray], config: Config) -> np.ndarray:
-    confident = packed["confidence"] >= config.confidence_threshold * 255
-    depth = np.where(confident, packed["depth"], 0)[..., 0].astype(np.float32) / np.float32(MILLIMETRES)
-    if frame.intrinsics != NYU_INTRINSICS:
-        return depth
-    scored = np.zeros_like(depth)
-    window = eigen_crop(*depth.shape)
-    scored[window] = depth[window]
-    return scored
-
-
-def _focal(frame: Frame, config: Config) -> float:
-    if frame.intrinsics is None:
-        return config.reference_focal
-    return to_network_camera(frame.intrinsics, config.width, config.height).focal
-
-
-def export_fp32(model: Deployed, height: int, width: int) -> onnx.ModelProto:
-    """The float32 graph, simplified, in one piece, opset 17.
-
-    torch.export's exporter writes opset 18 whatever is asked for; the TorchScript one writes 17, in three times the
-    nodes, which onnxslim folds. Attention's divisions stay float32 like everything else.
-    """
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter itself
-        warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
-        torch.onnx.export(
-            model,
-            (torch.zeros(1, 3, height, width),),
-            buffer,
-            input_names=[INPUT],
-            output_names=[DEPTH, SEG],
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return onnxslim.slim(onnx.load_from_string(buffer.getvalue()))
-
-
-def check_graph(graph: onnx.ModelProto, height: int, width: int) -> None:
-    """Raises RuntimeError when a graph is not valid, or of other opset, names, types or shapes than engines rely on."""
-    onnx.checker.check_model(graph, full_check=True)
-    opsets = {entry.domain: entry.version for entry in graph.opset_import}
-    if opsets != {"": OPSET}:
-        raise RuntimeError(f"the exporter wrote opset {opsets}, not {OPSET}")
-    contract = {
-        INPUT: [1, 3, height, width],
-        DEPTH: [1, 1, height, width],
-        SEG: [1, len(CLASS_NAMES), height, width],
-    }
-    tensors = {value.name: value.type.tensor_type for value in (*graph.graph.input, *graph.graph.output)}
-    shapes = {name: [axis.dim_value for axis in tensor.shape.dim] for name, tensor in tensors.items()}
-    if shapes != contract or any(tensor.elem_type != onnx.TensorProto.FLOAT for tensor in tensors.values()):
-        raise RuntimeError(f"the exporter wrote inputs and outputs {shapes}, not float32 {contract}")
-
-
-@torch.inference_mode()
-def compare(graph: bytes, model: Deployed, images: np.ndarray) -> dict[str, float]:
-    """How far a graph in ONNX Runtime strays from PyTorch.
-
-    Args:
-        graph: a serialised ONNX model.
-        images: uint8 [N,H,W,3], N >= 1.
-
-    Returns: max_depth_error_mm, the largest difference at any pixel; class_agreement, the share of pixels with the
-        same class. NaN as soon as either side says NaN.
-    """
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    errors, agreements = [], []
-    for image in images:
-        rgb = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float() / 255
-        depth, seg = session.run([DEPTH, SEG], {INPUT: rgb.numpy()})
-        expected_depth, expected_seg = (output.numpy() for output in model(rgb))
-        errors.append(np.abs(depth - expected_depth).max() * MILLIMETRES)
-        agreements.append((seg.argmax(axis=1) == expected_seg.argmax(axis=1)).mean())
-    return {"max_depth_error_mm": float(np.max(errors)), "class_agreement": float(np.mean(agreements))}
-
-
-def within(errors: dict[str, float], tolerance: Tolerance) -> bool:
-    """Whether the errors of compare() are within a tolerance; NaN is not."""
-    same_depth = errors["max_depth_error_mm"] <= tolerance.depth_mm
-    return same_depth and errors["class_agreement"] >= tolerance.class_agreement
-
-
-def random_images(height: int, width: int) -> np.ndarray:
-    """uint8 [RANDOM_IMAGES,H,W,3], always the same."""
-    return np.random.default_rng(0).integers(0, 256, (RANDOM_IMAGES, height, width, 3), dtype=np.uint8)
-
-
-def parse_graph(trt, graph: bytes) -> tuple:
-    """TensorRT's builder, network and parser of an ONNX graph; all three must live until the engine is built.
-
-    Args:
-        trt: the tensorrt module, 8.5 or newer.
-
-    Raises UserError when there is no GPU to build for or the parser does not take the graph.
-    """
-    flags = trt.NetworkDefinitionCreationFlag
-    # From 10 on types come from the graph; 8.5 and 8.6 know no such mode and must be asked for an explicit batch.
-    flag = flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH
-    logger = trt.Logger(trt.Logger.WARNING)
-    try:
-        builder = trt.Builder(logger)
-    except (TypeError, RuntimeError) as error:  # what the binding makes of a null pointer
-        raise UserError(
-            f"TensorRT {trt.__version__} finds no usable GPU ({error}); --skip-trt exports the ONNX alone"
-        ) from None
-    network = builder.create_network(1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(graph):
-        problems = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise UserError(f"TensorRT {trt.__version__} does not take the graph: {problems}")
-    return builder, network, parser
-
-
-def build_engine(trt, graph: bytes) -> bytes:
-    """A serialised engine of an ONNX graph for the GPU at hand; raises like parse_graph()."""
-    builder, network, parser = parse_graph(trt, graph)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa are no float32
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise UserError(f"TensorRT {trt.__version__} could not build an engine; its messages stand above")
-    return bytes(engine)
-
-
-def import_tensorrt():
-    """The tensorrt module; raises UserError when it is not installed."""
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise UserError(f"no engine was built: {error}; --skip-trt exports the ONNX alone") from None
-    return tensorrt
-
-
 def write_graph(path: Path, graph: bytes) -> None:
     """Write an ONNX file; an engine beside it goes away, since it was built from an earlier one."""
     engine = path.with_suffix(".engine")
@@ -273,16 +84,6 @@ def write_graph(path: Path, graph: bytes) -> None:
         print(f"removed {engine}: it was built from an earlier export")
     with atomic_path(path) as temporary:
         temporary.write_bytes(graph)
-
-
-def write_evaluation_frames(path: Path, frames: dict[str, np.ndarray] | None) -> None:
-    """Write eval_frames.npz; without frames an older one goes away."""
-    if frames:
-        with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **frames)
-    elif path.is_file():
-        path.unlink()
-        print(f"removed {path}: this export has no held-out frames")
 
 
 def file_entry(path: Path) -> dict:
@@ -346,6 +147,62 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def prove(
+    model: Deployed, images: np.ndarray, frames: dict[str, np.ndarray] | None, focal: float, config: Config
+) -> tuple[dict[str, bytes], list[dict]]:
+    """Export every precision and measure it.
+
+    Args:
+        images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
+        frames: to score on, of evaluation_frames(), if there are any.
+        focal: of the camera that the depth is for, in pixels at the network's size.
+
+    Returns: the serialised graphs, and of each an entry for student.json: errors against PyTorch in float32, scores
+        against the reference and what they lose, what half precision must hold; 'passed' says whether it is good.
+    """
+    exact, half = by_pytorch(model), in_half(model)
+    graphs, entries = {}, []
+    for precision, source in (("fp32", model), ("fp16", half)):
+        graph = export_graph(source, config.height, config.width)
+        check_graph(graph, config.height, config.width)
+        graphs[precision] = graph.SerializeToString()
+        answer = by_onnx_runtime(graphs[precision])
+        entry = {"precision": precision, "opset": OPSET, "nodes": len(graph.graph.node)}
+        entry["errors"] = compare(answer, exact, images)
+        entry["scores"] = score(answer, frames, focal, config) if frames else None
+        base = entries[0]["scores"] if entries else entry["scores"]
+        entry["losses"] = losses(entry["scores"], base) if frames else {}
+        entry["passed"] = within(entry["errors"], entry["losses"], TOLERANCES[precision])
+        if source is half:
+            extremes = np.concatenate([images, extreme_images(config.height, config.width)])
+            entry["largest_values"] = dict(list(half_ranges(graph, extremes).items())[:LISTED_RANGES])
+            entry["pytorch_half_errors"] = compare(by_pytorch(half), exact, images)
+            holds = max(entry["largest_values"].values(), default=math.inf) <= LARGEST_HALF
+            entry["passed"] &= holds and within(entry["pytorch_half_errors"], {}, TOLERANCES[precision])
+        entries.append(entry)
+    return graphs, entries
+
+
+def print_proof(entries: list[dict], images_are: str) -> None:
+    """The tables of what each precision costs, and of the largest values that half precision holds."""
+    lines = []
+    for entry in entries:
+        runs = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["losses"])]
+        if "pytorch_half_errors" in entry:
+            runs.append((f"{entry['precision']} by PyTorch", entry["pytorch_half_errors"], {}, {}))
+        for name, errors, scores, lost in runs:
+            line = [name, errors["max_depth_error_mm"], f"{errors['mean_depth_share']:.4%}"]
+            line += [f"{errors['class_agreement']:.4%}", *(scores.get(key) for key in ("rmse", "delta1", "miou"))]
+            lines.append(line + [f"{lost[key]:+.3%}" if key in lost else None for key in ("rmse", "miou")])
+    headers = ["", "depth: most, mm", "mean", "same class", "RMSE m", "delta1", "mIoU", "RMSE lost", "mIoU lost"]
+    print(f"opset {OPSET} in ONNX Runtime, against PyTorch in float32, on {images_are}:")
+    print(tabulate(lines, headers, floatfmt=".4f", missingval="-"))
+    for entry in entries:
+        if "largest_values" in entry:
+            print(f"largest values in {entry['precision']} on these and on extreme images, bound {LARGEST_HALF:.0f}:")
+            print(tabulate(entry["largest_values"].items(), floatfmt=".0f"))
+
+
 def main() -> int:
     arguments = parse_arguments()
     student, content = load_student(arguments.checkpoint)
@@ -359,33 +216,25 @@ def main() -> int:
     frames = evaluation_frames(rows, config) if rows else None
     if not frames:
         print(
-            "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graph is compared with PyTorch "
-            "on RANDOM IMAGES, and Table III will have no accuracy. ***"
+            "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graphs are compared with "
+            "PyTorch on RANDOM IMAGES, and Table III will have no accuracy. ***"
         )
     images = frames["rgb"] if frames else random_images(config.height, config.width)
-
-    graphs = {"fp32": export_fp32(model, config.height, config.width)}
-    precisions = []
-    for precision, graph in graphs.items():
-        check_graph(graph, config.height, config.width)
-        errors = compare(graph.SerializeToString(), model, images)
-        print(
-            f"{precision}: opset {OPSET}, {len(graph.graph.node)} nodes; against PyTorch on {images_are}: "
-            f"largest depth difference {errors['max_depth_error_mm']:.4f} mm, "
-            f"{errors['class_agreement']:.4%} of pixels have the same class"
-        )
-        if not within(errors, TOLERANCES[precision]):
-            print(f"FAILED: {precision} may differ by at most {TOLERANCES[precision]}; nothing was written")
-            return EXIT_GATE_FAILED
-        precisions.append({"precision": precision, "opset": OPSET, "errors": errors | {"images": images_are}})
+    graphs, precisions = prove(model, images, frames, camera.focal, config)
+    print_proof(precisions, images_are)
+    if failed := [entry["precision"] for entry in precisions if not entry["passed"]]:
+        bounds = ", ".join(f"{precision}: {TOLERANCES[precision]}" for precision in failed)
+        print(f"FAILED: {bounds}, no half-precision value above {LARGEST_HALF:.0f}; nothing was written")
+        return EXIT_GATE_FAILED
 
     for entry in precisions:
         path = arguments.engine_dir / f"student_{entry['precision']}.onnx"
-        write_graph(path, graphs[entry["precision"]].SerializeToString())
+        write_graph(path, graphs[entry["precision"]])
         entry |= {"onnx": file_entry(path), "engine": None}
     evaluation = arguments.engine_dir / "eval_frames.npz"
     write_evaluation_frames(evaluation, frames)
-    description = {"precisions": precisions} | describe(arguments.checkpoint, content, camera, config)
+    description = {"precisions": precisions, "compared_on": images_are}
+    description |= describe(arguments.checkpoint, content, camera, config)
     description["evaluation"] = file_entry(evaluation) | {"frames": len(rows)} if frames else None
     write_json(arguments.engine_dir / "student.json", description)
     print(f"wrote {', '.join(sorted(path.name for path in arguments.engine_dir.glob('*')))} in {arguments.engine_dir}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIN_DEPTH, MAX_DEPTH = 0.05, 20.0  # metres at the reference focal length: indoor range with room for other lenses
-REFINED = 48  # channels that a decoder's head reads
+REFINED = 32  # channels that a decoder's head reads
 INITIAL_DEPTH = 2.0  # metres, what an untrained student says
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,35 +50,33 @@ def resize_to(features: Tensor, size: torch.Size) -> Tensor:
 class Neck(nn.Module):
     """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): every level gets what the coarser ones know.
 
-    Takes the encoder's maps (strides 4, 8, 16, 32), returns the finest one: [B,channels,H/4,W/4]. Convolutions mix what
-    is added at each level but the finest, which each decoder mixes in its own way.
+    Takes the encoder's maps (strides 4, 8, 16, 32), returns the finest one: [B,channels,H/4,W/4].
     """
 
     def __init__(self, encoder_channels: list[int], channels: int):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(c, channels)) for c in encoder_channels)
-        self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[1:-1])
+        self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[:-1])
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         merged = self.lateral[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             lateral = self.lateral[level](maps[level])
-            merged = lateral + resize_to(merged, lateral.shape[-2:])
-            if level:
-                merged = self.fuse[level - 1](merged)
+            merged = self.fuse[level](lateral + resize_to(merged, lateral.shape[-2:]))
         return merged
 
 
 class Decoder(nn.Module):
     """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the last doubling is left to the caller.
 
-    All convolutions run at a quarter of the image's size; the head predicts four sub-pixels a cell (Shi et al., CVPR
-    2016, arXiv:1609.05158; started as in Aitken et al., arXiv:1707.02937), a fraction of a convolution at half size.
+    The neck has looked around, a decoder picks what its task needs. The head predicts four sub-pixels a cell (Shi et
+    al., CVPR 2016, arXiv:1609.05158; started as in Aitken et al., arXiv:1707.02937), a fraction of a convolution at
+    half size.
     """
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
-        self.refine = separable(channels, REFINED, 5)
+        self.refine = nn.Sequential(*conv_bn(channels, REFINED), nn.ReLU())
         self.head = nn.Conv2d(REFINED, 4 * outputs, 1)
         with torch.no_grad():  # all sub-pixels of a cell start alike, else the output starts as a checkerboard
             self.head.weight.copy_(self.head.weight[::4].repeat_interleave(4, dim=0))
@@ -109,7 +107,8 @@ class Student(nn.Module):
         nn.init.constant_(self.depth_decoder.head.bias, math.log(position / (1 - position)))
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        pyramid = self.neck(self.encoder((rgb - self.mean) / self.std))
+        normalised = ((rgb - self.mean) / self.std).to(self.depth_decoder.head.weight.dtype)
+        pyramid = self.neck(self.encoder(normalised))
         # Doubling log depth, not depth, keeps near surfaces sharp beside far ones.
         depth = resize_to(bounded_log_depth(self.depth_decoder(pyramid)), rgb.shape[-2:]).exp()
         return depth, resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tensorrt_rtx as trt
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
@@ -453,7 +454,7 @@ def test_engine_with_other_types(engine_dir, on_a_jetson, monkeypatch, capsys, w
 
 
 def test_real_bindings_have_what_is_called():
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, whose classes are TensorRT's, is not installed")
+    """TensorRT for RTX has TensorRT's classes."""
     used = {
         trt.ICudaEngine: ("num_io_tensors", "get_tensor_name", "get_tensor_shape", "get_tensor_dtype",
                           "create_execution_context"),

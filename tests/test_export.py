@@ -11,13 +11,27 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tensorrt_rtx as trt
 import torch
+from timm.models.efficientvit_mit import LiteMLA
 
 import cli
 import export_trt
 from config import CLASS_NAMES, NYU_INTRINSICS, Config, Intrinsics
 from dataset.files import read_json, write_json, write_npy, write_png
 from dataset.manifest import Row, read_manifest, write_manifest
+from deployment import engine
+from deployment.agreement import TOLERANCES, by_onnx_runtime, by_pytorch, compare, losses, score, within
+from deployment.frames import evaluation_frames, find_test_rows, random_images, write_evaluation_frames
+from deployment.graph import (
+    LARGEST_HALF,
+    Deployed,
+    check_graph,
+    export_graph,
+    extreme_images,
+    half_ranges,
+    in_half,
+)
 from models.metrics import eigen_crop
 from training.checkpoint import build_student, load_student, plain_config, save_checkpoint
 
@@ -87,12 +101,17 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return export_trt.Deployed(load_student(checkpoint)[0], 1.0)
+    return Deployed(load_student(checkpoint)[0], 1.0)
 
 
 @pytest.fixture(scope="module")
 def graph(model):
-    return export_trt.export_fp32(model, HEIGHT, WIDTH)
+    return export_graph(model, HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def half_graph(model):
+    return export_graph(in_half(model), HEIGHT, WIDTH)
 
 
 @pytest.fixture
@@ -119,9 +138,13 @@ def export(nothing_around, monkeypatch, capsys):
 
 
 @pytest.fixture
-def ready_graph(monkeypatch, graph):
-    """Spare main() the export, which takes seconds: the same graph each time."""
-    monkeypatch.setattr(export_trt, "export_fp32", lambda *arguments: graph)
+def ready_graphs(monkeypatch, graph, half_graph):
+    """Spare main() the exports, which take seconds: the same graphs each time."""
+    monkeypatch.setattr(export_trt, "export_graph", lambda model, *size: half_graph if is_half(model) else graph)
+
+
+def is_half(model):
+    return next(model.parameters()).dtype == torch.float16
 
 
 # --------------------------------------------------------------------------------------------------- the whole script
@@ -129,17 +152,24 @@ def ready_graph(monkeypatch, graph):
 
 def test_engines_folder(export, checkpoint, manifest, nothing_around):
     code, out, err = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
-    assert code == 0, err
+    assert code == 0, out + err
     assert "opset 17" in out and "2 test frames" in out and "left out 1" in out
     folder = nothing_around / "engines"
-    assert {path.name for path in folder.iterdir()} == {"student_fp32.onnx", "eval_frames.npz", "student.json"}
-    assert onnx.load(folder / "student_fp32.onnx").opset_import[0].version == 17
+    graphs = {"student_fp32.onnx", "student_fp16.onnx"}
+    assert {path.name for path in folder.iterdir()} == {*graphs, "eval_frames.npz", "student.json"}
 
     description = json.loads((folder / "student.json").read_text())
-    (entry,) = description["precisions"]
-    content = (folder / "student_fp32.onnx").read_bytes()
-    assert entry["onnx"]["sha256"] == hashlib.sha256(content).hexdigest() and entry["engine"] is None
-    assert entry["errors"]["max_depth_error_mm"] < 1 and entry["errors"]["class_agreement"] >= 0.999
+    assert {entry["onnx"]["file"] for entry in description["precisions"]} == graphs
+    for entry in description["precisions"]:
+        path = folder / entry["onnx"]["file"]
+        assert onnx.load(path).opset_import[0].version == 17
+        assert entry["onnx"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and entry["engine"] is None
+        assert entry["scores"]["rmse"] > 0
+    exact, half = description["precisions"]
+    assert exact["errors"]["max_depth_error_mm"] < 1 and exact["errors"]["class_agreement"] >= 0.999
+    assert set(exact["losses"].values()) == {0}
+    assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "no float16 at all"
+    assert 0 < max(half["largest_values"].values()) <= LARGEST_HALF
     assert description["checkpoint"]["file"] == "best.pt"
     assert description["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert description["checkpoint"]["teachers"] == [{"da3_depth": {"backend": "da3"}}]
@@ -192,7 +222,7 @@ def test_a_file_with_several_cameras(export, checkpoint, nothing_around):
 
 
 def test_missing_tensorrt_costs_nothing_but_the_engine(
-    export, checkpoint, manifest, ready_graph, nothing_around, monkeypatch
+    export, checkpoint, manifest, ready_graphs, nothing_around, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     stale = nothing_around / "engines" / "student_fp32.engine"
@@ -204,7 +234,7 @@ def test_missing_tensorrt_costs_nothing_but_the_engine(
     assert not stale.exists()
 
 
-def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_graph, nothing_around):
+def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_graphs, nothing_around):
     stale = nothing_around / "engines" / "eval_frames.npz"
     stale.parent.mkdir()
     stale.write_bytes(b"of another export")
@@ -213,14 +243,14 @@ def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_grap
     assert not stale.exists()
     description = json.loads((nothing_around / "engines" / "student.json").read_text())
     assert description["evaluation"] is None
-    assert description["precisions"][0]["errors"]["images"] == "random images"
+    assert description["compared_on"] == "random images" and description["precisions"][0]["scores"] is None
 
 
 def test_gate_fails_on_another_students_graph(export, checkpoint, manifest, nothing_around, monkeypatch):
     torch.manual_seed(5)
-    other = export_trt.Deployed(build_student(Config()), 1.0)
-    wrong = export_trt.export_fp32(other, HEIGHT, WIDTH)
-    monkeypatch.setattr(export_trt, "export_fp32", lambda *arguments: wrong)
+    other = Deployed(build_student(Config()), 1.0)
+    wrong = export_graph(other, HEIGHT, WIDTH)
+    monkeypatch.setattr(export_trt, "export_graph", lambda *arguments: wrong)
     code, out, _ = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
     assert code == 1 and "FAILED" in out
     assert not (nothing_around / "engines").exists()
@@ -239,22 +269,93 @@ def test_missing_checkpoint_and_manifest(export, checkpoint):
 
 
 def test_tolerance():
-    tolerance = export_trt.TOLERANCES["fp32"]
-    good = {"max_depth_error_mm": 1.0, "class_agreement": 0.999}
-    assert export_trt.within(good, tolerance)
-    assert not export_trt.within(good | {"max_depth_error_mm": 1.01}, tolerance)
-    assert not export_trt.within(good | {"class_agreement": 0.9989}, tolerance)
-    assert not export_trt.within(good | {"max_depth_error_mm": float("nan")}, tolerance)
+    tolerance = TOLERANCES["fp32"]
+    good = {"max_depth_error_mm": 1.0, "mean_depth_share": 1e-4, "class_agreement": 0.999}
+    assert within(good, {"rmse": 1e-3}, tolerance)
+    for worse in ({"max_depth_error_mm": 1.01}, {"mean_depth_share": 1.01e-4}, {"class_agreement": 0.9989}):
+        assert not within(good | worse, {}, tolerance)
+    assert not within(good | {"max_depth_error_mm": float("nan")}, {}, tolerance)
+    assert not within(good, {"rmse": -0.1, "miou": 1.1e-3}, tolerance)
+    assert within(good | {"max_depth_error_mm": 100.0}, {}, TOLERANCES["fp16"])
+    assert not within(good | {"mean_depth_share": float("nan")}, {}, TOLERANCES["fp16"])
+
+
+def test_losses():
+    base = {"rmse": 0.5, "delta1": 0.5, "miou": 0.4}
+    assert losses({"rmse": 0.51, "delta1": 0.1, "miou": 0.41}, base) == pytest.approx({"rmse": 0.02, "miou": -0.025})
+    nothing = float("nan")
+    assert losses({"rmse": 0.5, "delta1": 0.5, "miou": nothing}, base | {"miou": nothing}) == {"rmse": 0}
+    assert losses({"rmse": 0.5, "delta1": 0.5, "miou": 0.0}, base | {"miou": 0.0})["miou"] == 0
 
 
 def test_comparison_is_in_millimetres(graph, model):
-    images = export_trt.random_images(HEIGHT, WIDTH)[:1]
-    nearer = export_trt.Deployed(model.student, 0.999)
+    images = random_images(HEIGHT, WIDTH)[:1]
+    nearer = Deployed(model.student, 0.999)
     with torch.inference_mode():
         depth = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255)[0]
-    errors = export_trt.compare(graph.SerializeToString(), nearer, images)
+    errors = compare(by_onnx_runtime(graph.SerializeToString()), by_pytorch(nearer), images)
     assert errors["max_depth_error_mm"] == pytest.approx(depth.max().item(), rel=1e-2)  # a thousandth of it
+    assert errors["mean_depth_share"] == pytest.approx(1e-3, rel=1e-2)
     assert errors["class_agreement"] == pytest.approx(1, abs=1e-3)
+
+
+def test_score_is_in_metres_of_each_frames_camera():
+    frames = {
+        "rgb": np.zeros((2, 4, 6, 3), np.uint8),
+        "depth": np.full((2, 4, 6), 3.0, np.float32),
+        "labels": np.full((2, 4, 6), 2, np.uint8),
+        "focal": np.array([100.0, 150.0], np.float32),
+    }
+    seg = np.zeros((1, 6, 4, 6), np.float32)
+    seg[:, 2] = 1
+    scores = score(lambda rgb: (np.full((1, 1, 4, 6), 2.0, np.float32), seg), frames, 100.0, Config())
+    assert scores["rmse"] == pytest.approx(0.5**0.5)  # 1 m off on one frame, and right on the other
+    assert scores["delta1"] == pytest.approx(0.5) and scores["miou"] == 1
+
+
+# ------------------------------------------------------------------------------------------------------ half precision
+
+
+def test_half_precision_where_it_is_wanted(half_graph):
+    """Convolutions in float16, attention's products, the image's normalisation and depth's exponential in float32."""
+    inferred = onnx.shape_inference.infer_shapes(half_graph, strict_mode=True).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
+
+    def types_of(kind: str) -> set[int]:
+        return {types[node.output[0]] for node in inferred.node if node.op_type == kind}
+
+    assert types_of("Conv") == {onnx.TensorProto.FLOAT16}
+    assert types_of("MatMul") == types_of("Exp") == {onnx.TensorProto.FLOAT}
+    weights = {tensor.data_type for tensor in inferred.initializer if len(tensor.dims) == 4}
+    assert onnx.TensorProto.FLOAT16 in weights
+    half, whole = half_graph.ByteSize(), sum(weight.numel() for weight in build_student(Config()).parameters()) * 4
+    assert half < 0.6 * whole
+
+
+def test_half_precision_holds_what_it_must(half_graph, graph):
+    images = extreme_images(HEIGHT, WIDTH)[::4]
+    ranges = half_ranges(half_graph, images)
+    values = list(ranges.values())
+    assert values == sorted(values, reverse=True) and 0 < values[0] <= LARGEST_HALF
+    assert half_ranges(graph, images[:1]) == {}
+
+
+def test_attention_in_half_precision_does_not_hold(checkpoint, monkeypatch):
+    """What the check is for: attention's sums over all positions of activations that float16 can hold."""
+
+    def in_float16(self, q, k, v):
+        out = q @ (k.transpose(-1, -2) @ v)
+        return out[..., :-1] / (out[..., -1:] + self.eps)
+
+    student = load_student(checkpoint)[0]
+    for block in (module for module in student.modules() if isinstance(module, LiteMLA)):
+        weight = block.qkv.conv.weight.data.unflatten(0, (-1, 3, block.dim))
+        weight[:, :2] *= 30  # queries and keys, which the division takes out again: the answer stays
+    images = extreme_images(HEIGHT, WIDTH)[-1:]
+    kept = half_ranges(export_graph(in_half(Deployed(student, 1.0)), HEIGHT, WIDTH), images)
+    monkeypatch.setattr(LiteMLA, "_attn", in_float16)
+    left = half_ranges(export_graph(in_half(Deployed(student, 1.0)), HEIGHT, WIDTH), images)
+    assert next(iter(kept.values())) <= LARGEST_HALF < next(iter(left.values()))
 
 
 @pytest.mark.parametrize("damage", ["opset", "name", "shape"])
@@ -270,16 +371,16 @@ def test_check_graph_refuses(graph, damage):
     else:
         broken = onnx.compose.add_prefix(broken, "other_")
     with pytest.raises(RuntimeError, match="exporter wrote"):
-        export_trt.check_graph(broken, HEIGHT, WIDTH)
+        check_graph(broken, HEIGHT, WIDTH)
 
 
 # ------------------------------------------------------------------------------------------------- held-out frames
 
 
 def test_evaluation_frames(manifest, tmp_path):
-    rows, words = export_trt.find_test_rows(manifest, Config(), ["000000"], limit=32)
+    rows, words = find_test_rows(manifest, Config(), ["000000"], limit=32)
     assert [row.stem for row in rows] == ["000001", "00/000002"] and "2 test frames" in words
-    export_trt.write_evaluation_frames(tmp_path / "eval_frames.npz", export_trt.evaluation_frames(rows, Config()))
+    write_evaluation_frames(tmp_path / "eval_frames.npz", evaluation_frames(rows, Config()))
     with np.load(tmp_path / "eval_frames.npz", allow_pickle=False) as archive:
         frames = dict(archive)
     assert frames["rgb"].shape == (2, HEIGHT, WIDTH, 3) and frames["rgb"].dtype == np.uint8
@@ -297,7 +398,7 @@ def test_evaluation_frames(manifest, tmp_path):
 def test_other_cameras_are_scored_to_the_border(tmp_path):
     camera = Intrinsics(500, 500, 320, 180, 640, 360)  # 16:9: cropped to 480x360, so that f is 500 * 320 / 480
     manifest = write_frames(tmp_path, ["a"], camera)
-    frames = export_trt.evaluation_frames(read_manifest(manifest), Config())
+    frames = evaluation_frames(read_manifest(manifest), Config())
     assert frames["depth"][0, :, WIDTH // 2 :].all()
     assert frames["focal"] == pytest.approx([500 * 320 / 480])
 
@@ -305,7 +406,7 @@ def test_other_cameras_are_scored_to_the_border(tmp_path):
 def test_test_split_only(tmp_path):
     manifest = write_frames(tmp_path, ["a", "b"], split="val")
     with pytest.raises(cli.UserError, match="split 'test'"):
-        export_trt.find_test_rows(manifest, Config(), [], limit=32)
+        find_test_rows(manifest, Config(), [], limit=32)
 
 
 # --------------------------------------------------------------------------------------------------------- TensorRT
@@ -344,20 +445,51 @@ def fake_tensorrt(flags, calls, usable_gpu=True):
         ({"STRONGLY_TYPED": 0}, 1),  # 11
     ],
 )
-def test_network_flags_of_each_generation(flags, expected):
+def test_network_flags_of_each_generation(flags, expected, monkeypatch):
     calls = []
-    assert export_trt.build_engine(fake_tensorrt(flags, calls), b"graph") == b"engine"
-    assert calls == [("network", expected), ("clear", "TF32")]
+    monkeypatch.setattr(engine, "keep_types", lambda *arguments: calls.append("types kept"))
+    assert engine.build_engine(fake_tensorrt(flags, calls), b"graph") == b"engine"
+    kept = [] if "STRONGLY_TYPED" in flags else ["types kept"]
+    assert calls == [("network", expected), ("clear", "TF32"), *kept]
+
+
+def test_types_are_kept_where_a_network_is_not_strongly_typed(graph, half_graph):
+    """One layer a node, as the parsers of 8.5 and 8.6 name them; those with float32 must stay so."""
+    for exported in (graph, half_graph):
+        layers = [Layer(node.name) for node in exported.graph.node]
+        network = types.SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
+        flags = types.SimpleNamespace(FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY")
+        trt, asked = types.SimpleNamespace(BuilderFlag=flags, float32="float32"), []
+        engine.keep_types(trt, network, types.SimpleNamespace(set_flag=asked.append), exported.SerializeToString())
+        kept = {node.op_type for node, layer in zip(exported.graph.node, layers, strict=True) if layer.types}
+        if exported is graph:
+            assert not asked and not kept
+        else:
+            assert asked == ["FP16", "OBEY"]
+            assert {"MatMul", "Exp"} <= kept and "Conv" not in kept
+            assert all(layer.precision == "float32" for layer in layers if layer.types)
+
+
+class Layer:
+    """A layer of TensorRT's network with one output, which notes what types it is given."""
+
+    num_outputs, precision = 1, None
+
+    def __init__(self, name: str):
+        self.name, self.types = name, {}
+
+    def set_output_type(self, index, dtype):
+        self.types[index] = dtype
 
 
 def test_tensorrt_that_can_not():
     with pytest.raises(cli.UserError, match="--skip-trt"):
-        export_trt.build_engine(fake_tensorrt({"STRONGLY_TYPED": 0}, [], usable_gpu=False), b"graph")
+        engine.build_engine(fake_tensorrt({"STRONGLY_TYPED": 0}, [], usable_gpu=False), b"graph")
     with pytest.raises(cli.UserError, match="node 3 is unknown"):
-        export_trt.build_engine(fake_tensorrt({"STRONGLY_TYPED": 0}, []), b"no graph")
+        engine.build_engine(fake_tensorrt({"STRONGLY_TYPED": 0}, []), b"no graph")
 
 
-def test_engine_is_noted(export, checkpoint, manifest, ready_graph, nothing_around, monkeypatch):
+def test_engine_is_noted(export, checkpoint, manifest, ready_graphs, nothing_around, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt({"STRONGLY_TYPED": 0}, []))
     monkeypatch.setattr(export_trt, "build_engine", lambda trt, graph: b"engine of " + graph[:4])
     assert export("--checkpoint", checkpoint, "--manifest", manifest)[0] == 0
@@ -367,16 +499,33 @@ def test_engine_is_noted(export, checkpoint, manifest, ready_graph, nothing_arou
     assert description["tensorrt"] == "0.0"
 
 
-def test_real_parser_takes_the_graph_and_builds_an_engine(graph):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_real_parser_takes_the_graph_and_builds_an_engine(precision, graph, half_graph):
     """TensorRT for RTX shares TensorRT's parser and builds without a GPU for a compute capability that is named."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, the one TensorRT without a GPU, is not installed")
-    builder, network, parser = export_trt.parse_graph(trt, graph.SerializeToString())
-    assert {network.get_output(n).name: tuple(network.get_output(n).shape) for n in range(network.num_outputs)} == {
-        "depth": (1, 1, HEIGHT, WIDTH),
-        "seg": (1, 6, HEIGHT, WIDTH),
+    exported = graph if precision == "fp32" else half_graph
+    builder, network, parser = engine.parse_graph(trt, exported.SerializeToString())
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    assert {output.name: (tuple(output.shape), output.dtype) for output in outputs} == {
+        "depth": ((1, 1, HEIGHT, WIDTH), trt.float32),
+        "seg": ((1, 6, HEIGHT, WIDTH), trt.float32),
     }
+    convolutions = [layer for layer in map(network.get_layer, range(network.num_layers)) if is_convolution(layer)]
+    expected = trt.float16 if precision == "fp16" else trt.float32
+    assert len(convolutions) > 50 and {layer.get_output(0).dtype for layer in convolutions} == {expected}
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
     assert bytes(builder.build_serialized_network(network, config))
+
+
+def is_convolution(layer) -> bool:
+    return layer.type == trt.LayerType.CONVOLUTION
+
+
+def test_real_parser_says_what_is_wrong(graph):
+    broken = onnx.ModelProto()
+    broken.CopyFrom(graph)
+    next(node for node in broken.graph.node if node.op_type == "Conv").op_type = "Convolute"
+    with pytest.raises(cli.UserError, match="does not take the graph: .*Convolute"):
+        engine.parse_graph(trt, broken.SerializeToString())

@@ -1,0 +1,114 @@
+"""How far an exported graph is from the student that it was made of: pixel by pixel, and in what it scores."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+import torch
+
+from config import CLASS_NAMES, Config
+from dataset.frames import MILLIMETRES
+from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input
+from models.metrics import ConfusionMatrix, DepthMetrics
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a graph may stray from PyTorch's float32.
+
+    depth_mm: largest difference of depth at any pixel, in millimetres; None where a precision has no such bound.
+    depth_share: mean difference of depth, as a share of it.
+    class_agreement: least share of pixels with the same class.
+    score_loss: how much worse RMSE and mIoU may be than the float32 graph's, as a share of its.
+    """
+
+    depth_mm: float | None
+    depth_share: float
+    class_agreement: float
+    score_loss: float
+
+
+TOLERANCES = {  # by precision, in the order of export
+    "fp32": Tolerance(depth_mm=1.0, depth_share=1e-4, class_agreement=0.999, score_loss=1e-3),
+    "fp16": Tolerance(depth_mm=None, depth_share=5e-3, class_agreement=0.99, score_loss=5e-3),
+}
+
+
+Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # float32 [1,3,H,W] to depth and seg
+
+
+def by_onnx_runtime(graph: bytes) -> Answer:
+    """What answers for a serialised ONNX model: ONNX Runtime on the CPU."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return lambda rgb: tuple(session.run([DEPTH, SEG], {INPUT: rgb}))
+
+
+def by_pytorch(model: Deployed) -> Answer:
+    """What answers for a model: PyTorch on the CPU."""
+
+    @torch.inference_mode()
+    def answer(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        depth, seg = model(torch.from_numpy(rgb))
+        return depth.numpy(), seg.numpy()
+
+    return answer
+
+
+def compare(answer: Answer, expected: Answer, images: np.ndarray) -> dict[str, float]:
+    """How far one way to run the student strays from another; images: uint8 [N,H,W,3], N >= 1.
+
+    Returns: max_depth_error_mm, the largest difference of depth at any pixel; mean_depth_share, the mean difference as
+        a share of depth; class_agreement, the share of pixels with the same class. NaN as soon as either side says NaN.
+    """
+    errors, shares, agreements = [], [], []
+    for image in images:
+        rgb = as_input(image)
+        (depth, seg), (expected_depth, expected_seg) = answer(rgb), expected(rgb)
+        difference = np.abs(depth - expected_depth)
+        errors.append(difference.max() * MILLIMETRES)
+        shares.append((difference / expected_depth).mean())
+        agreements.append((seg.argmax(axis=1) == expected_seg.argmax(axis=1)).mean())
+    return {
+        "max_depth_error_mm": float(np.max(errors)),
+        "mean_depth_share": float(np.mean(shares)),
+        "class_agreement": float(np.mean(agreements)),
+    }
+
+
+def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, config: Config) -> dict[str, float]:
+    """RMSE in metres, delta1 and mIoU on held-out frames; NaN for what they have no reference of.
+
+    Args:
+        frames: of deployment.frames.evaluation_frames().
+        focal: of the camera that the answers' depth is for, in pixels at the network's size.
+    """
+    depth_metrics, confusion = DepthMetrics(config.min_depth, config.max_depth), ConfusionMatrix(len(CLASS_NAMES))
+    columns = (frames[name] for name in ("rgb", "depth", "labels", "focal"))
+    for image, depth, labels, own_focal in zip(*columns, strict=True):
+        predicted, seg = answer(as_input(image))
+        depth_metrics.update(torch.from_numpy(predicted[0, 0] * (own_focal / focal)), torch.from_numpy(depth))
+        confusion.update(torch.from_numpy(seg[0].argmax(axis=0)), torch.from_numpy(labels))
+    return {name: depth_metrics.compute()[name] for name in ("rmse", "delta1")} | {"miou": confusion.compute()["miou"]}
+
+
+def losses(scores: dict[str, float], base: dict[str, float]) -> dict[str, float]:
+    """How much worse RMSE and mIoU are than `base`, as a share of it: 0.01 is one per cent worse, below 0 is better.
+
+    Without what has no reference (NaN in both).
+    """
+    signs = {"rmse": 1, "miou": -1}
+    return {
+        name: sign * (scores[name] - base[name]) / (base[name] or 1)
+        for name, sign in signs.items()
+        if not math.isnan(base[name])
+    }
+
+
+def within(errors: dict[str, float], lost: dict[str, float], tolerance: Tolerance) -> bool:
+    """Whether compare()'s errors and losses() are within a tolerance; NaN is not."""
+    near = tolerance.depth_mm is None or errors["max_depth_error_mm"] <= tolerance.depth_mm
+    near = near and errors["mean_depth_share"] <= tolerance.depth_share
+    alike = errors["class_agreement"] >= tolerance.class_agreement
+    return near and alike and all(value <= tolerance.score_loss for value in lost.values())
