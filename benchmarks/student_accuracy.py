@@ -4,7 +4,8 @@ Reads   an RGB-D recording (--frames, default: environment variable RGBD_FRAMES)
 Writes  a temporary folder, removed at the end; prints a table.
 
 Trains on the first 200 of 300 frames, chooses the epoch on the next 40, tests once on the last 50, with depth alone and
-random weights at the start. Both are tested as predict.py works: at the image's own size, on pixels with depth.
+random weights at the start (--init starts ours from a checkpoint). Both are tested as predict.py works: at the image's
+own size, on pixels with depth.
 """
 
 import os
@@ -82,10 +83,13 @@ def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, co
     return score(trainer.model, rows, "test", False, config)
 
 
-def train_ours(rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config, folder: Path, flags):
-    """Test metrics of train.py's best.pt, train.py being called as a user calls it."""
+def train_ours(
+    rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config, folder: Path, init: Path | None, flags
+) -> dict[str, float]:
+    """Test metrics of train.py's best.pt, train.py being called as a user calls it; init: its --init."""
     command = [sys.executable, ROOT / "train.py", "--manifest", folder / "manifest.jsonl", "--epochs", epochs]
-    command += ["--batch-size", batch_size, "--seed", seed, "--device", "cpu", "--encoder-weights", "none"]
+    command += ["--batch-size", batch_size, "--seed", seed, "--device", "cpu"]
+    command += ["--init", init.resolve()] if init else ["--encoder-weights", "none"]
     command += ["--checkpoint-dir", folder / f"checkpoints_{seed}", "--log-dir", folder / "runs", *flags]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     model, checkpoint = load_student(folder / f"checkpoints_{seed}" / "best.pt")
@@ -99,19 +103,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
     parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each (default: %(default)s)")
     parser.add_argument("--only", choices=("published", "ours"), help="leave the other one out")
+    parser.add_argument("--init", type=Path, help="start ours from this checkpoint, of rendered rooms, say")
     parser.add_argument("--train-flags", default="", help="further flags of train.py, in one string")
     arguments = parser.parse_args()
     if not arguments.frames:
         raise UserError("--frames names the folder of an RGB-D recording")
     config = Config()
-    table = []
+    table, flags = [], arguments.train_flags.split()
     with tempfile.TemporaryDirectory() as name:
         rows = import_frames(arguments.frames, Path(name))
         for seed in range(arguments.seeds):
             common = (rows, arguments.epochs, arguments.batch_size, seed, config)
             runs = {
                 "published": lambda common=common: train_published(*common),
-                "ours": lambda common=common: train_ours(*common, Path(name), arguments.train_flags.split()),
+                "ours": lambda common=common: train_ours(*common, Path(name), arguments.init, flags),
             }
             for student, train in runs.items():
                 if arguments.only in (None, student):
