@@ -59,26 +59,29 @@ class TensorRTStudent:
             )
         self.context = self.engine.create_execution_context()
         self.stream = cuda.Stream()
+        types = {trt.float32: np.float32}
+        input_types = {**types, trt.uint8: np.uint8}  # the camera's frames as they are (export_trt.py --uint8-input)
         self.host: Dict[str, np.ndarray] = {}
         self.device = {}
         for index in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(index)
-            if self.engine.get_tensor_dtype(name) != trt.float32:
-                raise BenchmarkError(f"{path}: tensor {name} is not float32")
+            dtype = (input_types if name == INPUT else types).get(self.engine.get_tensor_dtype(name))
+            if dtype is None:
+                raise BenchmarkError(f"{path}: tensor {name} is not float32{' or uint8' if name == INPUT else ''}")
             # pinned, else the copies wait for the CPU
-            self.host[name] = cuda.pagelocked_empty(tuple(self.engine.get_tensor_shape(name)), np.float32)
+            self.host[name] = cuda.pagelocked_empty(tuple(self.engine.get_tensor_shape(name)), dtype)
             self.device[name] = cuda.mem_alloc(self.host[name].nbytes)
             self.context.set_tensor_address(name, int(self.device[name]))
         if set(self.host) != {INPUT, DEPTH, SEG}:
             raise BenchmarkError(f"{path} has the tensors {sorted(self.host)}, not {INPUT}, {DEPTH}, {SEG}")
-        self.input_shape = self.host[INPUT].shape
+        self.size = image_size(self.host[INPUT].shape, self.host[INPUT].dtype)
         self.marks = [cuda.Event() for _ in range(4)]
         self.run()  # what TensorRT allocates on first use belongs to the engine's memory
         self.memory_bytes = max(free_before - cuda.mem_get_info()[0], 0)
 
-    def prepare(self, rgb: np.ndarray) -> None:
-        """Take the next image, float32 [1,3,H,W] in 0..1."""
-        self.host[INPUT][...] = rgb
+    def prepare(self, image: np.ndarray) -> None:
+        """Take the next image, uint8 [H,W,3]."""
+        self.host[INPUT][...] = as_input(image, self.host[INPUT].dtype)
 
     def run(self) -> None:
         """One inference from image in host memory to answers in host memory."""
@@ -119,11 +122,12 @@ class OnnxRuntimeStudent:
         tensors = {value.name: value for value in self.session.get_inputs() + self.session.get_outputs()}
         if set(tensors) != {INPUT, DEPTH, SEG}:
             raise BenchmarkError(f"{path} has the tensors {sorted(tensors)}, not {INPUT}, {DEPTH}, {SEG}")
-        self.input_shape = tuple(tensors[INPUT].shape)
+        self.dtype = np.dtype(np.uint8 if tensors[INPUT].type == "tensor(uint8)" else np.float32)
+        self.size = image_size(tensors[INPUT].shape, self.dtype)
 
-    def prepare(self, rgb: np.ndarray) -> None:
-        """Take the next image, float32 [1,3,H,W] in 0..1."""
-        self.rgb = rgb
+    def prepare(self, image: np.ndarray) -> None:
+        """Take the next image, uint8 [H,W,3]."""
+        self.rgb = as_input(image, self.dtype)
 
     def run(self) -> None:
         """One inference."""
@@ -136,6 +140,18 @@ class OnnxRuntimeStudent:
     def outputs(self) -> Outputs:
         """Answers of the last run."""
         return self.answers[0][0, 0], self.answers[1][0]
+
+
+def image_size(shape: Sequence[int], dtype: np.dtype) -> Tuple[int, int]:
+    """(height, width) of the images for an input of a shape: [1,H,W,3] of uint8, else [1,3,H,W]."""
+    return tuple(shape[1:3] if dtype == np.uint8 else shape[2:])
+
+
+def as_input(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """uint8 [H,W,3] to what an input of a type takes: the same as uint8 [1,H,W,3], or float32 [1,3,H,W] in 0..1."""
+    if dtype == np.uint8:
+        return image[None]
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
 
 
 class Backend(NamedTuple):
@@ -212,7 +228,7 @@ def measure(student, images: Sequence[np.ndarray], iterations: int, warmup: int,
 
     Args:
         student: TensorRTStudent or OnnxRuntimeStudent.
-        images: float32 [1,3,H,W] in 0..1, taken in turn; their preparation is not timed.
+        images: uint8 [H,W,3], taken in turn; their preparation is not timed.
         warmup: inferences before the timed ones.
         clock: seconds, as time.perf_counter.
 
@@ -283,11 +299,6 @@ def read_evaluation(engine_dir: Path) -> Optional[dict]:
     return frames
 
 
-def as_input(rgb: np.ndarray) -> np.ndarray:
-    """uint8 [H,W,3] to what the student takes: float32 [1,3,H,W] in 0..1."""
-    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
-
-
 def accuracy(student, frames: dict) -> Dict[str, Optional[float]]:
     """Depth and segmentation metrics over all held-out frames, pooled over pixels; None for what has no reference.
 
@@ -297,7 +308,7 @@ def accuracy(student, frames: dict) -> Dict[str, Optional[float]]:
     nearest, farthest = frames["scored_depth"]
     sums, confusion = np.zeros(4), 0
     for index in range(len(frames["rgb"])):
-        student.prepare(as_input(frames["rgb"][index]))
+        student.prepare(frames["rgb"][index])
         student.run()
         depth, seg = student.outputs()
         # The engines' metres are those of one camera; the same image from a longer lens is farther away.
@@ -406,11 +417,11 @@ def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) 
     rows = []
     for precision, path in models:
         student = backend.load(path)
-        height, width = student.input_shape[2:]
+        height, width = student.size
         if frames is None:
-            images = [np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32)]
+            images = [np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)]
         elif frames["rgb"].shape[1:3] == (height, width):
-            images = [as_input(rgb) for rgb in frames["rgb"]]
+            images = list(frames["rgb"])
         else:
             raise BenchmarkError(f"{path} takes images of {width}x{height}, eval_frames.npz has others: export anew")
         row = {"precision": precision, "runtime": backend.name, "file_mib": path.stat().st_size / MEBIBYTE}

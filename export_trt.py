@@ -4,6 +4,7 @@ Reads   a checkpoint; a manifest and the frames of its split 'test'; camera.json
 Writes  <engine-dir>/student_fp32.onnx     rgb [1,3,240,320] float32 in 0..1 -> depth [1,1,240,320] in metres of the
                                            target camera and seg [1,6,240,320], class logits
         <engine-dir>/student_fp16.onnx     the same in half precision but for what overflows in it; float32 in and out
+                                           (with --uint8-input both take rgb [1,240,320,3] uint8)
         <engine-dir>/student_fp32.engine   the same for TensorRT, on the GPU and TensorRT version it was built with
         <engine-dir>/eval_frames.npz       held-out frames with references
         <engine-dir>/student.json          what was exported, from what, for which camera, with which error
@@ -92,10 +93,12 @@ def file_entry(path: Path) -> dict:
     return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def describe(checkpoint: Path, content: dict, camera: Intrinsics, config: Config) -> dict:
+def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, config: Config) -> dict:
     """student.json but for its files: from what, for which camera, inputs and outputs, versions."""
     notes = content.get("notes", {})
     shape = [config.height, config.width]
+    frame = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
+    planes = {"shape": [1, 3, *shape], "dtype": "float32", "range": [0, 1]}
     return {
         "checkpoint": {
             **file_entry(checkpoint),
@@ -105,7 +108,7 @@ def describe(checkpoint: Path, content: dict, camera: Intrinsics, config: Config
         },
         "camera": asdict(camera) | {"focal": camera.focal},
         "reference_focal": config.reference_focal,
-        "input": {"name": INPUT, "shape": [1, 3, *shape], "dtype": "float32", "range": [0, 1], "colour": "RGB"},
+        "input": {"name": INPUT, "colour": "RGB"} | (frame if uint8_input else planes),
         "outputs": [
             {"name": DEPTH, "shape": [1, 1, *shape], "dtype": "float32", "unit": "metres of the camera above"},
             {"name": SEG, "shape": [1, len(CLASS_NAMES), *shape], "dtype": "float32", "unit": "logits"},
@@ -142,6 +145,9 @@ def parse_arguments():
     parser.add_argument("--engine-dir", type=Path, default=config.engine_dir, help="default: %(default)s")
     parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX, build no engine")
     parser.add_argument("--camera", type=Path, help="camera.json of the robot (default: the training data's camera)")
+    parser.add_argument(
+        "--uint8-input", action="store_true", help="take the camera's frames as they are: uint8 [1,H,W,3], RGB"
+    )
     parser.add_argument("--manifest", type=Path, help="data with test frames (default: the data folder's, else rooms')")
     parser.add_argument("--eval-frames", type=positive_int, default=32, help="at most so many (default: %(default)s)")
     return parser.parse_args()
@@ -164,7 +170,7 @@ def prove(
     graphs, entries = {}, []
     for precision, source in (("fp32", model), ("fp16", half)):
         graph = export_graph(source, config.height, config.width)
-        check_graph(graph, config.height, config.width)
+        check_graph(graph, config.height, config.width, model.uint8_input)
         graphs[precision] = graph.SerializeToString()
         answer = by_onnx_runtime(graphs[precision])
         entry = {"precision": precision, "opset": OPSET, "nodes": len(graph.graph.node)}
@@ -209,7 +215,7 @@ def main() -> int:
     notes = content.get("notes", {})
     config = Config(reference_focal=content["reference_focal"])
     camera = target_camera(arguments.camera, notes.get("camera"), config)
-    model = Deployed(student, camera.focal / config.reference_focal)
+    model = Deployed(student, camera.focal / config.reference_focal, arguments.uint8_input)
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     rows, images_are = find_test_rows(arguments.manifest, config, notes.get("train_stems", []), arguments.eval_frames)
@@ -234,7 +240,7 @@ def main() -> int:
     evaluation = arguments.engine_dir / "eval_frames.npz"
     write_evaluation_frames(evaluation, frames)
     description = {"precisions": precisions, "compared_on": images_are}
-    description |= describe(arguments.checkpoint, content, camera, config)
+    description |= describe(arguments.checkpoint, content, camera, arguments.uint8_input, config)
     description["evaluation"] = file_entry(evaluation) | {"frames": len(rows)} if frames else None
     write_json(arguments.engine_dir / "student.json", description)
     print(f"wrote {', '.join(sorted(path.name for path in arguments.engine_dir.glob('*')))} in {arguments.engine_dir}")

@@ -10,7 +10,7 @@ import torch
 
 from config import CLASS_NAMES, Config
 from dataset.frames import MILLIMETRES
-from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input
+from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input, takes_uint8
 from models.metrics import ConfusionMatrix, DepthMetrics
 
 
@@ -36,21 +36,22 @@ TOLERANCES = {  # by precision, in the order of export
 }
 
 
-Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # float32 [1,3,H,W] to depth and seg
+Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # uint8 [H,W,3] to depth [1,1,H,W] and seg [1,6,H,W]
 
 
 def by_onnx_runtime(graph: bytes) -> Answer:
     """What answers for a serialised ONNX model: ONNX Runtime on the CPU."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return lambda rgb: tuple(session.run([DEPTH, SEG], {INPUT: rgb}))
+    uint8_input = takes_uint8(session)
+    return lambda image: tuple(session.run([DEPTH, SEG], {INPUT: as_input(image, uint8_input)}))
 
 
 def by_pytorch(model: Deployed) -> Answer:
     """What answers for a model: PyTorch on the CPU."""
 
     @torch.inference_mode()
-    def answer(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        depth, seg = model(torch.from_numpy(rgb))
+    def answer(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        depth, seg = model(torch.from_numpy(as_input(image, model.uint8_input)))
         return depth.numpy(), seg.numpy()
 
     return answer
@@ -64,8 +65,7 @@ def compare(answer: Answer, expected: Answer, images: np.ndarray) -> dict[str, f
     """
     errors, shares, agreements = [], [], []
     for image in images:
-        rgb = as_input(image)
-        (depth, seg), (expected_depth, expected_seg) = answer(rgb), expected(rgb)
+        (depth, seg), (expected_depth, expected_seg) = answer(image), expected(image)
         difference = np.abs(depth - expected_depth)
         errors.append(difference.max() * MILLIMETRES)
         shares.append((difference / expected_depth).mean())
@@ -87,7 +87,7 @@ def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, config: C
     depth_metrics, confusion = DepthMetrics(config.min_depth, config.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     columns = (frames[name] for name in ("rgb", "depth", "labels", "focal"))
     for image, depth, labels, own_focal in zip(*columns, strict=True):
-        predicted, seg = answer(as_input(image))
+        predicted, seg = answer(image)
         depth_metrics.update(torch.from_numpy(predicted[0, 0] * (own_focal / focal)), torch.from_numpy(depth))
         confusion.update(torch.from_numpy(seg[0].argmax(axis=0)), torch.from_numpy(labels))
     return {name: depth_metrics.compute()[name] for name in ("rmse", "delta1")} | {"miou": confusion.compute()["miou"]}

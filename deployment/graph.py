@@ -20,19 +20,22 @@ LARGEST_HALF = 16_000.0  # what a float16 tensor may hold: a quarter of what ove
 
 
 class Deployed(nn.Module):
-    """The student behind one camera: [1,3,H,W] in 0..1 to depth in metres of that camera and class logits, all float32.
+    """The student behind one camera: an image to depth in metres of that camera and class logits, both float32.
 
-    In half precision, too: float32 are then the normalisation of the image, attention's products (timm's block sees to
-    that; they overflow in float16) and depth from its logarithm on.
+    The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras give it. In half precision float32 remain the
+    normalisation of the image, attention's products (timm's block sees to that; they overflow in float16) and depth
+    from its logarithm on.
     """
 
-    def __init__(self, student: Student, depth_factor: float):
+    def __init__(self, student: Student, depth_factor: float, uint8_input: bool = False):
         """depth_factor: f / f_ref, see models/student.py."""
         super().__init__()
-        self.student, self.depth_factor = student, depth_factor
+        self.student, self.depth_factor, self.uint8_input = student, depth_factor, uint8_input
         self.eval()  # all of it: the exporter puts every part back into the mode that it finds the outermost one in
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        if self.uint8_input:  # TensorRT does nothing with uint8 but make it another type
+            rgb = rgb.float().permute(0, 3, 1, 2) / 255
         depth, seg = self.student(rgb)
         return depth * self.depth_factor, seg.float()
 
@@ -57,7 +60,7 @@ def export_graph(model: Deployed, height: int, width: int) -> onnx.ModelProto:
         warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
         torch.onnx.export(
             model,
-            (torch.zeros(1, 3, height, width),),
+            (torch.from_numpy(as_input(np.zeros((height, width, 3), np.uint8), model.uint8_input)),),
             buffer,
             input_names=[INPUT],
             output_names=[DEPTH, SEG],
@@ -67,21 +70,24 @@ def export_graph(model: Deployed, height: int, width: int) -> onnx.ModelProto:
     return onnxslim.slim(onnx.load_from_string(buffer.getvalue()))
 
 
-def check_graph(graph: onnx.ModelProto, height: int, width: int) -> None:
+def check_graph(graph: onnx.ModelProto, height: int, width: int, uint8_input: bool = False) -> None:
     """Raises RuntimeError when a graph is not valid, or of other opset, names, types or shapes than engines rely on."""
     onnx.checker.check_model(graph, full_check=True)
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
     if opsets != {"": OPSET}:
         raise RuntimeError(f"the exporter wrote opset {opsets}, not {OPSET}")
     contract = {
-        INPUT: [1, 3, height, width],
-        DEPTH: [1, 1, height, width],
-        SEG: [1, len(CLASS_NAMES), height, width],
+        INPUT: ("UINT8", [1, height, width, 3]) if uint8_input else ("FLOAT", [1, 3, height, width]),
+        DEPTH: ("FLOAT", [1, 1, height, width]),
+        SEG: ("FLOAT", [1, len(CLASS_NAMES), height, width]),
     }
     tensors = {value.name: value.type.tensor_type for value in (*graph.graph.input, *graph.graph.output)}
-    shapes = {name: [axis.dim_value for axis in tensor.shape.dim] for name, tensor in tensors.items()}
-    if shapes != contract or any(tensor.elem_type != onnx.TensorProto.FLOAT for tensor in tensors.values()):
-        raise RuntimeError(f"the exporter wrote inputs and outputs {shapes}, not float32 {contract}")
+    written = {
+        name: (onnx.TensorProto.DataType.Name(tensor.elem_type), [axis.dim_value for axis in tensor.shape.dim])
+        for name, tensor in tensors.items()
+    }
+    if written != contract:
+        raise RuntimeError(f"the exporter wrote inputs and outputs {written}, not {contract}")
 
 
 def half_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
@@ -105,17 +111,25 @@ def half_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # fused nodes store less
     session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    uint8_input = takes_uint8(session)
     names = [info.name for info in half]
     largest = np.zeros(len(names))
     for image in images:
-        values = session.run(names, {INPUT: as_input(image)})
+        values = session.run(names, {INPUT: as_input(image, uint8_input)})
         found = [np.nan_to_num(np.abs(value.astype(np.float32)), nan=np.inf).max(initial=0) for value in values]
         largest = np.maximum(largest, found)
     return dict(sorted(zip(names, largest.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
-def as_input(image: np.ndarray) -> np.ndarray:
-    """uint8 [H,W,3] to what a graph takes: float32 [1,3,H,W] in 0..1."""
+def takes_uint8(session: onnxruntime.InferenceSession) -> bool:
+    """Whether a graph takes images as cameras give them."""
+    return session.get_inputs()[0].type == "tensor(uint8)"
+
+
+def as_input(image: np.ndarray, uint8_input: bool) -> np.ndarray:
+    """uint8 [H,W,3] to what a graph takes: the same as uint8 [1,H,W,3], or float32 [1,3,H,W] in 0..1."""
+    if uint8_input:
+        return image[None]
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
 
 

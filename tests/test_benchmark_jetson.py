@@ -351,24 +351,28 @@ class FakeCuda(types.ModuleType):
         return self.free, 2 * 10**9
 
     def pagelocked_empty(self, shape, dtype):
-        return np.full(shape, np.nan, dtype)
+        empty = np.empty(shape, dtype)
+        empty.view(np.uint8)[...] = 255
+        return empty
 
     def mem_alloc(self, size):
         address = 4096 * (len(self.memory) + 1)
-        self.memory[address] = np.full(size // 4, np.nan, np.float32)
+        self.memory[address] = np.full(size, 255, np.uint8)  # NaN, as floats
         self.free -= size
         return address
 
     def memcpy_htod_async(self, device, host, stream):
-        self.queue.append(lambda: self.memory[device].__setitem__(slice(None), host.ravel()))
+        self.queue.append(lambda: self.memory[device].__setitem__(slice(None), host.ravel().view(np.uint8)))
 
     def memcpy_dtoh_async(self, host, device, stream):
-        self.queue.append(lambda: host.__setitem__(slice(None), self.memory[device].reshape(host.shape)))
+        self.queue.append(lambda: host.__setitem__(..., self.memory[device].view(host.dtype).reshape(host.shape)))
 
 
-def fake_tensorrt(cuda, weights, dtype="float32"):
+def fake_tensorrt(cuda, weights, input_type="float32", output_type="float32"):
     """A tensorrt module; an engine file that does not begin with b'engine' was 'built elsewhere'."""
     shapes = {"rgb": (1, 3, HEIGHT, WIDTH), "depth": (1, 1, HEIGHT, WIDTH), "seg": (1, CLASSES, HEIGHT, WIDTH)}
+    if input_type == "uint8":
+        shapes["rgb"] = (1, HEIGHT, WIDTH, 3)
 
     class Context:
         def __init__(self):
@@ -383,15 +387,17 @@ def fake_tensorrt(cuda, weights, dtype="float32"):
             return True
 
         def compute(self):
-            rgb = cuda.memory[self.addresses["rgb"]].reshape(shapes["rgb"])
+            rgb = cuda.memory[self.addresses["rgb"]].view(input_type).reshape(shapes["rgb"])
+            if input_type == "uint8":
+                rgb = rgb.transpose(0, 3, 1, 2).astype(np.float32) / 255
             for name, value in zip(("depth", "seg"), answer(rgb, weights), strict=True):
-                cuda.memory[self.addresses[name]][:] = value.ravel()
+                cuda.memory[self.addresses[name]][:] = value.astype(np.float32).ravel().view(np.uint8)
 
     class ICudaEngine:
         num_io_tensors = len(shapes)
         get_tensor_name = staticmethod(lambda index: list(shapes)[index])
         get_tensor_shape = staticmethod(lambda name: list(shapes[name]))
-        get_tensor_dtype = staticmethod(lambda name: dtype)
+        get_tensor_dtype = staticmethod(lambda name: input_type if name == "rgb" else output_type)
         create_execution_context = staticmethod(Context)
 
     class Runtime:
@@ -402,7 +408,8 @@ def fake_tensorrt(cuda, weights, dtype="float32"):
             return ICudaEngine() if content.startswith(b"engine") else None
 
     module = types.ModuleType("tensorrt")
-    module.__version__, module.float32, module.Runtime, module.ICudaEngine = "8.5.2", "float32", Runtime, ICudaEngine
+    module.__version__, module.Runtime, module.ICudaEngine = "8.5.2", Runtime, ICudaEngine
+    module.float32, module.uint8 = "float32", "uint8"
     module.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None})
     return module
 
@@ -448,9 +455,23 @@ def test_graphs_but_no_engine_on_a_jetson(engine_dir, on_a_jetson, monkeypatch, 
 
 
 def test_engine_with_other_types(engine_dir, on_a_jetson, monkeypatch, capsys, weights):
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(on_a_jetson, weights, dtype="float16"))
     (engine_dir / "student_fp16.engine").write_bytes(b"engine")
-    wrong(monkeypatch, capsys, engine_dir, "not float32")
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(on_a_jetson, weights, output_type="float16"))
+    wrong(monkeypatch, capsys, engine_dir, "depth is not float32")
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(on_a_jetson, weights, input_type="float16"))
+    wrong(monkeypatch, capsys, engine_dir, "rgb is not float32 or uint8")
+
+
+def test_engine_that_takes_the_cameras_frames(engine_dir, on_a_jetson, monkeypatch, capsys, weights):
+    (engine_dir / "student_fp16.engine").write_bytes(b"engine")
+    rows = []
+    for input_type in ("float32", "uint8"):
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(on_a_jetson, weights, input_type))
+        assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+        rows += json.loads((engine_dir / "table_3.json").read_text())["rows"]
+    for name in ("rmse", "abs_rel", "delta1", "miou"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-6)
+    assert rows[0]["gpu_mib"] - rows[1]["gpu_mib"] == pytest.approx(3 * 3 * HEIGHT * WIDTH / 2**20)
 
 
 def test_real_bindings_have_what_is_called():
@@ -460,7 +481,7 @@ def test_real_bindings_have_what_is_called():
                           "create_execution_context"),
         trt.IExecutionContext: ("set_tensor_address", "execute_async_v3"),
         trt.Runtime: ("deserialize_cuda_engine",),
-        trt: ("float32", "Logger", "__version__"),
+        trt: ("float32", "uint8", "Logger", "__version__"),
     }  # fmt: skip
     assert [name for owner, names in used.items() for name in names if not hasattr(owner, name)] == []
 

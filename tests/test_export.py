@@ -205,6 +205,29 @@ def test_camera_flag_scales_depth(export, checkpoint, manifest, nothing_around):
     assert read_json("engines/student.json")["camera"]["focal"] == pytest.approx(1.5 * CAMERA.focal)
 
 
+def test_graphs_of_the_cameras_frames(model):
+    """uint8 [1,H,W,3] in, the same answers out."""
+    direct = Deployed(model.student, 1.0, uint8_input=True)
+    exported = export_graph(direct, HEIGHT, WIDTH)
+    check_graph(exported, HEIGHT, WIDTH, uint8_input=True)
+    with pytest.raises(RuntimeError, match="exporter wrote inputs"):
+        check_graph(exported, HEIGHT, WIDTH)
+    images = random_images(HEIGHT, WIDTH)[:2]
+    answer = by_onnx_runtime(exported.SerializeToString())
+    for expected in (by_pytorch(model), by_pytorch(direct)):
+        errors = compare(answer, expected, images)
+        assert errors["max_depth_error_mm"] < 0.1 and errors["class_agreement"] > 0.9999
+
+
+def test_uint8_flag(export, checkpoint, manifest, nothing_around):
+    assert export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt", "--uint8-input")[0] == 0
+    for precision in ("fp32", "fp16"):
+        (value,) = onnx.load(nothing_around / "engines" / f"student_{precision}.onnx").graph.input
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    described = read_json("engines/student.json")["input"]
+    assert described["shape"] == [1, HEIGHT, WIDTH, 3] and described["dtype"] == "uint8"
+
+
 def test_without_a_camera(export, tmp_path, manifest):
     path = write_checkpoint(tmp_path / "mixed.pt", camera=None)
     code, out, err = export("--checkpoint", path, "--manifest", manifest, "--skip-trt")
@@ -308,7 +331,7 @@ def test_score_is_in_metres_of_each_frames_camera():
     }
     seg = np.zeros((1, 6, 4, 6), np.float32)
     seg[:, 2] = 1
-    scores = score(lambda rgb: (np.full((1, 1, 4, 6), 2.0, np.float32), seg), frames, 100.0, Config())
+    scores = score(lambda image: (np.full((1, 1, 4, 6), 2.0, np.float32), seg), frames, 100.0, Config())
     assert scores["rmse"] == pytest.approx(0.5**0.5)  # 1 m off on one frame, and right on the other
     assert scores["delta1"] == pytest.approx(0.5) and scores["miou"] == 1
 
@@ -499,10 +522,12 @@ def test_engine_is_noted(export, checkpoint, manifest, ready_graphs, nothing_aro
     assert description["tensorrt"] == "0.0"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_real_parser_takes_the_graph_and_builds_an_engine(precision, graph, half_graph):
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "fp16 of the camera's frames"])
+def test_real_parser_takes_the_graph_and_builds_an_engine(kind, graph, half_graph, model):
     """TensorRT for RTX shares TensorRT's parser and builds without a GPU for a compute capability that is named."""
-    exported = graph if precision == "fp32" else half_graph
+    exported = graph if kind == "fp32" else half_graph
+    if kind.endswith("frames"):
+        exported = export_graph(in_half(Deployed(model.student, 1.0, uint8_input=True)), HEIGHT, WIDTH)
     builder, network, parser = engine.parse_graph(trt, exported.SerializeToString())
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     assert {output.name: (tuple(output.shape), output.dtype) for output in outputs} == {
@@ -510,7 +535,7 @@ def test_real_parser_takes_the_graph_and_builds_an_engine(precision, graph, half
         "seg": ((1, 6, HEIGHT, WIDTH), trt.float32),
     }
     convolutions = [layer for layer in map(network.get_layer, range(network.num_layers)) if is_convolution(layer)]
-    expected = trt.float16 if precision == "fp16" else trt.float32
+    expected = trt.float32 if kind == "fp32" else trt.float16
     assert len(convolutions) > 50 and {layer.get_output(0).dtype for layer in convolutions} == {expected}
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
