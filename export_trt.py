@@ -4,7 +4,8 @@ Reads   a checkpoint; a manifest and the frames of its split 'test'; camera.json
 Writes  <engine-dir>/student_fp32.onnx     rgb [1,3,240,320] float32 in 0..1 -> depth [1,1,240,320] in metres of the
                                            target camera and seg [1,6,240,320], class logits
         <engine-dir>/student_fp16.onnx     the same in half precision but for what overflows in it; float32 in and out
-                                           (with --uint8-input both take rgb [1,240,320,3] uint8)
+                                           (with --uint8-input all take rgb [1,240,320,3] uint8)
+        <engine-dir>/student_int8.onnx     the same with convolutions in int8 and the rest in half precision
         <engine-dir>/student_fp32.engine   the same for TensorRT, on the GPU and TensorRT version it was built with
         <engine-dir>/eval_frames.npz       held-out frames with references
         <engine-dir>/student.json          what was exported, from what, for which camera, with which error
@@ -16,42 +17,33 @@ says how).
 """
 
 import hashlib
-import math
 import platform
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import onnxslim
 import torch
-from tabulate import tabulate
 
 from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, positive_int, run
 from config import CLASS_NAMES, IGNORE, Config, Intrinsics
 from dataset.files import atomic_path, write_json
 from dataset.frames import to_network_camera
 from dataset.manifest import Cameras
-from deployment.agreement import TOLERANCES, by_onnx_runtime, by_pytorch, compare, losses, score, within
+from deployment.agreement import TOLERANCES
 from deployment.engine import build_engine, import_tensorrt
-from deployment.frames import evaluation_frames, find_test_rows, random_images, write_evaluation_frames
-from deployment.graph import (
-    DEPTH,
-    INPUT,
-    LARGEST_HALF,
-    OPSET,
-    SEG,
-    Deployed,
-    check_graph,
-    export_graph,
-    extreme_images,
-    half_ranges,
-    in_half,
+from deployment.frames import (
+    calibration_images,
+    evaluation_frames,
+    find_manifest,
+    find_test_rows,
+    random_images,
+    write_evaluation_frames,
 )
+from deployment.graph import DEPTH, INPUT, LARGEST_HALF, SEG, Deployed
+from deployment.proof import Examiner, print_proof, prove
 from training.checkpoint import load_student
-
-LISTED_RANGES = 8  # tensors in the table of the largest values
 
 
 def target_camera(camera_file: Path | None, trained_camera: dict | None, config: Config) -> Intrinsics:
@@ -77,12 +69,16 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, config:
     )
 
 
+def remove_stale(path: Path) -> None:
+    """Remove a file that this export does not make, if there is one."""
+    if path.is_file():
+        path.unlink()
+        print(f"removed {path}: it was of an earlier export")
+
+
 def write_graph(path: Path, graph: bytes) -> None:
     """Write an ONNX file; an engine beside it goes away, since it was built from an earlier one."""
-    engine = path.with_suffix(".engine")
-    if engine.is_file():
-        engine.unlink()
-        print(f"removed {engine}: it was built from an earlier export")
+    remove_stale(path.with_suffix(".engine"))
     with atomic_path(path) as temporary:
         temporary.write_bytes(graph)
 
@@ -150,63 +146,13 @@ def parse_arguments():
     )
     parser.add_argument("--manifest", type=Path, help="data with test frames (default: the data folder's, else rooms')")
     parser.add_argument("--eval-frames", type=positive_int, default=32, help="at most so many (default: %(default)s)")
+    parser.add_argument(
+        "--calibration-frames",
+        type=positive_int,
+        default=500,
+        help="of the split 'train', that int8's ranges are taken from; at most so many (default: %(default)s)",
+    )
     return parser.parse_args()
-
-
-def prove(
-    model: Deployed, images: np.ndarray, frames: dict[str, np.ndarray] | None, focal: float, config: Config
-) -> tuple[dict[str, bytes], list[dict]]:
-    """Export every precision and measure it.
-
-    Args:
-        images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
-        frames: to score on, of evaluation_frames(), if there are any.
-        focal: of the camera that the depth is for, in pixels at the network's size.
-
-    Returns: the serialised graphs, and of each an entry for student.json: errors against PyTorch in float32, scores
-        against the reference and what they lose, what half precision must hold; 'passed' says whether it is good.
-    """
-    exact, half = by_pytorch(model), in_half(model)
-    graphs, entries = {}, []
-    for precision, source in (("fp32", model), ("fp16", half)):
-        graph = export_graph(source, config.height, config.width)
-        check_graph(graph, config.height, config.width, model.uint8_input)
-        graphs[precision] = graph.SerializeToString()
-        answer = by_onnx_runtime(graphs[precision])
-        entry = {"precision": precision, "opset": OPSET, "nodes": len(graph.graph.node)}
-        entry["errors"] = compare(answer, exact, images)
-        entry["scores"] = score(answer, frames, focal, config) if frames else None
-        base = entries[0]["scores"] if entries else entry["scores"]
-        entry["losses"] = losses(entry["scores"], base) if frames else {}
-        entry["passed"] = within(entry["errors"], entry["losses"], TOLERANCES[precision])
-        if source is half:
-            extremes = np.concatenate([images, extreme_images(config.height, config.width)])
-            entry["largest_values"] = dict(list(half_ranges(graph, extremes).items())[:LISTED_RANGES])
-            entry["pytorch_half_errors"] = compare(by_pytorch(half), exact, images)
-            holds = max(entry["largest_values"].values(), default=math.inf) <= LARGEST_HALF
-            entry["passed"] &= holds and within(entry["pytorch_half_errors"], {}, TOLERANCES[precision])
-        entries.append(entry)
-    return graphs, entries
-
-
-def print_proof(entries: list[dict], images_are: str) -> None:
-    """The tables of what each precision costs, and of the largest values that half precision holds."""
-    lines = []
-    for entry in entries:
-        runs = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["losses"])]
-        if "pytorch_half_errors" in entry:
-            runs.append((f"{entry['precision']} by PyTorch", entry["pytorch_half_errors"], {}, {}))
-        for name, errors, scores, lost in runs:
-            line = [name, errors["max_depth_error_mm"], f"{errors['mean_depth_share']:.4%}"]
-            line += [f"{errors['class_agreement']:.4%}", *(scores.get(key) for key in ("rmse", "delta1", "miou"))]
-            lines.append(line + [f"{lost[key]:+.3%}" if key in lost else None for key in ("rmse", "miou")])
-    headers = ["", "depth: most, mm", "mean", "same class", "RMSE m", "delta1", "mIoU", "RMSE lost", "mIoU lost"]
-    print(f"opset {OPSET} in ONNX Runtime, against PyTorch in float32, on {images_are}:")
-    print(tabulate(lines, headers, floatfmt=".4f", missingval="-"))
-    for entry in entries:
-        if "largest_values" in entry:
-            print(f"largest values in {entry['precision']} on these and on extreme images, bound {LARGEST_HALF:.0f}:")
-            print(tabulate(entry["largest_values"].items(), floatfmt=".0f"))
 
 
 def main() -> int:
@@ -218,21 +164,28 @@ def main() -> int:
     model = Deployed(student, camera.focal / config.reference_focal, arguments.uint8_input)
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
-    rows, images_are = find_test_rows(arguments.manifest, config, notes.get("train_stems", []), arguments.eval_frames)
+    manifest = find_manifest(arguments.manifest, config)
+    trained = notes.get("train_stems", [])
+    rows, images_are = find_test_rows(manifest, trained, arguments.eval_frames) if manifest else ([], "random images")
     frames = evaluation_frames(rows, config) if rows else None
+    calibration = calibration_images(manifest, rows, arguments.calibration_frames, config) if rows else None
     if not frames:
         print(
             "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graphs are compared with "
-            "PyTorch on RANDOM IMAGES, and Table III will have no accuracy. ***"
+            "PyTorch on RANDOM IMAGES, Table III will have no accuracy, and int8, with nothing to calibrate it on, is "
+            "left out. ***"
         )
     images = frames["rgb"] if frames else random_images(config.height, config.width)
-    graphs, precisions = prove(model, images, frames, camera.focal, config)
+    examiner = Examiner(model, images, frames, camera.focal, config)
+    graphs, precisions = prove(model, examiner, calibration, config)
     print_proof(precisions, images_are)
     if failed := [entry["precision"] for entry in precisions if not entry["passed"]]:
         bounds = ", ".join(f"{precision}: {TOLERANCES[precision]}" for precision in failed)
         print(f"FAILED: {bounds}, no half-precision value above {LARGEST_HALF:.0f}; nothing was written")
         return EXIT_GATE_FAILED
 
+    for precision in TOLERANCES.keys() - graphs.keys():
+        remove_stale(arguments.engine_dir / f"student_{precision}.onnx")
     for entry in precisions:
         path = arguments.engine_dir / f"student_{entry['precision']}.onnx"
         write_graph(path, graphs[entry["precision"]])

@@ -21,21 +21,20 @@ class Tolerance:
     depth_mm: largest difference of depth at any pixel, in millimetres; None where a precision has no such bound.
     depth_share: mean difference of depth, as a share of it.
     class_agreement: least share of pixels with the same class.
-    score_loss: how much worse RMSE and mIoU may be than the float32 graph's, as a share of its.
+    losses: the most that may be lost in scores, by the names of losses().
     """
 
     depth_mm: float | None
     depth_share: float
     class_agreement: float
-    score_loss: float
+    losses: dict[str, float]
 
 
 TOLERANCES = {  # by precision, in the order of export
-    "fp32": Tolerance(depth_mm=1.0, depth_share=1e-4, class_agreement=0.999, score_loss=1e-3),
-    "fp16": Tolerance(depth_mm=None, depth_share=5e-3, class_agreement=0.99, score_loss=5e-3),
+    "fp32": Tolerance(1.0, 1e-4, 0.999, {"rmse": 1e-3, "miou": 1e-3}),
+    "fp16": Tolerance(None, 5e-3, 0.99, {"rmse": 5e-3, "miou": 5e-3}),
+    "int8": Tolerance(None, 5e-2, 0.9, {"rmse": 3e-2, "miou_points": 1.0}),
 }
-
-
 Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # uint8 [H,W,3] to depth [1,1,H,W] and seg [1,6,H,W]
 
 
@@ -94,16 +93,17 @@ def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, config: C
 
 
 def losses(scores: dict[str, float], base: dict[str, float]) -> dict[str, float]:
-    """How much worse RMSE and mIoU are than `base`, as a share of it: 0.01 is one per cent worse, below 0 is better.
+    """How much worse scores are than `base`, below 0 is better; without what has no reference (NaN in both).
 
-    Without what has no reference (NaN in both).
+    Returns: rmse and miou as a share of `base`: 0.01 is one per cent worse; miou_points in hundredths of mIoU.
     """
-    signs = {"rmse": 1, "miou": -1}
-    return {
-        name: sign * (scores[name] - base[name]) / (base[name] or 1)
-        for name, sign in signs.items()
-        if not math.isnan(base[name])
-    }
+    lost = {}
+    if not math.isnan(base["rmse"]):
+        lost["rmse"] = (scores["rmse"] - base["rmse"]) / base["rmse"]
+    if not math.isnan(base["miou"]):
+        difference = base["miou"] - scores["miou"]
+        lost |= {"miou": difference / (base["miou"] or 1), "miou_points": 100 * difference}
+    return lost
 
 
 def within(errors: dict[str, float], lost: dict[str, float], tolerance: Tolerance) -> bool:
@@ -111,4 +111,4 @@ def within(errors: dict[str, float], lost: dict[str, float], tolerance: Toleranc
     near = tolerance.depth_mm is None or errors["max_depth_error_mm"] <= tolerance.depth_mm
     near = near and errors["mean_depth_share"] <= tolerance.depth_share
     alike = errors["class_agreement"] >= tolerance.class_agreement
-    return near and alike and all(value <= tolerance.score_loss for value in lost.values())
+    return near and alike and all(lost[name] <= most for name, most in tolerance.losses.items() if name in lost)

@@ -62,14 +62,21 @@ def is_strongly_typed(trt) -> bool:
 
 
 def keep_types(trt, network, config, graph: bytes) -> None:
-    """Have 8.5 and 8.6 compute in float16 what a graph computes in float16, and nothing else."""
+    """Have 8.5 and 8.6 compute in float16 and int8 what a graph computes in them, and nothing else."""
     inferred = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph)).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
     if onnx.TensorProto.FLOAT16 not in types.values():
         return
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    whole = {node.name for node in inferred.node if types.get(node.output[0]) == onnx.TensorProto.FLOAT}
+    scaled = {node.output[0] for node in inferred.node if node.op_type == "DequantizeLinear"}
+    if scaled:
+        config.set_flag(trt.BuilderFlag.INT8)
+    whole = {
+        node.name
+        for node in inferred.node
+        if types.get(node.output[0]) == onnx.TensorProto.FLOAT and not scaled & {*node.input, *node.output}
+    }
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.name in whole:

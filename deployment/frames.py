@@ -6,8 +6,8 @@ import numpy as np
 
 from cli import UserError
 from config import NYU_INTRINSICS, Config
-from dataset.files import atomic_path
-from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera
+from dataset.files import atomic_path, read_image
+from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera, to_network_rgb
 from dataset.manifest import Row, read_manifest
 from models.metrics import eigen_crop
 from training.feed import choose_rows, pack_frame
@@ -15,17 +15,18 @@ from training.feed import choose_rows, pack_frame
 RANDOM_IMAGES = 4  # what graphs are compared on when there are no held-out frames
 
 
-def find_test_rows(manifest: Path | None, config: Config, train_stems: list[str], limit: int) -> tuple[list[Row], str]:
-    """Rows of the test split that the student was not trained on, and what they are in words.
-
-    Without `manifest` the data folder's is taken, else the rendered rooms'; no row when there is neither.
-    Raises UserError when the manifest is unreadable or has no such row.
-    """
+def find_manifest(manifest: Path | None, config: Config) -> Path | None:
+    """The manifest that is named, else the data folder's, else the rendered rooms'; None when there is none."""
     candidates = [config.teacher_data_dir, config.data_root / "rooms_teacher_data"]
     found = [folder / "manifest.jsonl" for folder in candidates if (folder / "manifest.jsonl").is_file()]
-    if manifest is None and not found:
-        return [], "random images"
-    manifest = manifest or found[0]
+    return manifest or (found[0] if found else None)
+
+
+def find_test_rows(manifest: Path, train_stems: list[str], limit: int) -> tuple[list[Row], str]:
+    """Rows of the test split that the student was not trained on, and what they are in words.
+
+    Raises UserError when the manifest is unreadable or has no such row.
+    """
     trained = set(train_stems)
     test_rows = [row for row in read_manifest(manifest) if row.split == "test"]
     rows = [row for row in test_rows if row.stem not in trained]
@@ -35,6 +36,18 @@ def find_test_rows(manifest: Path | None, config: Config, train_stems: list[str]
         raise UserError(f"{manifest} has no frame of the split 'test' that the student was not trained on")
     rows = choose_rows(rows, "test", limit)
     return rows, f"{len(rows)} test frames of {manifest.parent.name}/{manifest.name}"
+
+
+def calibration_images(manifest: Path, test_rows: list[Row], limit: int, config: Config) -> np.ndarray:
+    """Frames of the split 'train' at the network's size, uint8 [N,H,W,3], at most `limit` spread evenly over it.
+
+    Raises UserError when there is none, or when one of them is a test frame: int8 would be tuned to its own test.
+    """
+    rows = choose_rows(read_manifest(manifest), "train", limit)
+    tested = {row.rgb.resolve() for row in test_rows}
+    if shared := [row.stem for row in rows if row.rgb.resolve() in tested]:
+        raise UserError(f"{manifest}: int8 can't be calibrated on test frames, and {shared[0]} is one")
+    return np.stack([to_network_rgb(read_image(row.rgb), config.width, config.height) for row in rows])
 
 
 def evaluation_frames(rows: list[Row], config: Config) -> dict[str, np.ndarray]:

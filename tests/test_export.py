@@ -1,5 +1,6 @@
 """From a checkpoint to the engines folder: the graph's contract, its camera, its gate, and what is held out."""
 
+import copy
 import hashlib
 import json
 import sys
@@ -20,9 +21,15 @@ import export_trt
 from config import CLASS_NAMES, NYU_INTRINSICS, Config, Intrinsics
 from dataset.files import read_json, write_json, write_npy, write_png
 from dataset.manifest import Row, read_manifest, write_manifest
-from deployment import engine
+from deployment import engine, proof
 from deployment.agreement import TOLERANCES, by_onnx_runtime, by_pytorch, compare, losses, score, within
-from deployment.frames import evaluation_frames, find_test_rows, random_images, write_evaluation_frames
+from deployment.frames import (
+    calibration_images,
+    evaluation_frames,
+    find_test_rows,
+    random_images,
+    write_evaluation_frames,
+)
 from deployment.graph import (
     LARGEST_HALF,
     Deployed,
@@ -32,6 +39,7 @@ from deployment.graph import (
     half_ranges,
     in_half,
 )
+from deployment.int8 import Quantiser
 from models.metrics import eigen_crop
 from training.checkpoint import build_student, load_student, plain_config, save_checkpoint
 
@@ -69,11 +77,11 @@ def write_checkpoint(path, **notes):
     return path
 
 
-def write_frames(root, stems, camera=NYU_INTRINSICS, split="test"):
+def write_frames(root, stems, camera=NYU_INTRINSICS, split="test", train_stems=()):
     """A data folder with a manifest of frames of camera.width x camera.height pixels."""
     generator = np.random.default_rng(0)
     rows = []
-    for stem in stems:
+    for stem in (*stems, *train_stems):
         small = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         rgb = cv2.resize(small, (camera.width, camera.height), interpolation=cv2.INTER_CUBIC)
         depth = np.full(rgb.shape[:2], 2.5, np.float32)
@@ -85,6 +93,8 @@ def write_frames(root, stems, camera=NYU_INTRINSICS, split="test"):
             write_npy(root / name / f"{stem}.npy", array)
         paths = {name: root / name / f"{stem}.npy" for name in ("depth", "confidence", "labels")}
         rows.append(Row(stem, root / "rgb" / f"{stem}.png", **paths, split=split, intrinsics=camera))
+    for row in rows[len(stems) :]:
+        row.split = "train"
     write_manifest(root / "manifest.jsonl", rows)
     return root / "manifest.jsonl"
 
@@ -96,7 +106,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return write_frames(tmp_path_factory.mktemp("data"), ["000000", "000001", "00/000002"])
+    folder = tmp_path_factory.mktemp("data")
+    return write_frames(folder, ["000000", "000001", "00/000002"], train_stems=["a", "b", "c"])
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +150,9 @@ def export(nothing_around, monkeypatch, capsys):
 
 @pytest.fixture
 def ready_graphs(monkeypatch, graph, half_graph):
-    """Spare main() the exports, which take seconds: the same graphs each time."""
-    monkeypatch.setattr(export_trt, "export_graph", lambda model, *size: half_graph if is_half(model) else graph)
+    """Spare main() the exports, which take seconds: the same graphs each time, and no int8."""
+    monkeypatch.setattr(proof, "export_graph", lambda model, *size: half_graph if is_half(model) else graph)
+    monkeypatch.setattr(export_trt, "calibration_images", lambda *arguments: None)
 
 
 def is_half(model):
@@ -155,7 +167,7 @@ def test_engines_folder(export, checkpoint, manifest, nothing_around):
     assert code == 0, out + err
     assert "opset 17" in out and "2 test frames" in out and "left out 1" in out
     folder = nothing_around / "engines"
-    graphs = {"student_fp32.onnx", "student_fp16.onnx"}
+    graphs = {"student_fp32.onnx", "student_fp16.onnx", "student_int8.onnx"}
     assert {path.name for path in folder.iterdir()} == {*graphs, "eval_frames.npz", "student.json"}
 
     description = json.loads((folder / "student.json").read_text())
@@ -165,11 +177,14 @@ def test_engines_folder(export, checkpoint, manifest, nothing_around):
         assert onnx.load(path).opset_import[0].version == 17
         assert entry["onnx"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and entry["engine"] is None
         assert entry["scores"]["rmse"] > 0
-    exact, half = description["precisions"]
+    exact, half, int8 = description["precisions"]
     assert exact["errors"]["max_depth_error_mm"] < 1 and exact["errors"]["class_agreement"] >= 0.999
     assert set(exact["losses"].values()) == {0}
     assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "no float16 at all"
     assert 0 < max(half["largest_values"].values()) <= LARGEST_HALF
+    assert half["errors"]["mean_depth_share"] < int8["errors"]["mean_depth_share"] < 5e-2
+    assert int8["calibration_frames"] == 3 and int8["left_in_half"] == []
+    assert int8["onnx"]["bytes"] < 0.75 * half["onnx"]["bytes"]
     assert description["checkpoint"]["file"] == "best.pt"
     assert description["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert description["checkpoint"]["teachers"] == [{"da3_depth": {"backend": "da3"}}]
@@ -221,7 +236,7 @@ def test_graphs_of_the_cameras_frames(model):
 
 def test_uint8_flag(export, checkpoint, manifest, nothing_around):
     assert export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt", "--uint8-input")[0] == 0
-    for precision in ("fp32", "fp16"):
+    for precision in ("fp32", "fp16", "int8"):
         (value,) = onnx.load(nothing_around / "engines" / f"student_{precision}.onnx").graph.input
         assert value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     described = read_json("engines/student.json")["input"]
@@ -273,7 +288,7 @@ def test_gate_fails_on_another_students_graph(export, checkpoint, manifest, noth
     torch.manual_seed(5)
     other = Deployed(build_student(Config()), 1.0)
     wrong = export_graph(other, HEIGHT, WIDTH)
-    monkeypatch.setattr(export_trt, "export_graph", lambda *arguments: wrong)
+    monkeypatch.setattr(proof, "export_graph", lambda *arguments: wrong)
     code, out, _ = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
     assert code == 1 and "FAILED" in out
     assert not (nothing_around / "engines").exists()
@@ -299,13 +314,16 @@ def test_tolerance():
         assert not within(good | worse, {}, tolerance)
     assert not within(good | {"max_depth_error_mm": float("nan")}, {}, tolerance)
     assert not within(good, {"rmse": -0.1, "miou": 1.1e-3}, tolerance)
+    assert within(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 0.99}, TOLERANCES["int8"])
+    assert not within(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 1.01}, TOLERANCES["int8"])
     assert within(good | {"max_depth_error_mm": 100.0}, {}, TOLERANCES["fp16"])
     assert not within(good | {"mean_depth_share": float("nan")}, {}, TOLERANCES["fp16"])
 
 
 def test_losses():
     base = {"rmse": 0.5, "delta1": 0.5, "miou": 0.4}
-    assert losses({"rmse": 0.51, "delta1": 0.1, "miou": 0.41}, base) == pytest.approx({"rmse": 0.02, "miou": -0.025})
+    lost = losses({"rmse": 0.51, "delta1": 0.1, "miou": 0.41}, base)
+    assert lost == pytest.approx({"rmse": 0.02, "miou": -0.025, "miou_points": -1})
     nothing = float("nan")
     assert losses({"rmse": 0.5, "delta1": 0.5, "miou": nothing}, base | {"miou": nothing}) == {"rmse": 0}
     assert losses({"rmse": 0.5, "delta1": 0.5, "miou": 0.0}, base | {"miou": 0.0})["miou"] == 0
@@ -397,11 +415,90 @@ def test_check_graph_refuses(graph, damage):
         check_graph(broken, HEIGHT, WIDTH)
 
 
+# ----------------------------------------------------------------------------------------------------------------- int8
+
+
+@pytest.fixture(scope="module")
+def quantiser(graph):
+    with Quantiser(graph, random_images(HEIGHT, WIDTH), uint8_input=False) as ready:
+        yield ready
+
+
+@pytest.fixture(scope="module")
+def int8_graph(quantiser):
+    return quantiser.make(quantiser.layers)
+
+
+KINDS = ("MatMul", "HardSwish")
+
+
+def test_int8_where_it_is_wanted(int8_graph, quantiser):
+    """Symmetric activations, weights by channel, no quantised bias, for TensorRT; attention and heads left out."""
+    check_graph(int8_graph, HEIGHT, WIDTH)
+    inferred = onnx.shape_inference.infer_shapes(int8_graph, strict_mode=True).graph
+    made_by = {output: node for node in inferred.node for output in node.output}
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in inferred.initializer}
+    types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
+    quantised = set()
+    for node in inferred.node:
+        if node.op_type == "DequantizeLinear":
+            assert not constants[node.input[2]].any(), "not symmetric"
+        if node.op_type == "Conv" and made_by.get(node.input[0]) is not None:
+            sources = [made_by[name].op_type if name in made_by else "" for name in node.input[:2]]
+            if sources == ["DequantizeLinear"] * 2:  # with nothing between them and the convolution
+                quantised.add(node.name)
+                scales = constants[made_by[node.input[1]].input[1]]
+                assert scales.shape == (constants[made_by[node.input[1]].input[0]].shape[0],)
+                assert constants[node.input[2]].dtype == np.float32
+            else:
+                assert types[node.output[0]] == onnx.TensorProto.FLOAT16
+    assert quantised == set(quantiser.layers) and len(quantised) > 50
+    assert not any("context_module" in name or "/head/" in name for name in quantised)
+    others = {kind: {types[node.output[0]] for node in inferred.node if node.op_type == kind} for kind in KINDS}
+    assert others == {"MatMul": {onnx.TensorProto.FLOAT}, "HardSwish": {onnx.TensorProto.FLOAT16}}
+
+
+def test_layers_that_int8_spoils_are_left_in_half_precision(model, quantiser, monkeypatch):
+    """The worst is found by what it loses alone, and then by twice as many at a time."""
+    bad = quantiser.layers[5:7]
+    made = []
+
+    def make(layers):
+        made.append(list(layers))
+        return "graph"
+
+    examiner = types.SimpleNamespace(
+        images=np.zeros((1, 2, 2, 3)),
+        exact=None,
+        examine=lambda precision, graph: {"passed": not set(bad) & set(made[-1])},
+    )
+    ranking = dict.fromkeys([bad[0], quantiser.layers[0], bad[1], *quantiser.layers[1:5]], 0.1)
+    monkeypatch.setattr(proof, "rank", lambda *arguments: ranking)
+    graph, entry = proof.prove_int8(types.SimpleNamespace(layers=quantiser.layers, make=make), examiner)
+    assert entry["passed"] and entry["left_in_half"] == list(ranking)[:4]
+    assert [len(quantiser.layers) - len(layers) for layers in made] == [0, 1, 2, 4]
+
+
+def test_ranking_finds_the_layer_that_int8_spoils(model):
+    """One channel a thousand times the others leaves nothing of them in 256 steps."""
+    student = copy.deepcopy(model.student)
+    norm = student.neck.lateral[0][1]
+    following = student.neck.fuse[0][0]
+    norm.weight.data[0] *= 1000
+    following.weight.data[0] /= 1000
+    exported = export_graph(Deployed(student, 1.0), HEIGHT, WIDTH)
+    with Quantiser(exported, random_images(HEIGHT, WIDTH)[:1], uint8_input=False) as quantiser:
+        quantiser.layers = [name for name in quantiser.layers if "/neck/" in name]
+        ranking = proof.rank(quantiser, by_pytorch(model), random_images(HEIGHT, WIDTH)[:1])
+    assert "fuse.0.0" in next(iter(ranking)), ranking
+    assert set(ranking) == set(quantiser.layers)
+
+
 # ------------------------------------------------------------------------------------------------- held-out frames
 
 
 def test_evaluation_frames(manifest, tmp_path):
-    rows, words = find_test_rows(manifest, Config(), ["000000"], limit=32)
+    rows, words = find_test_rows(manifest, ["000000"], limit=32)
     assert [row.stem for row in rows] == ["000001", "00/000002"] and "2 test frames" in words
     write_evaluation_frames(tmp_path / "eval_frames.npz", evaluation_frames(rows, Config()))
     with np.load(tmp_path / "eval_frames.npz", allow_pickle=False) as archive:
@@ -429,7 +526,20 @@ def test_other_cameras_are_scored_to_the_border(tmp_path):
 def test_test_split_only(tmp_path):
     manifest = write_frames(tmp_path, ["a", "b"], split="val")
     with pytest.raises(cli.UserError, match="split 'test'"):
-        find_test_rows(manifest, Config(), [], limit=32)
+        find_test_rows(manifest, [], limit=32)
+
+
+def test_calibration_frames(manifest, tmp_path):
+    tested = find_test_rows(manifest, [], limit=32)[0]
+    images = calibration_images(manifest, tested, 2, Config())
+    assert images.shape == (2, HEIGHT, WIDTH, 3) and images.dtype == np.uint8
+    rows = read_manifest(manifest)
+    rows[-1].rgb = rows[0].rgb  # the same picture under another name
+    write_manifest(manifest.parent / "leaking.jsonl", rows)
+    with pytest.raises(cli.UserError, match="can't be calibrated on test frames, and c is one"):
+        calibration_images(manifest.parent / "leaking.jsonl", tested, 500, Config())
+    with pytest.raises(cli.UserError, match="split 'train'"):
+        calibration_images(write_frames(tmp_path, ["a"]), [], 500, Config())
 
 
 # --------------------------------------------------------------------------------------------------------- TensorRT
@@ -476,19 +586,19 @@ def test_network_flags_of_each_generation(flags, expected, monkeypatch):
     assert calls == [("network", expected), ("clear", "TF32"), *kept]
 
 
-def test_types_are_kept_where_a_network_is_not_strongly_typed(graph, half_graph):
+def test_types_are_kept_where_a_network_is_not_strongly_typed(graph, half_graph, int8_graph):
     """One layer a node, as the parsers of 8.5 and 8.6 name them; those with float32 must stay so."""
-    for exported in (graph, half_graph):
+    for exported in (graph, half_graph, int8_graph):
         layers = [Layer(node.name) for node in exported.graph.node]
         network = types.SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
-        flags = types.SimpleNamespace(FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY")
+        flags = types.SimpleNamespace(FP16="FP16", INT8="INT8", OBEY_PRECISION_CONSTRAINTS="OBEY")
         trt, asked = types.SimpleNamespace(BuilderFlag=flags, float32="float32"), []
         engine.keep_types(trt, network, types.SimpleNamespace(set_flag=asked.append), exported.SerializeToString())
         kept = {node.op_type for node, layer in zip(exported.graph.node, layers, strict=True) if layer.types}
         if exported is graph:
             assert not asked and not kept
         else:
-            assert asked == ["FP16", "OBEY"]
+            assert asked == ["FP16", "OBEY"] + ["INT8"] * (exported is int8_graph)
             assert {"MatMul", "Exp"} <= kept and "Conv" not in kept
             assert all(layer.precision == "float32" for layer in layers if layer.types)
 
@@ -522,10 +632,10 @@ def test_engine_is_noted(export, checkpoint, manifest, ready_graphs, nothing_aro
     assert description["tensorrt"] == "0.0"
 
 
-@pytest.mark.parametrize("kind", ["fp32", "fp16", "fp16 of the camera's frames"])
-def test_real_parser_takes_the_graph_and_builds_an_engine(kind, graph, half_graph, model):
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "int8", "fp16 of the camera's frames"])
+def test_real_parser_takes_the_graph_and_builds_an_engine(kind, graph, half_graph, int8_graph, model):
     """TensorRT for RTX shares TensorRT's parser and builds without a GPU for a compute capability that is named."""
-    exported = graph if kind == "fp32" else half_graph
+    exported = {"fp32": graph, "int8": int8_graph}.get(kind, half_graph)
     if kind.endswith("frames"):
         exported = export_graph(in_half(Deployed(model.student, 1.0, uint8_input=True)), HEIGHT, WIDTH)
     builder, network, parser = engine.parse_graph(trt, exported.SerializeToString())
@@ -535,8 +645,8 @@ def test_real_parser_takes_the_graph_and_builds_an_engine(kind, graph, half_grap
         "seg": ((1, 6, HEIGHT, WIDTH), trt.float32),
     }
     convolutions = [layer for layer in map(network.get_layer, range(network.num_layers)) if is_convolution(layer)]
-    expected = trt.float32 if kind == "fp32" else trt.float16
-    assert len(convolutions) > 50 and {layer.get_output(0).dtype for layer in convolutions} == {expected}
+    expected = {"fp32": {trt.float32}, "int8": {trt.float32, trt.float16}}.get(kind, {trt.float16})
+    assert len(convolutions) > 50 and {layer.get_output(0).dtype for layer in convolutions} == expected
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.num_compute_capabilities = 1

@@ -1,0 +1,114 @@
+"""The int8 graph: convolutions between quantise and dequantise nodes, the rest in half precision.
+
+ONNX Runtime's static quantisation sets the ranges from calibration frames: weights per channel, activations symmetric,
+biases left alone. Attention is left out. Q/DQ of opset 17 are float32 only, so a quantised convolution is float32
+between int8 on both sides, which runtimes fuse into one int8 kernel; the rest is as in the fp16 graph.
+"""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxslim
+from onnx import TensorProto
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from deployment.graph import INPUT, as_input
+
+# In the names of nodes that stay in half precision: attention, as timm names it, and the heads, whose answers 256 steps
+# would be too coarse for.
+LEFT_OUT = ("/context_module/", "/head/")
+# Float32 in the fp16 graph, too: the image's normalisation, attention's products, depth from its logarithm on.
+FLOAT32_OPS = ("Cast", "Sub", "MatMul", "Div", "Sigmoid", "Exp", "Mul")
+
+
+class Frames(CalibrationDataReader):
+    """Calibration frames as ONNX Runtime wants them; images: uint8 [N,H,W,3]."""
+
+    def __init__(self, images: np.ndarray, uint8_input: bool):
+        self.inputs = ({INPUT: as_input(image, uint8_input)} for image in images)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.inputs, None)
+
+
+class Quantiser:
+    """Makes int8 graphs of one float32 graph, with more or fewer of its convolutions quantised."""
+
+    def __init__(self, graph: onnx.ModelProto, images: np.ndarray, uint8_input: bool):
+        """images: calibration frames, uint8 [N,H,W,3], N >= 1."""
+        self.images, self.uint8_input = images, uint8_input
+        convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
+        self.layers = [name for name in convolutions if not any(part in name for part in LEFT_OUT)]
+        self.folder = tempfile.TemporaryDirectory()
+        self.source = Path(self.folder.name) / "float32.onnx"  # a graph in memory would be changed
+        onnx.save(graph, self.source)
+        self.ranges = Path(self.folder.name) / "ranges.json"  # calibrated once, by the first graph
+
+    def __enter__(self) -> "Quantiser":
+        self.make(self.layers)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.folder.cleanup()
+
+    def make(self, layers: Sequence[str]) -> onnx.ModelProto:
+        """The graph with these convolutions, one or more, in int8 and the others in float16."""
+        path = Path(self.folder.name) / "int8.onnx"
+        logger, level = logging.getLogger(), logging.getLogger().level
+        logger.setLevel(logging.ERROR)  # it advises to simplify a graph that has been simplified
+        try:
+            quantize_static(
+                self.source,
+                path,
+                Frames(self.images, self.uint8_input),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                nodes_to_quantize=list(layers),
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                calibration_cache_path=self.ranges,
+                extra_options={
+                    "ActivationSymmetric": True,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": False,
+                    # what comes out meets an activation first, and is rounded once, where the next one takes it in
+                    "OpTypesToExcludeOutputQuantization": ["Conv"],
+                },
+            )
+        finally:
+            logger.setLevel(level)
+        return in_half_around(onnx.load(path), set(layers))
+
+
+def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
+    """A quantised graph with float16 where it need not be float32; layers: its quantised convolutions."""
+    whole = [node.name for node in quantised.graph.node if node.op_type in FLOAT32_OPS or node.name in layers]
+    kinds = ["QuantizeLinear", "DequantizeLinear"]
+    half = convert_float_to_float16(quantised, keep_io_types=True, op_block_list=kinds, node_block_list=whole)
+    skip_double_casts(half)
+    model = ONNXModel(half)
+    model.topological_sort()
+    return onnxslim.slim(model.model)
+
+
+def skip_double_casts(graph: onnx.ModelProto) -> None:
+    """Read a float32 tensor directly where it is read through float16 and back, in place.
+
+    The converter puts a cast at every edge of a float32 node, also between two such nodes, where the detour rounds
+    values and stands between a dequantise node and its convolution.
+    """
+    casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
+    types = {name: node.attribute[0].i for name, node in casts.items()}
+    for node in graph.graph.node:
+        for position, name in enumerate(node.input):
+            source = casts[name].input[0] if name in casts else None
+            if types.get(name) == TensorProto.FLOAT and types.get(source) == TensorProto.FLOAT16:
+                node.input[position] = casts[source].input[0]

@@ -1,0 +1,140 @@
+"""Every precision exported, measured against PyTorch and the reference, and mended where it loses too much."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from tabulate import tabulate
+
+from config import Config
+from deployment.agreement import TOLERANCES, Answer, by_onnx_runtime, by_pytorch, compare, losses, score, within
+from deployment.graph import (
+    LARGEST_HALF,
+    OPSET,
+    Deployed,
+    check_graph,
+    export_graph,
+    extreme_images,
+    half_ranges,
+    in_half,
+)
+from deployment.int8 import Quantiser
+
+LISTED = 8  # tensors with the largest values, and layers that lose most in int8, that are told
+RANKING_IMAGES = 4
+
+
+class Examiner:
+    """Measures the graphs of one model, float32 first: the others' losses are against that one."""
+
+    def __init__(
+        self,
+        model: Deployed,
+        images: np.ndarray,
+        frames: dict[str, np.ndarray] | None,
+        focal: float,
+        config: Config,
+    ):
+        """
+        Args:
+            images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
+            frames: to score on, of evaluation_frames(), if there are any.
+            focal: of the camera that the depth is for, in pixels at the network's size.
+        """
+        self.model, self.exact = model, by_pytorch(model)
+        self.images, self.frames, self.focal, self.config = images, frames, focal, config
+        self.extremes = np.concatenate([images, extreme_images(config.height, config.width)])
+        self.base: dict[str, float] | None = None
+
+    def examine(self, precision: str, graph: onnx.ModelProto) -> dict:
+        """An entry for student.json; 'passed' says whether the graph is good.
+
+        Errors against PyTorch in float32, scores against the reference and what they lose, the largest values that are
+        stored as float16. Raises RuntimeError when the graph is not what engines rely on.
+        """
+        tolerance = TOLERANCES[precision]
+        check_graph(graph, self.config.height, self.config.width, self.model.uint8_input)
+        answer = by_onnx_runtime(graph.SerializeToString())
+        scores = score(answer, self.frames, self.focal, self.config) if self.frames else None
+        self.base = self.base or scores
+        entry = {"precision": precision, "opset": OPSET, "nodes": len(graph.graph.node), "scores": scores}
+        entry["errors"] = compare(answer, self.exact, self.images)
+        entry["losses"] = losses(scores, self.base) if self.frames else {}
+        entry["passed"] = within(entry["errors"], entry["losses"], tolerance)
+        if precision != "fp32":
+            entry["largest_values"] = dict(list(half_ranges(graph, self.extremes).items())[:LISTED])
+            entry["passed"] &= max(entry["largest_values"].values(), default=math.inf) <= LARGEST_HALF
+        return entry
+
+
+def prove(
+    model: Deployed, examiner: Examiner, calibration: np.ndarray | None, config: Config
+) -> tuple[dict[str, bytes], list[dict]]:
+    """Export and measure every precision; int8 only with calibration frames, uint8 [N,H,W,3].
+
+    Returns: the serialised graphs by precision, and of each an entry for student.json.
+    """
+    half = in_half(model)
+    whole = export_graph(model, config.height, config.width)
+    graphs = {"fp32": whole, "fp16": export_graph(half, config.height, config.width)}
+    entries = [examiner.examine(precision, graph) for precision, graph in graphs.items()]
+    # what ONNX Runtime computes within a node in float32, PyTorch's kernels compute in float16
+    entries[1]["pytorch_half_errors"] = compare(by_pytorch(half), examiner.exact, examiner.images)
+    entries[1]["passed"] &= within(entries[1]["pytorch_half_errors"], {}, TOLERANCES["fp16"])
+    if calibration is not None and all(entry["passed"] for entry in entries):
+        with Quantiser(whole, calibration, model.uint8_input) as quantiser:
+            graphs["int8"], entry = prove_int8(quantiser, examiner)
+        entries.append(entry | {"calibration_frames": len(calibration)})
+    return {precision: graph.SerializeToString() for precision, graph in graphs.items()}, entries
+
+
+def prove_int8(quantiser: Quantiser, examiner: Examiner) -> tuple[onnx.ModelProto, dict]:
+    """The int8 graph with as many layers in int8 as its tolerance allows, and its entry.
+
+    If all of them lose too much, the layers are ranked by what each loses alone, and the worst 1, 2, 4... are left in
+    half precision until the tolerance holds, or until little would be left in int8.
+    """
+    graph = quantiser.make(quantiser.layers)
+    entry, left, ranking = examiner.examine("int8", graph), 0, {}
+    while not entry["passed"] and 2 * left < len(quantiser.layers):
+        ranking = ranking or rank(quantiser, examiner.exact, examiner.images[:RANKING_IMAGES])
+        left = max(2 * left, 1)
+        worst = set(list(ranking)[:left])
+        graph = quantiser.make([layer for layer in quantiser.layers if layer not in worst])
+        entry = examiner.examine("int8", graph)
+    return graph, entry | {"left_in_half": list(ranking)[:left], "losses_of_layers": ranking}
+
+
+def rank(quantiser: Quantiser, exact: Answer, images: np.ndarray) -> dict[str, float]:
+    """{layer: mean error of depth, as a share of it, plus share of pixels of another class} with that layer in int8.
+
+    The layer that loses most comes first.
+    """
+    lost = {}
+    for layer in quantiser.layers:
+        errors = compare(by_onnx_runtime(quantiser.make([layer]).SerializeToString()), exact, images)
+        lost[layer] = errors["mean_depth_share"] + 1 - errors["class_agreement"]
+    return dict(sorted(lost.items(), key=lambda pair: -pair[1]))
+
+
+def print_proof(entries: Sequence[dict], images_are: str) -> None:
+    """The tables of what each precision costs, and of the largest values that half precision holds."""
+    lines = []
+    for entry in entries:
+        runs = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["losses"])]
+        if "pytorch_half_errors" in entry:
+            runs.append((f"{entry['precision']} by PyTorch", entry["pytorch_half_errors"], {}, {}))
+        for name, errors, scores, lost in runs:
+            line = [name, errors["max_depth_error_mm"], f"{errors['mean_depth_share']:.4%}"]
+            line += [f"{errors['class_agreement']:.4%}", *(scores.get(key) for key in ("rmse", "delta1", "miou"))]
+            lines.append(line + [f"{lost[key]:+.3%}" if key in lost else None for key in ("rmse", "miou")])
+    headers = ["", "depth: most, mm", "mean", "same class", "RMSE m", "delta1", "mIoU", "RMSE lost", "mIoU lost"]
+    print(f"opset {OPSET} in ONNX Runtime, against PyTorch in float32, on {images_are}:")
+    print(tabulate(lines, headers, floatfmt=".4f", missingval="-"))
+    for entry in entries:
+        if "largest_values" in entry:
+            print(f"largest values in {entry['precision']} on these and on extreme images, bound {LARGEST_HALF:.0f}:")
+            print(tabulate(entry["largest_values"].items(), floatfmt=".0f"))
+        if entry.get("left_in_half"):
+            print(f"left in half precision, for what they lose in int8: {', '.join(entry['left_in_half'])}")
