@@ -185,7 +185,8 @@ def main() -> int:
         return EXIT_GATE_FAILED
 
     for precision in TOLERANCES.keys() - graphs.keys():
-        remove_stale(arguments.engine_dir / f"student_{precision}.onnx")
+        for suffix in (".onnx", ".engine"):
+            remove_stale(arguments.engine_dir / f"student_{precision}{suffix}")
     for entry in precisions:
         path = arguments.engine_dir / f"student_{entry['precision']}.onnx"
         write_graph(path, graphs[entry["precision"]])

@@ -93,13 +93,14 @@ def prove_int8(quantiser: Quantiser, examiner: Examiner) -> tuple[onnx.ModelProt
     """The int8 graph with as many layers in int8 as its tolerance allows, and its entry.
 
     If all of them lose too much, the layers are ranked by what each loses alone, and the worst 1, 2, 4... are left in
-    half precision until the tolerance holds, or until little would be left in int8.
+    half precision until the tolerance holds.
     """
     graph = quantiser.make(quantiser.layers)
     entry, left, ranking = examiner.examine("int8", graph), 0, {}
-    while not entry["passed"] and 2 * left < len(quantiser.layers):
+    most = len(quantiser.layers) - 1
+    while not entry["passed"] and left < most:
         ranking = ranking or rank(quantiser, examiner.exact, examiner.images[:RANKING_IMAGES])
-        left = max(2 * left, 1)
+        left = min(max(2 * left, 1), most)
         worst = set(list(ranking)[:left])
         graph = quantiser.make([layer for layer in quantiser.layers if layer not in worst])
         entry = examiner.examine("int8", graph)

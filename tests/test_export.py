@@ -273,12 +273,14 @@ def test_missing_tensorrt_costs_nothing_but_the_engine(
 
 
 def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_graphs, nothing_around):
-    stale = nothing_around / "engines" / "eval_frames.npz"
-    stale.parent.mkdir()
-    stale.write_bytes(b"of another export")
+    folder = nothing_around / "engines"
+    stale = [folder / name for name in ("eval_frames.npz", "student_int8.onnx", "student_int8.engine")]
+    folder.mkdir()
+    for path in stale:
+        path.write_bytes(b"of another export")
     code, out, _ = export("--checkpoint", checkpoint, "--skip-trt")
     assert code == 0 and "NO HELD-OUT FRAMES" in out and "random images" in out
-    assert not stale.exists()
+    assert not any(path.exists() for path in stale)
     description = json.loads((nothing_around / "engines" / "student.json").read_text())
     assert description["evaluation"] is None
     assert description["compared_on"] == "random images" and description["precisions"][0]["scores"] is None
