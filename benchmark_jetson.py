@@ -2,7 +2,8 @@
 
 Reads   <engine-dir>/student_{fp32,fp16,int8}.engine; eval_frames.npz and student.json there, for the accuracy.
         Without TensorRT: the .onnx files instead, in ONNX Runtime on the CPU, which the table then says.
-Writes  <engine-dir>/table_3.md and table_3.json, and prints the table.
+Writes  <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms, where
+        matplotlib is there.
 
 This file runs alone: copy it beside the folder of engines. It needs Python 3.8, numpy, and on a Jetson tensorrt (from
 JetPack, 8.5 or newer) and pycuda. An engine runs only on the kind of GPU and the TensorRT version that built it, so
@@ -16,6 +17,8 @@ Fix the clocks first (sudo nvpmodel -m 0; sudo jetson_clocks), or the figures ar
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import os
 import platform
@@ -249,14 +252,17 @@ def measure(student, images: Sequence[np.ndarray], iterations: int, warmup: int,
 
 
 def summarise(samples: Dict[str, Sequence[float]]) -> Dict[str, float]:
-    """Median, 90th and 99th percentile, standard deviation (jitter) and FPS of measure()'s samples; medians of parts.
+    """Mean, median, 90th and 99th percentile, maximum, standard deviation (jitter) and FPS of measure()'s samples.
+
+    And the medians of parts.
 
     FPS is 1 / mean latency: what a loop that does nothing else reaches.
     """
     latency = np.asarray(samples["latency_ms"], dtype=np.float64)
-    summary = {"median_ms": float(np.median(latency))}
+    summary = {"mean_ms": float(latency.mean()), "median_ms": float(np.median(latency))}
     for percent in (90, 99):
         summary[f"p{percent}_ms"] = float(np.percentile(latency, percent))
+    summary["max_ms"] = float(latency.max())
     summary["std_ms"] = float(latency.std())
     summary["fps"] = float(1000 / latency.mean())
     parts = {name: float(np.median(values)) for name, values in samples.items() if name != "latency_ms"}
@@ -355,9 +361,11 @@ def mean_iou(confusion: np.ndarray) -> float:
 COLUMNS = (  # heading, key of a row, format
     ("precision", "precision", "{}"),
     ("runs in", "runtime", "{}"),
+    ("mean ms", "mean_ms", "{:.2f}"),
     ("median ms", "median_ms", "{:.2f}"),
     ("p90 ms", "p90_ms", "{:.2f}"),
     ("p99 ms", "p99_ms", "{:.2f}"),
+    ("max ms", "max_ms", "{:.2f}"),
     ("jitter ms", "std_ms", "{:.2f}"),
     ("FPS", "fps", "{:.1f}"),
     ("H2D ms", "h2d_ms", "{:.3f}"),
@@ -380,10 +388,7 @@ def as_markdown(table: dict) -> str:
     cells = [[heading for heading, _, _ in COLUMNS]]
     for row in table["rows"]:
         cells.append(["-" if row.get(key) is None else form.format(row[key]) for _, key, form in COLUMNS])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
-    padded = [[line[column].ljust(width) for column, width in enumerate(widths)] for line in cells]
-    padded.insert(1, ["-" * width for width in widths])
-    lines += ["| " + " | ".join(line) + " |" for line in padded]
+    lines += markdown_table(cells)
     scored = "no held-out frames with references in the folder: no accuracy"
     if table["frames"]:
         scored = f"accuracy on {table['frames']} held-out frames, pooled over pixels, depth from {{}} to {{}} m"
@@ -397,12 +402,92 @@ def as_markdown(table: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
+def markdown_table(cells: List[List[str]]) -> List[str]:
+    """The lines of a Markdown table; the first row of the cells is its heading."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    padded = [[cell.ljust(widths[column]) for column, cell in enumerate(line)] for line in cells]
+    padded.insert(1, ["-" * width for width in widths])
+    return ["| " + " | ".join(line) + " |" for line in padded]
+
+
+def as_csv(table: dict) -> str:
+    """The rows of Table III with every figure in full; empty where nothing was measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [key for _, key, _ in COLUMNS], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table["rows"])
+    return text.getvalue()
+
+
+COMPARED_KEYS = ("median_ms", "p99_ms", "rmse", "delta1", "miou")
+COMPARED = [(heading, key) for heading, key, _ in COLUMNS if key in COMPARED_KEYS]
+
+
+def read_table(path: Path) -> dict:
+    """An earlier table_3.json; raises BenchmarkError when it is not one."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        for row in table["rows"]:
+            for key in ("precision", "runtime", *(key for _, key in COMPARED)):
+                if not isinstance(row.get(key), (str, int, float, type(None))):
+                    raise ValueError(f"{key} is {row[key]!r}")
+        table["title"].strip()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchmarkError(f"{path} is not a table_3.json: {error}") from None
+    return table
+
+
+def comparison(table: dict, earlier: dict) -> str:
+    """What has changed since an earlier table, as Markdown: earlier -> now (change) for each precision in both."""
+    before = {row["precision"]: row for row in earlier["rows"]}
+    cells = [["precision", *(heading for heading, _ in COMPARED)]]
+    for row in table["rows"]:
+        if row["precision"] in before:
+            pairs = [(before[row["precision"]].get(key), row.get(key)) for _, key in COMPARED]
+            cells.append([row["precision"], *(change(old, new) for old, new in pairs)])
+    lines = ["", f"Since {earlier['title']}:", ""]
+    return "\n".join(lines + markdown_table(cells)) + "\n"
+
+
+def change(old: Optional[float], new: Optional[float]) -> str:
+    """'old -> new (+x %)'; '-' where either is missing."""
+    if old is None or new is None:
+        return "-"
+    percent = f" ({100 * (new / old - 1):+.1f} %)" if old else ""
+    return f"{old:.3f} -> {new:.3f}{percent}"
+
+
+def draw_histograms(samples: Dict[str, Sequence[float]], path: Path) -> bool:
+    """Draw the latencies in milliseconds of each precision; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(samples), 1, figsize=(7, 2.2 * len(samples)), squeeze=False)
+    for number, (precision, latencies) in enumerate(samples.items()):
+        axis = axes[number, 0]
+        axis.hist(latencies, bins=60)
+        axis.axvline(float(np.median(latencies)), color="black", linewidth=1)
+        axis.set_title(f"{precision}: {len(latencies)} inferences, median {np.median(latencies):.2f} ms")
+        axis.set_ylabel("inferences")
+    axes[-1, 0].set_xlabel("latency, ms")
+    figure.tight_layout()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    pyplot.close(figure)
+    write_file(path, picture.getvalue())
+    return True
+
+
+def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     handle, temporary = tempfile.mkstemp(prefix="." + path.name, dir=str(path.parent))
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o644)  # mkstemp makes private files
         os.replace(temporary, str(path))
     except BaseException:
@@ -410,11 +495,13 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) -> dict:
-    """Table III of a folder as plain values: title, notice, rows and how they were measured."""
+def benchmark(
+    engine_dir: Path, backend: Backend, iterations: int, warmup: int
+) -> Tuple[dict, Dict[str, Sequence[float]]]:
+    """Table III of a folder as plain values (title, notice, rows, how they were measured); latencies by precision."""
     models = find_models(engine_dir, backend)
     frames = read_evaluation(engine_dir)
-    rows = []
+    rows, latencies = [], {}
     for precision, path in models:
         student = backend.load(path)
         height, width = student.size
@@ -425,13 +512,15 @@ def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) 
         else:
             raise BenchmarkError(f"{path} takes images of {width}x{height}, eval_frames.npz has others: export anew")
         row = {"precision": precision, "runtime": backend.name, "file_mib": path.stat().st_size / MEBIBYTE}
-        row.update(summarise(measure(student, images, iterations, warmup, time.perf_counter)))
+        samples = measure(student, images, iterations, warmup, time.perf_counter)
+        latencies[precision] = samples["latency_ms"]
+        row.update(summarise(samples))
         row["gpu_mib"] = None if student.memory_bytes is None else student.memory_bytes / MEBIBYTE
         row.update(accuracy(student, frames) if frames else {})
         rows.append(row)
         print(f"{path.name}: median {row['median_ms']:.2f} ms", file=sys.stderr)
         del student  # its GPU memory must not count as the next one's
-    return {
+    table = {
         "title": f"Table III: student, {backend.name}, {backend.device}",
         "notice": backend.notice,
         "rows": rows,
@@ -440,6 +529,7 @@ def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) 
         "frames": len(frames["rgb"]) if frames else 0,
         "scored_depth": frames["scored_depth"] if frames else None,
     }
+    return table, latencies
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -466,6 +556,7 @@ def parse_arguments():
     parser.add_argument("--iterations", type=count, default=200, help="timed inferences (default: %(default)s)")
     parser.add_argument("--warmup", type=count, default=20, help="inferences before (default: %(default)s)")
     parser.add_argument("--threads", type=count, default=0, help="of ONNX Runtime (default: 0, its own choice)")
+    parser.add_argument("--compare", type=Path, help="an earlier table_3.json to tell the changes since")
     arguments = parser.parse_args()
     if not arguments.iterations:
         parser.error("--iterations must be 1 or more")
@@ -475,14 +566,20 @@ def parse_arguments():
 def main() -> int:
     arguments = parse_arguments()
     try:
-        table = benchmark(arguments.engine_dir, find_backend(arguments.threads), arguments.iterations, arguments.warmup)
-        text = as_markdown(table)
-        write_text(arguments.engine_dir / "table_3.md", text)
-        write_text(arguments.engine_dir / "table_3.json", json.dumps(table, indent=2, allow_nan=False) + "\n")
+        earlier = read_table(arguments.compare) if arguments.compare else None
+        backend = find_backend(arguments.threads)
+        table, latencies = benchmark(arguments.engine_dir, backend, arguments.iterations, arguments.warmup)
+        text = as_markdown(table) + (comparison(table, earlier) if earlier else "")
+        contents = {"md": text, "json": json.dumps(table, indent=2, allow_nan=False) + "\n", "csv": as_csv(table)}
+        for suffix, content in contents.items():
+            write_file(arguments.engine_dir / f"table_3.{suffix}", content.encode("utf-8"))
+        drawn = draw_histograms(latencies, arguments.engine_dir / "latency.png")
     except (BenchmarkError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
     print(text)
+    if drawn:
+        print(f"latencies: {arguments.engine_dir / 'latency.png'}")
     return 0
 
 

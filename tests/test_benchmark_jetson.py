@@ -1,6 +1,7 @@
 """Table III: the one file that runs alone on a robot, its timing, its metrics, and both runtimes."""
 
 import ast
+import csv
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import benchmark_jetson
-from benchmark_jetson import accuracy, as_markdown, measure, summarise
+from benchmark_jetson import accuracy, as_csv, as_markdown, measure, summarise
+from dataset.files import read_image
 from models.metrics import ConfusionMatrix, DepthMetrics
 
 SCRIPT = Path(benchmark_jetson.__file__)
@@ -120,7 +122,7 @@ def test_is_python_3_8_and_imports_nothing_of_the_project():
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     tops = {name.split(".")[0] for name in imported}
-    assert tops - set(sys.stdlib_module_names) == {"numpy", "tensorrt", "pycuda", "onnxruntime"}
+    assert tops - set(sys.stdlib_module_names) == {"numpy", "tensorrt", "pycuda", "onnxruntime", "matplotlib"}
 
 
 def test_runs_copied_alone_beside_the_folder(tmp_path, engine_dir):
@@ -147,6 +149,7 @@ def test_measure_leaves_out_warm_up_and_preparation():
 def test_summarise():
     summary = summarise({"latency_ms": list(range(1, 102)), "h2d_ms": [1, 5, 2]})
     assert summary["median_ms"] == 51 and summary["p90_ms"] == 91 and summary["p99_ms"] == 100
+    assert summary["mean_ms"] == 51 and summary["max_ms"] == 101
     assert summary["std_ms"] == pytest.approx(np.sqrt((101**2 - 1) / 12))
     assert summary["fps"] == pytest.approx(1000 / 51)
     assert summary["h2d_ms"] == 2
@@ -215,15 +218,19 @@ def test_falls_back_to_onnx_runtime_and_says_so(engine_dir, monkeypatch, capsys)
     code, out, _ = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 4, "--warmup", 1)
     assert code == 0
     assert "ONNX Runtime" in out.splitlines()[0] and "NOT TensorRT" in out
-    assert (engine_dir / "table_3.md").read_text().strip() == out.strip()
+    assert out.startswith((engine_dir / "table_3.md").read_text())
     table = json.loads((engine_dir / "table_3.json").read_text())
     (row,) = table["rows"]
     assert row["precision"] == "fp32" and row["runtime"].startswith("ONNX Runtime")
-    assert 0 < row["median_ms"] <= row["p90_ms"] <= row["p99_ms"] and row["gpu_mib"] is None
+    assert 0 < row["median_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"] and row["gpu_mib"] is None
+    (written,) = csv.DictReader((engine_dir / "table_3.csv").open())
+    assert float(written["median_ms"]) == row["median_ms"] and written["gpu_mib"] == ""
+    assert read_image(engine_dir / "latency.png").shape[2] == 3
     assert table["frames"] == 5 and table["iterations"] == 4
     assert row["rmse"] > 0 and 0 <= row["miou"] <= 1
     assert {path.name for path in engine_dir.iterdir()} == {
-        "eval_frames.npz", "student.json", "student_fp32.onnx", "table_3.json", "table_3.md",
+        "eval_frames.npz", "student.json", "student_fp32.onnx", "table_3.json", "table_3.md", "table_3.csv",
+        "latency.png",
     }  # fmt: skip
 
 
@@ -491,5 +498,30 @@ def test_missing_values_are_dashes():
         "title": "Table III", "notice": None, "iterations": 1, "warmup": 0, "frames": 0, "scored_depth": None,
         "rows": [{"precision": "int8", "runtime": "x", "rmse": None, "fps": 12.345}],
     }  # fmt: skip
-    line = next(line for line in as_markdown(table).splitlines() if "int8" in line)
-    assert line.split("|")[7].strip() == "12.3" and line.split("|")[13].strip() == "-"
+    heading, _, line = (line for line in as_markdown(table).splitlines() if line.startswith("|"))
+    cells = dict(zip(*([cell.strip() for cell in text.split("|")] for text in (heading, line)), strict=True))
+    assert cells["FPS"] == "12.3" and cells["RMSE m"] == "-"
+    assert as_csv(table).splitlines()[1].startswith("int8,x,")
+
+
+def test_what_has_changed_since_an_earlier_table(engine_dir, monkeypatch, capsys, tmp_path):
+    without(monkeypatch, "tensorrt", "pycuda")
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 2)[0] == 0
+    table = json.loads((engine_dir / "table_3.json").read_text())
+    (row,) = table["rows"]
+    row["rmse"], row["miou"], table["title"] = 2 * row["rmse"], None, "Table III of last week"
+    (tmp_path / "old.json").write_text(json.dumps(table))
+    flags = ("--engine-dir", engine_dir, "--iterations", 2, "--compare", tmp_path / "old.json")
+    code, out, _ = run(monkeypatch, capsys, *flags)
+    assert code == 0 and "Since Table III of last week" in out and out.count("(-50.0 %)") == 1
+    assert "Since" in (engine_dir / "table_3.md").read_text()
+    for broken in ("", "[]", '{"rows": []}', '{"title": "x", "rows": [{"precision": {}}]}', '{"title": 3, "rows": []}'):
+        (tmp_path / "old.json").write_text(broken)
+        code, out, err = run(monkeypatch, capsys, *flags)
+        assert code == 2 and len(err.splitlines()) == 1 and "not a table_3.json" in err, broken
+
+
+def test_without_matplotlib_there_is_no_histogram(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda", "matplotlib")
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 2)[0] == 0
+    assert not (engine_dir / "latency.png").exists()
