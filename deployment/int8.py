@@ -90,13 +90,30 @@ class Quantiser:
 
 def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
     """A quantised graph with float16 where it need not be float32; layers: its quantised convolutions."""
-    whole = [node.name for node in quantised.graph.node if node.op_type in FLOAT32_OPS or node.name in layers]
+    whole = {node.name for node in quantised.graph.node if node.op_type in FLOAT32_OPS or node.name in layers}
+    whole |= between(quantised, "MatMul", "Div")  # attention's sums, that only the division makes small again
     kinds = ["QuantizeLinear", "DequantizeLinear"]
-    half = convert_float_to_float16(quantised, keep_io_types=True, op_block_list=kinds, node_block_list=whole)
+    half = convert_float_to_float16(quantised, keep_io_types=True, op_block_list=kinds, node_block_list=list(whole))
     skip_double_casts(half)
     model = ONNXModel(half)
     model.topological_sort()
     return onnxslim.slim(model.model)
+
+
+def between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
+    """Names of the nodes on the ways from operators `first` to `last` that meet no convolution, those included."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def to_last(node: onnx.NodeProto) -> set[str]:
+        if node.op_type in (last, "Conv"):
+            return {node.name} if node.op_type == last else set()
+        found = set().union(*(to_last(reader) for name in node.output for reader in readers.get(name, [])))
+        return found | {node.name} if found else set()
+
+    return set().union(*(to_last(node) for node in graph.graph.node if node.op_type == first))
 
 
 def skip_double_casts(graph: onnx.ModelProto) -> None:

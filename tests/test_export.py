@@ -458,6 +458,10 @@ def test_int8_where_it_is_wanted(int8_graph, quantiser):
     assert not any("context_module" in name or "/head/" in name for name in quantised)
     others = {kind: {types[node.output[0]] for node in inferred.node if node.op_type == kind} for kind in KINDS}
     assert others == {"MatMul": {onnx.TensorProto.FLOAT}, "HardSwish": {onnx.TensorProto.FLOAT16}}
+    divisions = [node for node in inferred.node if node.op_type == "Div" and "context_module" in node.name]
+    assert {types[node.output[0]] for node in divisions} == {onnx.TensorProto.FLOAT}
+    sums = [[made_by[name].op_type for name in node.input] for node in divisions]
+    assert all(pair == ["Slice", "Add"] for pair in sums), "a cast stands between attention's sums and the division"
 
 
 def test_layers_that_int8_spoils_are_left_in_half_precision(model, quantiser, monkeypatch):
