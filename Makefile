@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 2 --focal-scale 0.5 2
 	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.5 --texture 0 --encoder-weights none
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --camera $(DEMO_DATA)/camera.json --data-limit 6 --output-dir predictions
-	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --camera cameras/nyu.json --skip-trt
+	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --camera cameras/nyu.json --skip-trt --calibration-frames 64
 	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST)
 	$(RUN) benchmark_jetson.py --engine-dir ./engines/
 	@echo "pictures: $(DEMO_DATA)/sam2_seg/panels/ $(DEMO_DATA)/gate/ checkpoints/table_4/ predictions/ runs/"

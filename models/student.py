@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIN_DEPTH, MAX_DEPTH = 0.05, 20.0  # metres at the reference focal length: indoor range with room for other lenses
-REFINED = 32  # channels that a decoder's head reads
 INITIAL_DEPTH = 2.0  # metres, what an untrained student says
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -33,12 +32,12 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> list
 
 
 def separable(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Depthwise then pointwise convolution, each with batch norm and ReLU, which runtimes fuse into a convolution."""
+    """Depthwise then pointwise convolution, each with batch norm, one Hardswish after each as in the encoder."""
     return nn.Sequential(
         *conv_bn(inputs, inputs, kernel, groups=inputs),
-        nn.ReLU(),
+        nn.Hardswish(),
         *conv_bn(inputs, outputs),
-        nn.ReLU(),
+        nn.Hardswish(),
     )
 
 
@@ -69,15 +68,14 @@ class Neck(nn.Module):
 class Decoder(nn.Module):
     """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the last doubling is left to the caller.
 
-    The neck has looked around, a decoder picks what its task needs. The head predicts four sub-pixels a cell (Shi et
-    al., CVPR 2016, arXiv:1609.05158; started as in Aitken et al., arXiv:1707.02937), a fraction of a convolution at
-    half size.
+    All convolutions run at a quarter of the image's size; the head predicts four sub-pixels a cell (Shi et al., CVPR
+    2016, arXiv:1609.05158; started as in Aitken et al., arXiv:1707.02937), a fraction of a convolution at half size.
     """
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
-        self.refine = nn.Sequential(*conv_bn(channels, REFINED), nn.ReLU())
-        self.head = nn.Conv2d(REFINED, 4 * outputs, 1)
+        self.refine = separable(channels, channels, 5)
+        self.head = nn.Conv2d(channels, 4 * outputs, 1)
         with torch.no_grad():  # all sub-pixels of a cell start alike, else the output starts as a checkerboard
             self.head.weight.copy_(self.head.weight[::4].repeat_interleave(4, dim=0))
             self.head.bias.copy_(self.head.bias[::4].repeat_interleave(4))
@@ -109,18 +107,19 @@ class Student(nn.Module):
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         normalised = ((rgb - self.mean) / self.std).to(self.depth_decoder.head.weight.dtype)
         pyramid = self.neck(self.encoder(normalised))
-        # Doubling log depth, not depth, keeps near surfaces sharp beside far ones.
-        depth = resize_to(bounded_log_depth(self.depth_decoder(pyramid)), rgb.shape[-2:]).exp()
-        return depth, resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
+        # Doubling the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
+        raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
+        seg = resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
+        return bounded_depth(raw_depth), seg
 
 
-def bounded_log_depth(raw: Tensor) -> Tensor:
-    """Any real number to the logarithm of MIN_DEPTH..MAX_DEPTH metres; float32 has a gradient up to raw = ±16.
+def bounded_depth(raw: Tensor) -> Tensor:
+    """Any real number to metres within MIN_DEPTH..MAX_DEPTH, even in log depth; float32 has a gradient up to raw = ±16.
 
     At least float32 whatever autocast does: half precision would step by centimetres above 8 m.
     """
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-    return math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw) + math.log(MIN_DEPTH)
+    return MIN_DEPTH * torch.exp(math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw))
 
 
 def load_encoder_weights(student: Student, encoder: str, choice: str) -> str:

@@ -16,7 +16,7 @@ from models.losses import (
     masked_mean,
     segmentation_cross_entropy,
 )
-from models.student import MAX_DEPTH, MIN_DEPTH, Student, bounded_log_depth
+from models.student import MAX_DEPTH, MIN_DEPTH, Student, bounded_depth
 from training.checkpoint import build_student
 
 CLASSES = len(CLASS_NAMES)
@@ -134,14 +134,14 @@ def test_smoothness_is_zero_for_constant_depth_and_damped_at_image_edges():
 
 
 def test_depth_is_bounded_and_its_gradient_reaches_the_extremes():
-    assert bounded_log_depth(torch.tensor([-1e9, 1e9])).exp().tolist() == pytest.approx([MIN_DEPTH, MAX_DEPTH])
+    assert bounded_depth(torch.tensor([-1e9, 1e9])).tolist() == pytest.approx([MIN_DEPTH, MAX_DEPTH])
     raw = torch.tensor([-16.0, -8.0, 0.0, 8.0, 16.0], requires_grad=True)
-    depth = bounded_log_depth(raw).exp()
+    depth = bounded_depth(raw)
     depth.sum().backward()
     assert depth.diff().min() > 0
     assert (raw.grad > 0).all()
-    assert bounded_log_depth(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
-    assert bounded_log_depth(torch.zeros(1)).exp().item() == pytest.approx(math.sqrt(MIN_DEPTH * MAX_DEPTH))
+    assert bounded_depth(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
+    assert bounded_depth(torch.zeros(1)).item() == pytest.approx(math.sqrt(MIN_DEPTH * MAX_DEPTH))
 
 
 @pytest.fixture(scope="module")
