@@ -1,7 +1,7 @@
 """TensorRT, whichever generation is installed: parse a graph and build an engine of it in the graph's own precisions.
 
 From 10 on a network can be strongly typed: every tensor has the type that the graph gives it. 8.5 and 8.6 know no such
-mode; there half precision is allowed as a whole and forbidden to the layers that the graph keeps in float32.
+mode; there float16 and int8 are allowed as a whole and forbidden to the layers that the graph keeps in float32.
 """
 
 import onnx

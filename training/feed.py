@@ -161,8 +161,9 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
     frames, height, width, _ = moved["rgb"].shape
 
     def raw(name: str) -> Tensor:
-        constant = torch.full((1, 1, 1, 1), ARRAYS[name][-1], device=device)
-        return moved[name].permute(0, 3, 1, 2) if name in moved else constant
+        if name in moved:
+            return moved[name].permute(0, 3, 1, 2)
+        return torch.full((1, 1, 1, 1), ARRAYS[name][-1], device=device)
 
     def floats(name: str, unit: int) -> Tensor:
         return (raw(name).float() / unit).expand(frames, -1, height, width)
