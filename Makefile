@@ -1,4 +1,4 @@
-# make setup | demo | test | bench | lint | clean; see README.md
+# make setup | demo | test | test-cluster | bench | lint | clean; see README.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,10 +7,10 @@ DA3_VERSION := 0.1.1
 
 DEMO_DATA := data/rooms_teacher_data
 DEMO_MANIFEST := $(DEMO_DATA)/manifest.jsonl
-DEMO_SCENES := 100
-DEMO_EPOCHS := 36
+DEMO_SCENES := 200
+DEMO_EPOCHS := 30
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test test-cluster bench lint clean
 
 setup: $(INSTALLED)
 
@@ -26,8 +26,8 @@ $(INSTALLED): requirements.txt requirements-da3.txt
 # Large tensors keep their pages between the steps of a training on the CPU: a tenth more images a second.
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 demo: $(INSTALLED)
-	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 2 --focal-scale 0.5 2
-	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.5 --texture 0 --encoder-weights none
+	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.5 2
+	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.8 1.5 --texture 0 --encoder-weights none
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --camera $(DEMO_DATA)/camera.json --data-limit 6 --output-dir predictions
 	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --camera cameras/nyu.json --skip-trt --calibration-frames 64
 	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST)
@@ -35,7 +35,12 @@ demo: $(INSTALLED)
 	@echo "pictures: $(DEMO_DATA)/sam2_seg/panels/ $(DEMO_DATA)/gate/ checkpoints/table_4/ predictions/ runs/"
 
 test: $(INSTALLED)
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# Needs root, slurm-wlm and munge; shellcheck looks the shell scripts over.
+test-cluster: $(INSTALLED)
+	shellcheck --external-sources setup_hpc.sh train.slurm teacher_infer/teacher_infer.slurm cluster/*.sh cluster/*.slurm
+	$(RUN) -m pytest -q -m cluster tests/cluster
 
 bench: $(INSTALLED)
 	$(RUN) benchmarks/student_latency.py

@@ -2,14 +2,16 @@
 
 Reads   <engine-dir>/student_{fp32,fp16,int8}.engine; eval_frames.npz and student.json there, for the accuracy.
         Without TensorRT: the .onnx files instead, in ONNX Runtime on the CPU, which the table then says.
-Writes  <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms, where
+        --build: the .onnx files.
+Writes  --build: <engine-dir>/student_*.engine, timing.cache, and in student.json what built them.
+        <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms, where
         matplotlib is there.
 
 This file runs alone: copy it beside the folder of engines. It needs Python 3.8, numpy, and on a Jetson tensorrt (from
 JetPack, 8.5 or newer) and pycuda. An engine runs only on the kind of GPU and the TensorRT version that built it, so
-build it on the Jetson from the .onnx:
+build them on the Jetson from the .onnx files:
 
-    /usr/src/tensorrt/bin/trtexec --onnx=engines/student_fp32.onnx --saveEngine=engines/student_fp32.engine --noTF32
+    python3 benchmark_jetson.py --engine-dir ./engines/ --build
 
 Fix the clocks first (sudo nvpmodel -m 0; sudo jetson_clocks), or the figures are those of an idle board waking up.
 """
@@ -18,16 +20,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -36,6 +42,7 @@ INPUT, DEPTH, SEG = "rgb", "depth", "seg"
 IGNORE = 255
 MEBIBYTE = 2.0**20
 EXIT_USAGE = 2
+STREAMS = 2  # inferences under way at a time: one computes while the other is copied
 Outputs = Tuple[np.ndarray, np.ndarray]  # depth float32 [H,W] in metres, seg float32 [classes,H,W]
 
 
@@ -49,16 +56,16 @@ class BenchmarkError(Exception):
 class TensorRTStudent:
     """An engine, with the calls that TensorRT 8.5 to 11 have in common."""
 
-    def __init__(self, path: Path, trt, cuda):
-        """Load an engine onto the GPU; raises BenchmarkError when it was built elsewhere or has other tensors."""
-        self.cuda = cuda
+    def __init__(self, path: Path, trt, cuda, loaded=None):
+        """Load an engine onto the GPU, or share one that is; raises BenchmarkError if it was built for another one."""
+        self.path, self.trt, self.cuda = path, trt, cuda
         free_before = cuda.mem_get_info()[0]
         self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        self.engine = loaded or self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             raise BenchmarkError(
                 f"TensorRT {trt.__version__} can't load {path}: it was built by another version or on another kind of "
-                "GPU; build it here from the .onnx (see --help)"
+                "GPU; build it here: --build"
             )
         self.context = self.engine.create_execution_context()
         self.stream = cuda.Stream()
@@ -86,8 +93,17 @@ class TensorRTStudent:
         """Take the next image, uint8 [H,W,3]."""
         self.host[INPUT][...] = as_input(image, self.host[INPUT].dtype)
 
+    def sibling(self) -> TensorRTStudent:
+        """The same engine with a stream and tensors of its own, to run beside this one."""
+        return TensorRTStudent(self.path, self.trt, self.cuda, self.engine)
+
     def run(self) -> None:
         """One inference from image in host memory to answers in host memory."""
+        self.start()
+        self.wait()
+
+    def start(self) -> None:
+        """Begin an inference; wait() is its end."""
         self.marks[0].record(self.stream)
         self.cuda.memcpy_htod_async(self.device[INPUT], self.host[INPUT], self.stream)
         self.marks[1].record(self.stream)
@@ -97,6 +113,9 @@ class TensorRTStudent:
         for name in (DEPTH, SEG):
             self.cuda.memcpy_dtoh_async(self.host[name], self.device[name], self.stream)
         self.marks[3].record(self.stream)
+
+    def wait(self) -> None:
+        """Until what was started has ended."""
         self.stream.synchronize()
 
     def parts(self) -> Dict[str, float]:
@@ -165,6 +184,8 @@ class Backend(NamedTuple):
     suffix: str  # of the files that it loads
     load: Callable  # a file's path to a student
     notice: Optional[str] = None  # what the reader of the table must know
+    build: Optional[Callable] = None  # (ONNX file, its entry of student.json) to an engine's bytes
+    built_by: Dict[str, str] = {}  # what an engine is bound to, as it is noted in student.json
 
 
 def find_backend(threads: int) -> Backend:
@@ -178,8 +199,15 @@ def find_backend(threads: int) -> Backend:
         return _onnx_runtime(threads, reason)
     if not hasattr(trt.ICudaEngine, "num_io_tensors"):
         raise BenchmarkError(f"TensorRT {trt.__version__} is too old: 8.5 (JetPack 5.1) or newer is needed")
-    device = f"{board()}, GPU {pycuda.autoinit.device.name()}"
-    return Backend(f"TensorRT {trt.__version__}", device, ".engine", lambda path: TensorRTStudent(path, trt, cuda))
+    gpu = pycuda.autoinit.device
+    return Backend(
+        f"TensorRT {trt.__version__}",
+        f"{board()}, GPU {gpu.name()}",
+        ".engine",
+        lambda path: TensorRTStudent(path, trt, cuda),
+        build=lambda path, entry: build_engine(trt, path.read_bytes(), entry, path.parent / "timing.cache"),
+        built_by=identity(trt, gpu.name(), gpu.compute_capability()),
+    )
 
 
 def _onnx_runtime(threads: int, reason: str) -> Backend:
@@ -209,6 +237,45 @@ def board() -> str:
     return names[0] if names else platform.machine()
 
 
+def board_state() -> Dict[str, Optional[str]]:
+    """What a Jetson's figures depend on: its L4T release (JetPack's name for it) and power mode; None elsewhere."""
+    release, mode = Path("/etc/nv_tegra_release"), None
+    if shutil.which("nvpmodel"):
+        done = subprocess.run(["nvpmodel", "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10)
+        mode = " ".join(done.stdout.decode("utf-8", "replace").split()) or None
+    return {"L4T": release.read_text().splitlines()[0].strip("# ") if release.is_file() else None, "power mode": mode}
+
+
+class Sensors:
+    """Power, temperature and clock of a Jetson while a block runs, as its tegrastats tells them."""
+
+    def __enter__(self) -> Sensors:
+        self.log, self.process = tempfile.TemporaryFile(), None
+        if shutil.which("tegrastats"):
+            self.process = subprocess.Popen(
+                ["tegrastats", "--interval", "100"], stdout=self.log, stderr=subprocess.DEVNULL
+            )
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.wait()
+        self.log.seek(0)
+        self.text = self.log.read().decode("utf-8", "replace")
+        self.log.close()
+
+    def readings(self) -> Dict[str, Optional[float]]:
+        """Means over the block; None for what is not told. Power is the whole board's input, on boards that have it."""
+        patterns = {
+            "power_w": (r"\b(?:VDD_IN|POM_5V_IN) (\d+)", 1e-3),  # milliwatts
+            "gpu_celsius": (r"\b(?:gpu|GPU)@(\d+(?:\.\d+)?)C", 1.0),
+            "gpu_mhz": (r"\bGR3D_FREQ \d+%@\[?(\d+)", 1.0),
+        }
+        found = {name: [unit * float(v) for v in re.findall(p, self.text)] for name, (p, unit) in patterns.items()}
+        return {name: sum(values) / len(values) if values else None for name, values in found.items()}
+
+
 def find_models(engine_dir: Path, backend: Backend) -> List[Tuple[str, Path]]:
     """(precision, file) of what the backend can run; raises BenchmarkError when the folder holds nothing for it."""
     if not engine_dir.is_dir():
@@ -219,8 +286,139 @@ def find_models(engine_dir: Path, backend: Backend) -> List[Tuple[str, Path]]:
         return found
     other = sorted(path.name for path in engine_dir.glob("student_*.*") if path.suffix in (".engine", ".onnx"))
     hint = f"it has {', '.join(other)}; " if other else ""
-    how = "build engines here with trtexec (see --help)" if backend.suffix == ".engine" else "run export_trt.py"
+    how = "build engines here: --build" if backend.suffix == ".engine" else "run export_trt.py"
     raise BenchmarkError(f"{engine_dir} has no student_*{backend.suffix} for {backend.name}; {hint}{how}")
+
+
+# ------------------------------------------------------------------------------------------------------------- engines
+
+WORKSPACE = 1 << 30  # bytes that a layer may take; without a limit TensorRT tries what takes all of a Jetson's memory
+
+
+def identity(trt, gpu: str, capability: Sequence[int]) -> Dict[str, str]:
+    """What an engine built here is bound to."""
+    return {"tensorrt": trt.__version__, "gpu": gpu, "compute_capability": ".".join(map(str, capability))}
+
+
+def is_strongly_typed(trt) -> bool:
+    """Whether this generation (10 and later) can take each tensor's type from the graph."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+def parse_graph(trt, graph: bytes) -> tuple:
+    """TensorRT's builder, network and parser of an ONNX graph; all three must live until the engine is built.
+
+    Raises BenchmarkError when there is no GPU to build for or the parser does not take the graph.
+    """
+    flags = trt.NetworkDefinitionCreationFlag
+    flag = flags.STRONGLY_TYPED if is_strongly_typed(trt) else flags.EXPLICIT_BATCH
+    logger = trt.Logger(trt.Logger.WARNING)
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # what the binding makes of a null pointer
+        raise BenchmarkError(f"TensorRT {trt.__version__} finds no usable GPU ({error})") from None
+    network = builder.create_network(1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(graph):
+        problems = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+        raise BenchmarkError(f"TensorRT {trt.__version__} does not take the graph: {problems}")
+    return builder, network, parser
+
+
+def build_engine(trt, graph: bytes, entry: dict, cache: Path) -> bytes:
+    """A serialised engine of an ONNX graph, in the graph's own precisions, for the GPU at hand.
+
+    Args:
+        trt: the tensorrt module, 8.5 or newer.
+        entry: of student.json's precisions: float32_layers, names of the layers that 8.5 and 8.6, whose networks are
+            not strongly typed, must compute in float32 (None: all of them), and int8, whether there are quantised ones.
+        cache: file of layers' timings, which the next engine's build takes less long with.
+
+    Raises BenchmarkError like parse_graph(), and when the build fails.
+    """
+    builder, network, parser = parse_graph(trt, graph)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa are no float32
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
+    timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+    config.set_timing_cache(timings, False)  # one of another GPU or version is left unused
+    if not is_strongly_typed(trt) and entry.get("float32_layers") is not None:
+        keep_types(trt, network, config, set(entry["float32_layers"]), bool(entry.get("int8")))
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise BenchmarkError(f"TensorRT {trt.__version__} could not build an engine; its messages stand above")
+    write_file(cache, bytes(timings.serialize()))
+    return bytes(engine)
+
+
+def keep_types(trt, network, config, float32_layers: Set[str], int8: bool) -> None:
+    """Have 8.5 and 8.6 compute in float16, and int8 if asked, all but the layers of these names."""
+    config.set_flag(trt.BuilderFlag.FP16)
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    if int8:
+        config.set_flag(trt.BuilderFlag.INT8)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.name in float32_layers:
+            layer.precision = trt.float32
+            for output in range(layer.num_outputs):
+                layer.set_output_type(output, trt.float32)
+
+
+def build_engines(engine_dir: Path, backend: Backend) -> None:
+    """Build the engine of every graph that student.json describes, and note it there."""
+    if backend.build is None:
+        raise BenchmarkError(f"--build takes TensorRT and a GPU; {backend.notice}")
+    description = read_description(engine_dir)
+    for entry in description.get("precisions", []):
+        path = engine_dir / entry["onnx"]["file"]
+        refuse_foreign(path, description, backend)
+        engine = path.with_suffix(".engine")
+        print(f"building {engine}: takes minutes", file=sys.stderr)
+        write_file(engine, backend.build(path, entry))
+        entry["engine"] = {"file": engine.name, "bytes": engine.stat().st_size, "sha256": sha256_of(engine)}
+        entry["engine"].update(backend.built_by)
+        write_file(engine_dir / "student.json", (json.dumps(description, indent=2) + "\n").encode("utf-8"))
+
+
+def read_description(engine_dir: Path) -> dict:
+    """student.json; empty when the folder has none; raises BenchmarkError when it is not what export_trt.py writes."""
+    path = engine_dir / "student.json"
+    if not path.is_file():
+        return {}
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        for entry in description.get("precisions", []):
+            for kind in ("onnx", "engine"):
+                if entry[kind] is not None:
+                    name, digest = entry[kind]["file"], entry[kind]["sha256"]
+                    if Path(name).name != name or not isinstance(digest, str):
+                        raise ValueError(f"it names {name!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchmarkError(f"{path} is not what export_trt.py writes: {error}") from None
+    return description
+
+
+def refuse_foreign(path: Path, description: dict, backend: Backend) -> None:
+    """Raise BenchmarkError for a graph that is not the described one, or an engine that was built for elsewhere."""
+    entries = [entry[kind] for entry in description.get("precisions", []) for kind in ("onnx", "engine")]
+    (entry,) = [entry for entry in entries if entry and entry["file"] == path.name] or [None]
+    if entry is None:
+        return  # built here by other means: what loads it will say whether it fits
+    if not path.is_file():
+        raise BenchmarkError(f"{path}, which student.json describes, is not there: copy the whole folder")
+    same = sha256_of(path) == entry["sha256"]
+    if path.suffix == ".onnx" and not same:
+        raise BenchmarkError(f"{path} is not the graph that student.json describes: copy the whole folder again")
+    foreign = [name for name, here in backend.built_by.items() if entry.get(name, here) != here]
+    if path.suffix == ".engine" and same and foreign:
+        differences = ", ".join(f"{name} {entry[name]}, not {backend.built_by[name]}" for name in foreign)
+        raise BenchmarkError(f"{path} was built for {differences}: build it here: --build")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------- latency
@@ -249,6 +447,23 @@ def measure(student, images: Sequence[np.ndarray], iterations: int, warmup: int,
         for name, value in student.parts().items():
             samples.setdefault(name, []).append(value)
     return samples
+
+
+def throughput(student, images: Sequence[np.ndarray], inferences: int, clock: Callable[[], float]) -> Optional[float]:
+    """Images a second with STREAMS inferences under way at a time, each with its copies; None where none can be."""
+    if not hasattr(student, "sibling"):
+        return None
+    lanes = [student] + [student.sibling() for _ in range(STREAMS - 1)]
+    for number, lane in enumerate(lanes):
+        lane.prepare(images[number % len(images)])
+    start = clock()
+    for number in range(inferences):
+        lane = lanes[number % STREAMS]
+        lane.wait()  # for its inference before
+        lane.start()
+    for lane in lanes:
+        lane.wait()
+    return inferences / (clock() - start)
 
 
 def summarise(samples: Dict[str, Sequence[float]]) -> Dict[str, float]:
@@ -368,10 +583,14 @@ COLUMNS = (  # heading, key of a row, format
     ("max ms", "max_ms", "{:.2f}"),
     ("jitter ms", "std_ms", "{:.2f}"),
     ("FPS", "fps", "{:.1f}"),
+    (f"FPS in {STREAMS} streams", "streams_fps", "{:.1f}"),
     ("H2D ms", "h2d_ms", "{:.3f}"),
     ("compute ms", "compute_ms", "{:.3f}"),
     ("D2H ms", "d2h_ms", "{:.3f}"),
     ("GPU MiB", "gpu_mib", "{:.0f}"),
+    ("power W", "power_w", "{:.1f}"),
+    ("GPU C", "gpu_celsius", "{:.0f}"),
+    ("GPU MHz", "gpu_mhz", "{:.0f}"),
     ("file MiB", "file_mib", "{:.1f}"),
     ("RMSE m", "rmse", "{:.3f}"),
     ("AbsRel", "abs_rel", "{:.3f}"),
@@ -399,6 +618,9 @@ def as_markdown(table: dict) -> str:
         "to answers in host memory, FPS its mean's inverse, jitter its standard deviation; H2D, compute and D2H are "
         f"medians on the GPU's clock; {scored}.",
     ]
+    state = "; ".join(f"{name}: {value}" for name, value in table["board"].items() if value)
+    if state:
+        lines += ["", state]
     return "\n".join(lines) + "\n"
 
 
@@ -500,9 +722,10 @@ def benchmark(
 ) -> Tuple[dict, Dict[str, Sequence[float]]]:
     """Table III of a folder as plain values (title, notice, rows, how they were measured); latencies by precision."""
     models = find_models(engine_dir, backend)
-    frames = read_evaluation(engine_dir)
+    frames, description = read_evaluation(engine_dir), read_description(engine_dir)
     rows, latencies = [], {}
     for precision, path in models:
+        refuse_foreign(path, description, backend)
         student = backend.load(path)
         height, width = student.size
         if frames is None:
@@ -512,9 +735,12 @@ def benchmark(
         else:
             raise BenchmarkError(f"{path} takes images of {width}x{height}, eval_frames.npz has others: export anew")
         row = {"precision": precision, "runtime": backend.name, "file_mib": path.stat().st_size / MEBIBYTE}
-        samples = measure(student, images, iterations, warmup, time.perf_counter)
+        with Sensors() as sensors:
+            samples = measure(student, images, iterations, warmup, time.perf_counter)
         latencies[precision] = samples["latency_ms"]
         row.update(summarise(samples))
+        row.update(sensors.readings())
+        row["streams_fps"] = throughput(student, images, iterations, time.perf_counter)
         row["gpu_mib"] = None if student.memory_bytes is None else student.memory_bytes / MEBIBYTE
         row.update(accuracy(student, frames) if frames else {})
         rows.append(row)
@@ -524,6 +750,7 @@ def benchmark(
         "title": f"Table III: student, {backend.name}, {backend.device}",
         "notice": backend.notice,
         "rows": rows,
+        "board": board_state(),
         "iterations": iterations,
         "warmup": warmup,
         "frames": len(frames["rgb"]) if frames else 0,
@@ -553,6 +780,7 @@ def count(text: str) -> int:
 def parse_arguments():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine-dir", type=Path, default=Path("engines"), help="default: %(default)s")
+    parser.add_argument("--build", action="store_true", help="build the engines from the .onnx files first")
     parser.add_argument("--iterations", type=count, default=200, help="timed inferences (default: %(default)s)")
     parser.add_argument("--warmup", type=count, default=20, help="inferences before (default: %(default)s)")
     parser.add_argument("--threads", type=count, default=0, help="of ONNX Runtime (default: 0, its own choice)")
@@ -568,6 +796,8 @@ def main() -> int:
     try:
         earlier = read_table(arguments.compare) if arguments.compare else None
         backend = find_backend(arguments.threads)
+        if arguments.build:
+            build_engines(arguments.engine_dir, backend)
         table, latencies = benchmark(arguments.engine_dir, backend, arguments.iterations, arguments.warmup)
         text = as_markdown(table) + (comparison(table, earlier) if earlier else "")
         contents = {"md": text, "json": json.dumps(table, indent=2, allow_nan=False) + "\n", "csv": as_csv(table)}

@@ -122,7 +122,7 @@ class Config:
 
     # student
     encoder: str = "efficientvit_b1.r224_in1k"
-    neck_channels: int = 64
+    neck_channels: int = 48
 
     # loss
     confidence_threshold: float = 0.5  # tau: the sensor teaches where its confidence reaches it, DA3 elsewhere

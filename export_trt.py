@@ -16,7 +16,6 @@ only on the kind of GPU that built it: copy the folder to a Jetson with the .onn
 says how).
 """
 
-import hashlib
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -28,11 +27,11 @@ import torch
 
 from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, positive_int, run
 from config import CLASS_NAMES, IGNORE, Config, Intrinsics
-from dataset.files import atomic_path, write_json
+from dataset.files import atomic_path, sha256_of, write_json
 from dataset.frames import to_network_camera
 from dataset.manifest import Cameras
 from deployment.agreement import TOLERANCES
-from deployment.engine import build_engine, import_tensorrt
+from deployment.engine import build, import_tensorrt, layer_types
 from deployment.frames import (
     calibration_images,
     evaluation_frames,
@@ -85,8 +84,7 @@ def write_graph(path: Path, graph: bytes) -> None:
 
 def file_entry(path: Path) -> dict:
     """Name, size and sha256 of a file for student.json."""
-    content = path.read_bytes()
-    return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, config: Config) -> dict:
@@ -116,22 +114,19 @@ def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: b
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, onnxslim)},
         },
-        "gpu": None,
-        "tensorrt": None,
     }
 
 
 def build_engines(description: dict, engine_dir: Path) -> None:
-    """Build the engine of every exported graph and note it in the description; raises like build_engine()."""
+    """Build the engine of every exported graph and note it in the description; raises like build()."""
     trt = import_tensorrt()
     for entry in description["precisions"]:
         onnx_path = engine_dir / entry["onnx"]["file"]
         print(f"building {onnx_path.with_suffix('.engine')} with TensorRT {trt.__version__}: takes minutes")
+        engine, bound_to = build(trt, onnx_path, entry)
         with atomic_path(onnx_path.with_suffix(".engine")) as temporary:
-            temporary.write_bytes(build_engine(trt, onnx_path.read_bytes()))
-        entry["engine"] = file_entry(onnx_path.with_suffix(".engine"))
-    description["tensorrt"] = trt.__version__
-    description["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+            temporary.write_bytes(engine)
+        entry["engine"] = file_entry(onnx_path.with_suffix(".engine")) | bound_to
 
 
 def parse_arguments():
@@ -190,7 +185,7 @@ def main() -> int:
     for entry in precisions:
         path = arguments.engine_dir / f"student_{entry['precision']}.onnx"
         write_graph(path, graphs[entry["precision"]])
-        entry |= {"onnx": file_entry(path), "engine": None}
+        entry |= {"onnx": file_entry(path), "engine": None} | layer_types(onnx.load(path))
     evaluation = arguments.engine_dir / "eval_frames.npz"
     write_evaluation_frames(evaluation, frames)
     description = {"precisions": precisions, "compared_on": images_are}

@@ -71,7 +71,9 @@ def train(arguments, config: Config, processes: Processes, device: torch.device)
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
         trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, config) | baselines)
     if arguments.compile:
-        trainer.model.compile()  # in place: the checkpoints' names stay
+        # In place: the checkpoints' names stay. A graph for each of augment's few image sizes: on one for all sizes
+        # Inductor of PyTorch 2.14 fails.
+        trainer.model.compile(dynamic=False)
     tell = print if processes.main else lambda text: None
     tell(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.size} "

@@ -4,8 +4,8 @@ Reads   an RGB-D recording (--frames, default: environment variable RGBD_FRAMES)
 Writes  a temporary folder, removed at the end; prints a table.
 
 Trains on the first 200 of 300 frames, chooses the epoch on the next 40, tests once on the last 50, with depth alone and
-random weights at the start (--init starts ours from a checkpoint). Both are tested as predict.py works: at the image's
-own size, on pixels with depth.
+random weights at the start; --init adds ours started from a checkpoint. All are tested as predict.py works: at the
+image's own size, on pixels with depth.
 """
 
 import os
@@ -84,15 +84,18 @@ def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, co
 
 
 def train_ours(
-    rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config, folder: Path, init: Path | None, flags
+    rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config, out: Path, init: Path | None, flags
 ) -> dict[str, float]:
-    """Test metrics of train.py's best.pt, train.py being called as a user calls it; init: its --init."""
-    command = [sys.executable, ROOT / "train.py", "--manifest", folder / "manifest.jsonl", "--epochs", epochs]
+    """Test metrics of train.py's best.pt, train.py being called as a user calls it; init: its --init.
+
+    out: a folder of its own in the data folder.
+    """
+    command = [sys.executable, ROOT / "train.py", "--manifest", out.parent / "manifest.jsonl", "--epochs", epochs]
     command += ["--batch-size", batch_size, "--seed", seed, "--device", "cpu"]
-    command += ["--init", init.resolve()] if init else ["--encoder-weights", "none"]
-    command += ["--checkpoint-dir", folder / f"checkpoints_{seed}", "--log-dir", folder / "runs", *flags]
+    command += ["--init", init] if init else ["--encoder-weights", "none"]
+    command += ["--checkpoint-dir", out / f"checkpoints_{seed}", "--log-dir", out / "runs", *flags]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
-    model, checkpoint = load_student(folder / f"checkpoints_{seed}" / "best.pt")
+    model, checkpoint = load_student(out / f"checkpoints_{seed}" / "best.pt")
     return score(model, rows, "test", True, replace(config, reference_focal=checkpoint["reference_focal"]))
 
 
@@ -102,8 +105,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=positive_int, default=10, help="default: %(default)s")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
     parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each (default: %(default)s)")
-    parser.add_argument("--only", choices=("published", "ours"), help="leave the other one out")
-    parser.add_argument("--init", type=Path, help="start ours from this checkpoint, of rendered rooms, say")
+    parser.add_argument("--only", choices=("published", "ours", "pretrained"), help="leave the others out")
+    parser.add_argument("--init", type=Path, help="also start ours from this checkpoint, of rendered rooms, say")
     parser.add_argument("--train-flags", default="", help="further flags of train.py, in one string")
     arguments = parser.parse_args()
     if not arguments.frames:
@@ -116,8 +119,12 @@ def main() -> None:
             common = (rows, arguments.epochs, arguments.batch_size, seed, config)
             runs = {
                 "published": lambda common=common: train_published(*common),
-                "ours": lambda common=common: train_ours(*common, Path(name), arguments.init, flags),
+                "ours": lambda common=common: train_ours(*common, Path(name) / "ours", None, flags),
             }
+            if arguments.init:
+                runs["pretrained"] = lambda common=common: train_ours(
+                    *common, Path(name) / "pretrained", arguments.init.resolve(), flags
+                )
             for student, train in runs.items():
                 if arguments.only in (None, student):
                     start = time.perf_counter()

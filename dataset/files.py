@@ -1,5 +1,6 @@
 """Writing files whole or not at all, and reading them without running what is in them."""
 
+import hashlib
 import json
 import math
 import os
@@ -53,6 +54,12 @@ def remove_temporaries(folder: Path) -> None:
     for path in folder.glob(".*.part*"):
         if target_of_temporary(path.name):
             path.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 of a file's content, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:

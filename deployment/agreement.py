@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 import torch
 
 from config import CLASS_NAMES, Config
 from dataset.frames import MILLIMETRES
-from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input, takes_uint8
+from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input, open_session, takes_uint8
 from models.metrics import ConfusionMatrix, DepthMetrics
 
 
@@ -40,7 +39,7 @@ Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # uint8 [H,W,3] 
 
 def by_onnx_runtime(graph: bytes) -> Answer:
     """What answers for a serialised ONNX model: ONNX Runtime on the CPU."""
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    session = open_session(graph)
     uint8_input = takes_uint8(session)
     return lambda image: tuple(session.run([DEPTH, SEG], {INPUT: as_input(image, uint8_input)}))
 

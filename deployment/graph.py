@@ -108,9 +108,7 @@ def half_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     watched.graph.output.extend(half)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # fused nodes store less
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(watched.SerializeToString(), fuse=False)  # fused nodes store less
     uint8_input = takes_uint8(session)
     names = [info.name for info in half]
     largest = np.zeros(len(names))
@@ -119,6 +117,16 @@ def half_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
         found = [np.nan_to_num(np.abs(value.astype(np.float32)), nan=np.inf).max(initial=0) for value in values]
         largest = np.maximum(largest, found)
     return dict(sorted(zip(names, largest.tolist(), strict=True), key=lambda pair: -pair[1]))
+
+
+def open_session(graph: bytes, fuse: bool = True) -> onnxruntime.InferenceSession:
+    """A serialised ONNX model in ONNX Runtime on the CPU; fuse: whether it may optimise the graph."""
+    options = onnxruntime.SessionOptions()
+    if not fuse:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # threads that wait for work by spinning take the cores from PyTorch's, whose answers are compared in between
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def takes_uint8(session: onnxruntime.InferenceSession) -> bool:

@@ -59,6 +59,10 @@ class Quantiser:
 
     def make(self, layers: Sequence[str]) -> onnx.ModelProto:
         """The graph with these convolutions, one or more, in int8 and the others in float16."""
+        return in_half_around(self.quantise(layers), set(layers))
+
+    def quantise(self, layers: Sequence[str]) -> onnx.ModelProto:
+        """The graph with these convolutions, one or more, in int8 and all else in float32."""
         path = Path(self.folder.name) / "int8.onnx"
         logger, level = logging.getLogger(), logging.getLogger().level
         logger.setLevel(logging.ERROR)  # it advises to simplify a graph that has been simplified
@@ -85,7 +89,7 @@ class Quantiser:
             )
         finally:
             logger.setLevel(level)
-        return in_half_around(onnx.load(path), set(layers))
+        return onnx.load(path)
 
 
 def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:

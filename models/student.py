@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+REFINED = 32  # channels that a decoder's head reads
 MIN_DEPTH, MAX_DEPTH = 0.05, 20.0  # metres at the reference focal length: indoor range with room for other lenses
 INITIAL_DEPTH = 2.0  # metres, what an untrained student says
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,12 +33,12 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> list
 
 
 def separable(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Depthwise then pointwise convolution, each with batch norm, one Hardswish after each as in the encoder."""
+    """Depthwise then pointwise convolution, each with batch norm and ReLU, which runtimes fold into the convolution."""
     return nn.Sequential(
         *conv_bn(inputs, inputs, kernel, groups=inputs),
-        nn.Hardswish(),
+        nn.ReLU(),
         *conv_bn(inputs, outputs),
-        nn.Hardswish(),
+        nn.ReLU(),
     )
 
 
@@ -74,8 +75,8 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
-        self.refine = separable(channels, channels, 5)
-        self.head = nn.Conv2d(channels, 4 * outputs, 1)
+        self.refine = separable(channels, REFINED, 5)
+        self.head = nn.Conv2d(REFINED, 4 * outputs, 1)
         with torch.no_grad():  # all sub-pixels of a cell start alike, else the output starts as a checkerboard
             self.head.weight.copy_(self.head.weight[::4].repeat_interleave(4, dim=0))
             self.head.bias.copy_(self.head.bias[::4].repeat_interleave(4))

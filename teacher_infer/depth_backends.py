@@ -20,8 +20,9 @@ import numpy as np
 
 from cli import UserError, existing_dir, positive_int, resolve_device
 from config import Intrinsics
+from dataset.files import sha256_of
 from dataset.frames import find_map, read_depth
-from teacher_infer.stage import sha256_of, versions_of
+from teacher_infer.stage import versions_of
 
 DEFAULT_MODELS = {
     "da3": "depth-anything/da3metric-large",

@@ -14,9 +14,9 @@ import numpy as np
 
 from cli import UserError, existing_dir, existing_file, resolve_device
 from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Config
-from dataset.files import read_png_raw
+from dataset.files import read_png_raw, sha256_of
 from dataset.frames import find_map, read_classes
-from teacher_infer.stage import sha256_of, versions_of
+from teacher_infer.stage import versions_of
 
 PERSON, FURNITURE, OTHER = (CLASS_NAMES.index(name) for name in ("person", "furniture", "other"))
 

@@ -10,7 +10,6 @@ same command again does what is missing.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -144,12 +143,6 @@ def _is_nyu(input_dir: Path) -> bool:
     content = read_json(source) if source.is_file() else {}
     kind = str(content.get("kind", "")) if isinstance(content, dict) else ""
     return kind.lower().startswith("nyu") or any("nyu" in part.lower() for part in input_dir.resolve().parts)
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

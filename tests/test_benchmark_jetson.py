@@ -2,12 +2,17 @@
 
 import ast
 import csv
+import hashlib
+import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -268,8 +273,8 @@ def test_without_frames_there_is_latency_and_no_accuracy(engine_dir, monkeypatch
 # ------------------------------------------------------------------------------------------------------- wrong input
 
 
-def wrong(monkeypatch, capsys, folder, *needles):
-    code, out, err = run(monkeypatch, capsys, "--engine-dir", folder, "--iterations", 1)
+def wrong(monkeypatch, capsys, folder, *needles, flags=()):
+    code, out, err = run(monkeypatch, capsys, "--engine-dir", folder, "--iterations", 1, *flags)
     assert code == 2 and not out
     assert len(err.splitlines()) == 1 and all(needle in err for needle in needles), err
 
@@ -425,7 +430,7 @@ def fake_tensorrt(cuda, weights, input_type="float32", output_type="float32"):
 def on_a_jetson(monkeypatch, weights):
     cuda = FakeCuda()
     package, autoinit = types.ModuleType("pycuda"), types.ModuleType("pycuda.autoinit")
-    autoinit.device = types.SimpleNamespace(name=lambda: "Orin")
+    autoinit.device = types.SimpleNamespace(name=lambda: "Orin", compute_capability=lambda: (8, 7))
     package.driver, package.autoinit = cuda, autoinit
     modules = {"pycuda": package, "pycuda.driver": cuda, "pycuda.autoinit": autoinit}
     for name, module in (modules | {"tensorrt": fake_tensorrt(cuda, weights)}).items():
@@ -452,13 +457,222 @@ def test_tensorrt_engine(engine_dir, on_a_jetson, monkeypatch, capsys):
     assert {name: row[name] for name in tensorrt_scores} == pytest.approx(tensorrt_scores, rel=1e-5)
 
 
+TEGRASTATS = """#!/bin/sh
+while true; do
+    echo "RAM 3254/7620MB CPU [2%@729] GR3D_FREQ 62%@[612] cpu@48.3C gpu@47.5C VDD_IN 5043mW/5001mW VDD_SOC 9mW/9mW"
+    sleep 0.02
+done
+"""
+
+
+def test_board_power_temperature_and_clock(engine_dir, on_a_jetson, monkeypatch, capsys, tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    nvpmodel = "#!/bin/sh\necho 'NV Power Mode: 15W'\necho 2\n"
+    for name, script in {"tegrastats": TEGRASTATS, "nvpmodel": nvpmodel}.items():
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    (engine_dir / "student_fp16.engine").write_bytes(b"engine")
+
+    def wait(self):
+        time.sleep(0.05)
+        on_a_jetson.synchronize()
+
+    monkeypatch.setattr(benchmark_jetson.TensorRTStudent, "wait", wait)
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 5)[0] == 0
+    table = json.loads((engine_dir / "table_3.json").read_text())
+    (row,) = table["rows"]
+    assert (row["power_w"], row["gpu_celsius"], row["gpu_mhz"]) == pytest.approx((5.043, 47.5, 612))
+    assert table["board"]["power mode"] == "NV Power Mode: 15W 2"
+
+
+def test_older_boards_tell_the_same_in_other_words():
+    sensors = benchmark_jetson.Sensors()
+    sensors.text = "GR3D_FREQ 0%@76 PLL@21C CPU@25C PMIC@100C GPU@23.5C POM_5V_IN 2545/2547 POM_5V_GPU 0/0\n" * 2
+    assert sensors.readings() == pytest.approx({"power_w": 2.545, "gpu_celsius": 23.5, "gpu_mhz": 76})
+    sensors.text = ""
+    assert set(sensors.readings().values()) == {None}
+
+
+class Lane:
+    """A student whose inferences take a second each, two of them beside one another."""
+
+    now, running = 0.0, 0
+
+    def __init__(self):
+        self.ends = None
+
+    def sibling(self):
+        return Lane()
+
+    def prepare(self, image):
+        Lane.now += 100
+
+    def start(self):
+        assert self.ends is None, "one inference was started before the last had ended"
+        self.ends = Lane.now + 1
+
+    def wait(self):
+        Lane.now, self.ends = max(Lane.now, self.ends or 0), None
+
+
+def test_throughput_in_streams():
+    assert benchmark_jetson.STREAMS == 2
+    assert benchmark_jetson.throughput(Lane(), ["image"], 10, lambda: Lane.now) == pytest.approx(2)
+
+
 def test_engine_of_another_gpu(engine_dir, on_a_jetson, monkeypatch, capsys):
     (engine_dir / "student_fp32.engine").write_bytes(b"from an L40S")
     wrong(monkeypatch, capsys, engine_dir, "another kind of GPU", "build it here")
 
 
 def test_graphs_but_no_engine_on_a_jetson(engine_dir, on_a_jetson, monkeypatch, capsys):
-    wrong(monkeypatch, capsys, engine_dir, "student_fp32.onnx", "trtexec")
+    wrong(monkeypatch, capsys, engine_dir, "student_fp32.onnx", "--build")
+
+
+def described(engine_dir, **engine):
+    """Give student.json its entry of the graph, and of the engine if there is one; returns the entry."""
+    path = engine_dir / "student.json"
+    graph, built = engine_dir / "student_fp32.onnx", engine_dir / "student_fp32.engine"
+    entry = {"precision": "fp32", "int8": False, "float32_layers": None}
+    entry["onnx"] = {"file": graph.name, "sha256": hashlib.sha256(graph.read_bytes()).hexdigest()}
+    digest = hashlib.sha256(built.read_bytes()).hexdigest() if built.is_file() else None
+    entry["engine"] = {"file": built.name, "sha256": digest, **engine} if digest else None
+    path.write_text(json.dumps({**json.loads(path.read_text()), "precisions": [entry]}))
+    return entry
+
+
+def test_engine_that_is_noted_for_another_gpu_or_version(engine_dir, on_a_jetson, monkeypatch, capsys):
+    (engine_dir / "student_fp32.engine").write_bytes(b"engine")
+    here = {"tensorrt": "8.5.2", "gpu": "Orin", "compute_capability": "8.7"}
+    for other in ({"tensorrt": "10.3.0"}, {"gpu": "NVIDIA L40S", "compute_capability": "8.9"}):
+        described(engine_dir, **{**here, **other})
+        wrong(monkeypatch, capsys, engine_dir, *other.values(), "--build")
+    described(engine_dir, **here)
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+
+
+def test_graph_of_another_student(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    described(engine_dir)
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+    path = engine_dir / "student_fp32.onnx"
+    path.write_bytes(path.read_bytes() + b" ")
+    wrong(monkeypatch, capsys, engine_dir, "is not the graph that student.json describes")
+    outside = {"onnx": {"file": "../x", "sha256": ""}, "engine": None}
+    description = json.loads((engine_dir / "student.json").read_text())
+    (engine_dir / "student.json").write_text(json.dumps({**description, "precisions": [outside]}))
+    wrong(monkeypatch, capsys, engine_dir, "is not what export_trt.py writes")
+
+
+def test_build_on_the_robot(engine_dir, on_a_jetson, monkeypatch, capsys):
+    described(engine_dir)
+    monkeypatch.setattr(benchmark_jetson, "build_engine", lambda trt, graph, entry, cache: b"engine of " + graph[:4])
+    code, out, err = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1, "--build")
+    assert code == 0 and "Table III" in out, err
+    (entry,) = json.loads((engine_dir / "student.json").read_text())["precisions"]
+    digest = hashlib.sha256((engine_dir / "student_fp32.engine").read_bytes()).hexdigest()
+    assert entry["engine"]["sha256"] == digest
+    assert {name: entry["engine"][name] for name in ("tensorrt", "gpu", "compute_capability")} == {
+        "tensorrt": "8.5.2", "gpu": "Orin", "compute_capability": "8.7",
+    }  # fmt: skip
+
+
+def test_build_without_tensorrt(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    wrong(monkeypatch, capsys, engine_dir, "--build takes TensorRT", flags=["--build"])
+
+
+class FakeBuilder:
+    """Notes what build_engine() asks of TensorRT; offers the given members of NetworkDefinitionCreationFlag."""
+
+    def __init__(self, usable_gpu=True, layers=(), **flags):
+        self.calls, self.__version__, self.float32 = [], "0.0", "float32"
+        self.NetworkDefinitionCreationFlag = types.SimpleNamespace(**flags)
+        names = ("TF32", "FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS")
+        self.BuilderFlag = types.SimpleNamespace(**{name: name for name in names})
+        self.MemoryPoolType = types.SimpleNamespace(WORKSPACE="WORKSPACE")
+        self.Logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, severity: None})
+        self.usable_gpu = usable_gpu
+        self.layers = [Layer(name) for name in layers]
+
+    def Builder(self, logger):
+        if not self.usable_gpu:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return self
+
+    def create_network(self, flag):
+        self.calls.append(("network", flag))
+        return types.SimpleNamespace(num_layers=len(self.layers), get_layer=self.layers.__getitem__)
+
+    def create_builder_config(self):
+        cache = types.SimpleNamespace(serialize=lambda: b"timings")
+        return types.SimpleNamespace(
+            clear_flag=lambda flag: self.calls.append(("clear", flag)),
+            set_flag=lambda flag: self.calls.append(("set", flag)),
+            set_memory_pool_limit=lambda pool, size: self.calls.append((pool, size)),
+            create_timing_cache=lambda content: self.calls.append(("cache", content)) or cache,
+            set_timing_cache=lambda cache, ignore_mismatch: None,
+        )
+
+    def build_serialized_network(self, network, config):
+        return b"engine"
+
+    def OnnxParser(self, network, logger):
+        return types.SimpleNamespace(
+            parse=lambda graph: graph == b"graph", num_errors=1, get_error=lambda index: "node 3 is unknown"
+        )
+
+
+class Layer:
+    """A layer of TensorRT's network with one output, which notes what types it is given."""
+
+    num_outputs, precision = 1, None
+
+    def __init__(self, name: str):
+        self.name, self.types = name, {}
+
+    def set_output_type(self, index, dtype):
+        self.types[index] = dtype
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({"EXPLICIT_BATCH": 0}, 1),  # 8.5, 8.6
+        ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, 2),  # 10
+        ({"STRONGLY_TYPED": 0}, 1),  # 11
+    ],
+)
+def test_builder_of_each_generation(flags, expected, tmp_path):
+    entry = {"int8": True, "float32_layers": ["attention", "exponential"]}
+    for content in (b"", b"timings"):
+        builder = FakeBuilder(layers=("convolution", "attention"), **flags)
+        assert benchmark_jetson.build_engine(builder, b"graph", entry, tmp_path / "timing.cache") == b"engine"
+        asked = [("set", name) for name in ("FP16", "OBEY_PRECISION_CONSTRAINTS", "INT8")]
+        limits = [("WORKSPACE", 2**30), ("cache", content)]
+        typed = "STRONGLY_TYPED" in flags
+        assert builder.calls == [("network", expected), ("clear", "TF32"), *limits, *([] if typed else asked)]
+        convolution, attention = builder.layers
+        assert convolution.precision is None
+        assert (attention.precision, attention.types) == ((None, {}) if typed else ("float32", {0: "float32"}))
+
+
+def test_float32_graph_is_built_in_float32(tmp_path):
+    builder = FakeBuilder(layers=("convolution",), EXPLICIT_BATCH=0)
+    entry = {"int8": False, "float32_layers": None}
+    benchmark_jetson.build_engine(builder, b"graph", entry, tmp_path / "timing.cache")
+    assert not [call for call in builder.calls if call[0] == "set"]
+
+
+def test_tensorrt_that_can_not(tmp_path):
+    for builder, graph, needle in (
+        (FakeBuilder(usable_gpu=False, STRONGLY_TYPED=0), b"graph", "no usable GPU"),
+        (FakeBuilder(STRONGLY_TYPED=0), b"no graph", "node 3 is unknown"),
+    ):
+        with pytest.raises(benchmark_jetson.BenchmarkError, match=needle):
+            benchmark_jetson.build_engine(builder, graph, {}, tmp_path / "timing.cache")
 
 
 def test_engine_with_other_types(engine_dir, on_a_jetson, monkeypatch, capsys, weights):
@@ -493,9 +707,49 @@ def test_real_bindings_have_what_is_called():
     assert [name for owner, names in used.items() for name in names if not hasattr(owner, name)] == []
 
 
+def names_of_tensorrt(source: str) -> set[str]:
+    """What a piece of the script takes from TensorRT: the module's members, and those of the objects that it makes."""
+    chains = re.findall(r"\btrt\.((?:\w+\.)*\w+)", source)
+    objects = r"\b(?:builder|network|parser|config|layer|timings|flags|self\.(?:engine|context|runtime))\.(\w+)"
+    return {name for chain in chains for name in chain.split(".")} | set(re.findall(objects, source))
+
+
+@pytest.mark.parametrize(
+    "package, version, typed",
+    [
+        ("tensorrt-bindings", "8.6.1", False),
+        ("tensorrt-cu12-bindings", "10.3.0", True),
+        ("tensorrt-cu13-bindings", "11.4.0.106", True),
+    ],
+)
+def test_each_generation_has_the_names_that_are_used(package, version, typed, tmp_path):
+    """In the binaries of the Python packages, which can be had without TensorRT's libraries."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", tmp_path]
+    done = subprocess.run([*map(str, pip), f"{package}=={version}"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{package} {version} can't be downloaded: {done.stderr.strip()[-200:]}")
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        binary = b"".join(archive.read(name) for name in archive.namelist() if ".so" in name)
+        init = "".join(archive.read(name).decode() for name in archive.namelist() if name.endswith("__init__.py"))
+
+    def lacks(names: set[str]) -> set[str]:
+        return {name for name in names if name.encode() + b"\0" not in binary and name not in init}
+
+    weakly = names_of_tensorrt(inspect.getsource(benchmark_jetson.keep_types)) | {"EXPLICIT_BATCH"}
+    script = re.sub(r"add_argument|parse_args|parser\.error", "", SCRIPT.read_text())  # argparse has a parser, too
+    others = names_of_tensorrt(script) - weakly - {"STRONGLY_TYPED"}
+    assert len(others) > 30 and len(weakly) > 8
+    assert lacks(others | ({"STRONGLY_TYPED"} if typed else weakly)) == set()
+    assert lacks({"STRONGLY_TYPED"}) == (set() if typed else {"STRONGLY_TYPED"})
+    if version.startswith("11"):
+        assert {"EXPLICIT_BATCH", "OBEY_PRECISION_CONSTRAINTS"} <= lacks(weakly)
+
+
 def test_missing_values_are_dashes():
     table = {
         "title": "Table III", "notice": None, "iterations": 1, "warmup": 0, "frames": 0, "scored_depth": None,
+        "board": {},
         "rows": [{"precision": "int8", "runtime": "x", "rmse": None, "fps": 12.345}],
     }  # fmt: skip
     heading, _, line = (line for line in as_markdown(table).splitlines() if line.startswith("|"))
