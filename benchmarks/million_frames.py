@@ -1,0 +1,75 @@
+"""What a million frames cost the file system: all in one folder, and a thousand to a folder.
+
+Reads   nothing
+Writes  a temporary folder of tiny files, removed at the end; prints a table
+
+list: find_frames(), with which every stage begins. resume: what a teacher's stage spends on finding that all is done.
+read: 10,000 files in random order, a file. All of it with the system's cache as it is right after writing.
+"""
+
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
+from benchmarks.machine import processor
+from cli import ArgumentParser, positive_int, run
+from dataset.frames import find_frames
+from teacher_infer.stage import run_stage
+
+READ = 10_000
+LAYOUTS: dict[str, Callable[[int], str]] = {
+    "one folder": lambda number: f"{number:07d}",
+    "a thousand to a folder": lambda number: f"{number // 1000:04d}/{number:07d}",
+}
+
+
+def write_entries(folder: Path, stem_of: Callable[[int], str], count: int) -> None:
+    """rgb/<stem>.png and da3_depth/<stem>.npy of 100 bytes each."""
+    for name, suffix in (("rgb", ".png"), ("da3_depth", ".npy")):
+        for number in range(count):
+            path = f"{folder}/{name}/{stem_of(number)}{suffix}"
+            if number % 1000 == 0:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(bytes(100))
+
+
+def seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def measure(folder: Path, stem_of: Callable[[int], str], count: int) -> list[float]:
+    """Seconds to write, list, resume, and milliseconds to read one file."""
+    written = seconds(lambda: write_entries(folder, stem_of, count))
+    frames: dict[str, Path] = {}
+    listed = seconds(lambda: frames.update(find_frames(folder / "rgb")))
+    resumed = seconds(lambda: run_stage(frames, folder / "da3_depth", teacher=None))  # nothing is left for a teacher
+    some = random.Random(0).sample(list(frames.values()), min(READ, count))
+    read = seconds(lambda: [path.read_bytes() for path in some])
+    return [written, listed, resumed, 1000 * read / len(some)]
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--frames", type=positive_int, default=1_000_000, help="default: %(default)s")
+    arguments = parser.parse_args()
+    table = []
+    for name, stem_of in LAYOUTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            table.append([name, *measure(Path(folder), stem_of, arguments.frames)])
+    headers = ["layout", "write s", "list s", "resume s", "read ms"]
+    print(tabulate(table, headers, floatfmt=("", ".0f", ".1f", ".1f", ".3f")))
+    print(f"{arguments.frames} frames, two files each; one run; {os.cpu_count()} cores of {processor()}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# What every job does first: settings, environment, signals. Sourced by the .slurm files, which then call need_space (see
+# space.sh) and
+#
+#   run COMMAND...    run it; stopped by SLURM's warning with work left, the job goes back to the queue
+
+set -euo pipefail
+
+EXIT_USAGE=2
+EXIT_STOPPED=75 # of the scripts: stopped by a signal with work left
+command_pid='' interrupted='' warned=''
+
+# USR1 comes from SLURM before the time limit and goes to this shell alone (--signal=B:USR1@seconds): the command has to
+# be told. TERM comes with scancel and pre-emption, after which SLURM itself requeues what it has to.
+on_warning() {
+    warned=1
+    forward USR1
+}
+forward() {
+    if [ -n "$command_pid" ] && kill -"$1" "$command_pid" 2>/dev/null; then
+        interrupted=1
+    fi
+}
+trap on_warning USR1
+trap 'forward TERM' TERM
+
+# shellcheck source=cluster/settings.sh
+source "$REPOSITORY/cluster/settings.sh"
+# shellcheck source=cluster/space.sh
+source "$REPOSITORY/cluster/space.sh"
+if type module >/dev/null 2>&1; then
+    module load "$CLUSTER_MODULE"
+fi
+if [ ! -x "$CONDA_ENV/bin/python" ]; then
+    echo "error: there is no environment $CONDA_ENV: run bash setup_hpc.sh, or set CONDA_ENV" >&2
+    exit "$EXIT_USAGE"
+fi
+export PATH="$CONDA_ENV/bin:$PATH"
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 YOLO_OFFLINE=1 # nodes may be cut off; a download is setup_hpc.sh's
+export PYTHONUNBUFFERED=1
+cd "$REPOSITORY"
+
+run() {
+    local code
+    if [ -n "$warned" ]; then
+        give_back
+    fi
+    "$@" &
+    command_pid=$!
+    interrupted=1
+    while [ -n "$interrupted" ]; do # a trap ends wait before the command has ended
+        interrupted='' code=0
+        wait "$command_pid" || code=$?
+    done
+    command_pid=''
+    if ((code == EXIT_STOPPED)) && [ -n "$warned" ]; then
+        give_back
+    fi
+    return "$code"
+}
+
+give_back() {
+    echo "stopped with work left; back to the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+    exit "$EXIT_STOPPED"
+}

@@ -1,0 +1,42 @@
+# shellcheck shell=bash
+# The cluster's settings, in one place; sourced by setup_hpc.sh, submit.sh and every job. Each may be set in the
+# environment instead. sbatch reads SBATCH_*, which win over the #SBATCH lines (the same defaults, for a plain
+# `sbatch train.slurm`) and lose to its own flags.
+
+if [ -z "${SCRATCH:-}" ]; then
+    echo "error: SCRATCH is not set: export SCRATCH=/a/folder/with/room" >&2
+    exit 2
+fi
+
+export SBATCH_PARTITION="${SBATCH_PARTITION:-l40s_public}"
+export SBATCH_ACCOUNT="${SBATCH_ACCOUNT:-torch_pr_742_general}"
+CLUSTER_MODULE="${CLUSTER_MODULE:-anaconda3/2025.06}"        # loaded where there is a module system
+CONDA_ENV="${CONDA_ENV:-$SCRATCH/conda_envs/nchsb_ml}"       # a conda environment or a venv
+GPU_PACKAGES="${GPU_PACKAGES-tensorrt}"                      # of requirements-gpu.txt, for setup_hpc.sh
+REPOSITORY="${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"
+
+# What is trained on: nyu ($SCRATCH/nyu_depth_v2/*.mat), corridor (a data folder made by dataset/corridor_loader.py),
+# or rooms (rendered, for a dry run); and who labels it: learned teachers, or reference ones where there are references.
+DATASET="${DATASET:-nyu}"
+TEACHERS="${TEACHERS:-learned}"
+ROOMS="${ROOMS:---scenes 60 --frames-per-scene 4}"           # flags of dataset/rooms.py
+GATE_FRAMES="${GATE_FRAMES:-5}"
+EXPORT_FLAGS="${EXPORT_FLAGS:-}"                             # flags of export_trt.py
+NYU_MAT="${NYU_MAT:-$SCRATCH/nyu_depth_v2/nyu_depth_v2_labeled.mat}"
+DATA="${DATA:-$SCRATCH/${DATASET}_teacher_data}"
+
+export WEIGHTS_DIR="${WEIGHTS_DIR:-$SCRATCH/model_weights}"
+export CHECKPOINT_DIR="${CHECKPOINT_DIR:-$SCRATCH/checkpoints}"
+export ENGINE_DIR="${ENGINE_DIR:-$SCRATCH/engines}"
+export LOG_DIR="${LOG_DIR:-$SCRATCH/runs}"
+JOB_LOGS="${JOB_LOGS:-$SCRATCH/job_logs}"
+
+# $HOME is small: what libraries keep goes to $SCRATCH.
+export HF_HOME="${HF_HOME:-$WEIGHTS_DIR/huggingface}"
+export TORCH_HOME="${TORCH_HOME:-$SCRATCH/.cache/torch}"
+export PIP_CACHE_DIR="${PIP_CACHE_DIR:-$SCRATCH/.cache/pip}"
+export CONDA_PKGS_DIRS="${CONDA_PKGS_DIRS:-$SCRATCH/.cache/conda_pkgs}"
+export YOLO_CONFIG_DIR="${YOLO_CONFIG_DIR:-$SCRATCH/.cache/ultralytics}"
+export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$SCRATCH/.cache}"   # matplotlib and all that ask nothing else
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$SCRATCH/.cache/triton}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$SCRATCH/.cache/inductor}"

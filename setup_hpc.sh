@@ -1,0 +1,85 @@
+#!/bin/bash
+# Set the cluster up, once: environment, packages, weights and NYU Depth V2, all below $SCRATCH.
+#
+#   bash setup_hpc.sh            # whatever is missing; safe to run again, goes on where it was stopped
+#   bash setup_hpc.sh --check    # only a table of what is there; exit code 1 when something is missing
+#
+# Settings: cluster/settings.sh. Without a module system and conda it makes a venv of PYTHON (default python3.11).
+set -euo pipefail
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=cluster/settings.sh
+source "$REPOSITORY/cluster/settings.sh"
+export NYU_MAT
+python="$CONDA_ENV/bin/python"
+installed="$CONDA_ENV/.installed" # the requirements that are in the environment
+packages() {
+    cat "$REPOSITORY"/requirements{,-da3,-gpu}.txt
+    echo "$GPU_PACKAGES"
+}
+
+check() {
+    local missing=0
+    if [ -x "$python" ]; then
+        echo "environment: $CONDA_ENV, $("$python" --version)"
+    else
+        echo "environment: $CONDA_ENV is MISSING"
+        missing=1
+    fi
+    if [ -f "$installed" ] && cmp --silent "$installed" <(packages); then
+        echo "packages:    as in requirements*.txt"
+        "$python" "$REPOSITORY/cluster/download.py" --check || missing=1
+    else
+        echo "packages:    MISSING or older than requirements*.txt"
+        echo "downloads:   not looked for, which takes the packages"
+        missing=1
+    fi
+    df -h "$SCRATCH" | awk 'NR == 2 {print "free:        " $4 " of " $2}'
+    return "$missing"
+}
+
+case ${1:-} in
+    --check)
+        check
+        exit
+        ;;
+    '') ;;
+    *)
+        echo "error: there is no flag $1: --check, or nothing" >&2
+        exit 2
+        ;;
+esac
+
+if check; then
+    exit
+fi
+mkdir -p "$SCRATCH"
+# shellcheck source=cluster/space.sh
+source "$REPOSITORY/cluster/space.sh"
+need_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
+
+if [ ! -x "$python" ]; then
+    if type module >/dev/null 2>&1; then
+        module load "$CLUSTER_MODULE"
+    fi
+    if type conda >/dev/null 2>&1; then
+        conda create --yes --prefix "$CONDA_ENV" python=3.11
+    else
+        "${PYTHON:-python3.11}" -m venv "$CONDA_ENV"
+    fi
+fi
+
+if ! { [ -f "$installed" ] && cmp --silent "$installed" <(packages); }; then
+    "$python" -m pip install --requirement "$REPOSITORY/requirements.txt"
+    da3=$(sed -n 's/^DA3_VERSION := //p' "$REPOSITORY/Makefile")
+    "$python" -m pip install --no-deps "depth-anything-3==$da3" # its own pins don't go with the others
+    "$python" -m pip install --requirement "$REPOSITORY/requirements-da3.txt"
+    if [ -n "$GPU_PACKAGES" ]; then
+        read -ra gpu_packages <<<"$GPU_PACKAGES"
+        "$python" -m pip install --constraint "$REPOSITORY/requirements-gpu.txt" "${gpu_packages[@]}"
+    fi
+    packages >"$installed.part"
+    mv "$installed.part" "$installed"
+fi
+
+"$python" "$REPOSITORY/cluster/download.py"
+check

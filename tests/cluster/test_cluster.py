@@ -1,0 +1,293 @@
+"""The job files on a real SLURM: `make test-cluster`, which needs root and Debian's slurm-wlm and munge."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from local_cluster import LocalCluster, missing_programs
+
+from config import Config
+from dataset.manifest import read_manifest
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = "--scenes 8 --frames-per-scene 2"
+TRAINING = ["--batch-size", "4", "--encoder-weights", "none", "--device", "cpu", "--num-workers", "0"]
+SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if missing := missing_programs():
+        pytest.fail(f"{', '.join(missing)} not found: apt-get install slurm-wlm munge")
+    with LocalCluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+class Account:
+    """A user's $SCRATCH on the cluster, with the environment that the tests run in at its place."""
+
+    def __init__(self, cluster: LocalCluster, scratch: Path, repository: Path = ROOT, **settings: str):
+        self.cluster, self.scratch, self.repository = cluster, scratch, repository
+        self.data = scratch / "rooms_teacher_data"
+        defaults = {"DATASET": "rooms", "TEACHERS": "reference", "ROOMS": ROOMS, "CONDA_ENV": sys.prefix}
+        left_out = {"DATA_ROOT", "WEIGHTS_DIR", "CHECKPOINT_DIR", "ENGINE_DIR", "LOG_DIR"}
+        kept = {name: value for name, value in cluster.environment.items() if name not in left_out}
+        self.environment = kept | defaults | {"SCRATCH": str(scratch)} | settings
+
+    def call(self, *command: object, **settings: str) -> str:
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=self.repository,
+            env=self.environment | settings,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def sbatch(self, *flags: object, **settings: str) -> str:
+        log = self.scratch / "job_logs" / "%x-%A.out"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return self.call("sbatch", "--parsable", f"--output={log}", *flags, **settings).strip()
+
+    def submit(self, *flags: object, **settings: str) -> dict[str, str]:
+        """The whole chain; {name: number of the job}."""
+        graph = self.call("bash", "cluster/submit.sh", *flags, **settings)
+        lines = [line.split() for line in graph.splitlines() if line[:1].isalpha() and ":" not in line]
+        return {words[0]: words[1] for words in lines}
+
+    def logs(self) -> str:
+        return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted(self.scratch.glob("job_logs/*")))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return torch.load(self.scratch / "checkpoints" / "best.pt", weights_only=True)["ema"]
+
+    def epochs_done(self) -> int:
+        last = self.scratch / "checkpoints" / "last.pt"
+        return len(torch.load(last, weights_only=True)["notes"]["history"]) if last.is_file() else 0
+
+    def losses(self) -> list[float]:
+        (history,) = self.scratch.glob("runs/*/history.csv")
+        with open(history) as file:
+            return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def same_labels(one: Path, other: Path) -> None:
+    """Data folders hold the same labels, to the bit, and the same rows."""
+    rows, others = read_manifest(one / "manifest.jsonl"), read_manifest(other / "manifest.jsonl")
+    assert [(row.stem, row.split) for row in rows] == [(row.stem, row.split) for row in others]
+    for row, its in zip(rows, others, strict=True):
+        for name in ("da3_depth", "sam2_seg", "seg_confidence"):
+            assert (np.load(getattr(row, name)) == np.load(getattr(its, name))).all(), (row.stem, name)
+
+
+def same_weights(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def local(cluster, tmp_path_factory) -> Account:
+    """The same stages by hand, without SLURM."""
+    account = Account(cluster, tmp_path_factory.mktemp("local"))
+    data, python = account.data, sys.executable
+    account.call(python, "dataset/prepare_rooms.py", "--out", data, *ROOMS.split())
+    train = ["train.py", "--manifest", data / "manifest.jsonl", *TRAINING]
+    account.call(python, *train, "--epochs", "2")
+    best = account.scratch / "checkpoints" / "best.pt"
+    account.call(
+        python, "eval_distillation.py", "--checkpoint", best, "--manifest", data / "manifest.jsonl", "--device", "cpu"
+    )
+    return account
+
+
+def table_4(account: Account) -> dict:
+    return json.loads((account.scratch / "checkpoints" / "table_4" / "table_4.json").read_text())
+
+
+def test_whole_pipeline(cluster, local, tmp_path):
+    account = Account(cluster, tmp_path, EXPORT_FLAGS="--skip-trt --calibration-frames 4")
+    jobs = account.submit("--shards", SHARDS, "--epochs", 2, *TRAINING)
+    assert list(jobs) == ["gate", "da3", "sam2", "manifest", "train", "evaluate", "export"]
+    states = cluster.wait(list(jobs.values()), 600)
+    assert set(states.values()) == {"COMPLETED"} and len(states) == 5 + 2 * SHARDS, account.logs()
+    same_labels(account.data, local.data)
+    same_weights(account.weights(), local.weights())
+    assert table_4(account)["rows"] == table_4(local)["rows"]
+    assert {path.name for path in (tmp_path / "engines").glob("*.onnx")} == {
+        f"student_{precision}.onnx" for precision in ("fp32", "fp16", "int8")
+    }
+
+
+def test_a_failed_gate_stops_all_behind_it(cluster, local, tmp_path):
+    """Depth in millimetres that says it is metres."""
+    data = tmp_path / "wrong_units"
+    shutil.copytree(local.data / "rgb", data / "rgb")
+    shutil.copy(local.data / "camera.json", data)
+    for path in (local.data / "depth").glob("*.npy"):
+        (data / "depth").mkdir(exist_ok=True)
+        np.save(data / "depth" / path.name, np.load(path) * 1000)
+    account = Account(cluster, tmp_path, DATASET="corridor", DATA=str(data))
+    jobs = account.submit("--shards", 2, "--epochs", 1, *TRAINING)
+    states = cluster.wait(list(jobs.values()), 120)
+    assert states.pop(jobs["gate"]) == "FAILED", account.logs()
+    assert set(states.values()) == {"CANCELLED"}
+    assert not (data / "da3_depth").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_requeued_training_ends_as_if_never_stopped(cluster, local, tmp_path):
+    """Once by an operator's requeue, which kills, and once by SLURM's warning before the time limit."""
+    epochs = 12
+    account = Account(cluster, tmp_path, DATA=str(local.data))
+    job = account.sbatch("train.slurm", "--epochs", epochs, *TRAINING)
+    cluster.until(lambda: account.epochs_done() >= 2, 120)
+    cluster.call("scontrol", "requeue", job)
+    cluster.until(lambda: cluster.states()[job] == "PENDING", 60)
+    cluster.until(lambda: account.epochs_done() >= 5, 120)
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    cluster.until(lambda: "back to the queue" in account.logs(), 60)
+    assert cluster.wait([job], 300) == {job: "COMPLETED"}, account.logs()
+    assert f"Restarts={2} " in cluster.call("scontrol", "show", "job", job)
+
+    whole = Account(cluster, tmp_path / "whole", DATA=str(local.data))
+    job = whole.sbatch("train.slurm", "--epochs", epochs, *TRAINING)
+    assert cluster.wait([job], 300) == {job: "COMPLETED"}, whole.logs()
+    same_weights(account.weights(), whole.weights())
+    assert len(account.losses()) == epochs
+
+
+def test_time_limit_sends_the_job_back_to_the_queue(cluster, local, tmp_path):
+    account = Account(cluster, tmp_path, DATA=str(local.data))
+    job = account.sbatch("--time=1", "--signal=B:USR1@30", "train.slurm", "--epochs", 500, *TRAINING)
+    cluster.until(lambda: "back to the queue" in account.logs(), 120)
+    cluster.until(lambda: cluster.states()[job] in ("PENDING", "RUNNING"), 30)
+    assert "Restarts=1 " in cluster.call("scontrol", "show", "job", job)
+    cluster.call("scancel", job)
+    assert account.epochs_done() >= 1 and cluster.wait([job], 60) == {job: "CANCELLED"}
+
+
+COPIES = 12  # of each frame, so that there is a middle to be stopped in
+
+
+def many_frames(local: Account, data: Path) -> None:
+    """The local run's data with each frame several times over, labelled as far as the depth teacher."""
+    folders = ("rgb", "depth", "confidence", "labels", "instances", "da3_depth")
+    for folder in folders:
+        (data / folder).mkdir(parents=True)
+        for path in (local.data / folder).iterdir():
+            for copy in range(COPIES if path.suffix != ".json" else 0):
+                os.link(path, data / folder / f"{copy:02d}_{path.name}")
+    for name in ("camera.json", "source.json", "da3_depth/provenance.json"):
+        shutil.copy(local.data / name, data / name)
+    splits = json.loads((local.data / "splits.json").read_text())
+    for split, stems in splits.items():
+        splits[split] = [f"{copy:02d}_{stem}" for copy in range(COPIES) for stem in stems]
+    (data / "splits.json").write_text(json.dumps(splits))
+
+
+def same_classes(account: Account, local: Account) -> None:
+    """The manifest is complete, and each copy has its frame's labels."""
+    expected = {row.stem: row for row in read_manifest(local.data / "manifest.jsonl")}
+    rows = read_manifest(account.data / "manifest.jsonl")
+    assert len(rows) == COPIES * len(expected)
+    for row in rows:
+        one = expected[row.stem.split("_")[1]]
+        assert row.split == one.split and (np.load(row.sam2_seg) == np.load(one.sam2_seg)).all()
+
+
+def test_requeued_shard(cluster, local, tmp_path):
+    """A teacher's part that is warned in the middle comes back, and what waits for it waits on."""
+    account = Account(cluster, tmp_path)
+    many_frames(local, account.data)
+    array = account.sbatch("--array=0-1", "teacher_infer/teacher_infer.slurm", "sam2", SHARDS="2")
+    behind = account.sbatch(f"--dependency=afterok:{array}", "teacher_infer/teacher_infer.slurm", "manifest")
+    cluster.until(lambda: list((account.data / "sam2_seg").glob("*.npy")), 120)
+    cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_0")
+    cluster.until(lambda: "back to the queue" in account.logs(), 60)
+    assert cluster.states()[behind] == "PENDING"
+    states = cluster.wait([array, behind], 300)
+    assert set(states.values()) == {"COMPLETED"} and len(states) == 3, account.logs()
+    same_classes(account, local)
+
+
+def test_a_node_that_dies_in_the_middle_of_an_array(cluster, local, tmp_path):
+    account = Account(cluster, tmp_path)
+    many_frames(local, account.data)
+    array = account.sbatch("--no-requeue", f"--array=0-{SHARDS - 1}", "teacher_infer/teacher_infer.slurm", "sam2",
+                           SHARDS=str(SHARDS))  # fmt: skip
+    running = cluster.until(lambda: on_node(cluster, "node2"), 60)
+    done = [int(task.split("_")[1]) for task in running]
+    stems = sorted(path.stem for path in (account.data / "rgb").iterdir())
+    begun = [account.data / "sam2_seg" / f"{stem}.npy" for part in done for stem in stems[part::SHARDS]]
+    cluster.until(lambda: any(path.is_file() for path in begun), 120)
+    cluster.kill_node("node2")
+    assert not all(path.is_file() for path in begun), "it was killed when all was done"
+    states = cluster.wait([array], 300)
+    cluster.start_node("node2")
+    lost = [task for task, state in states.items() if state != "COMPLETED"]
+    assert lost and set(running) <= set(lost), (states, running)
+    numbers = ",".join(task.split("_")[1] for task in lost)
+    again = account.sbatch(f"--array={numbers}", "teacher_infer/teacher_infer.slurm", "sam2", SHARDS=str(SHARDS))
+    assert set(cluster.wait([again], 300).values()) == {"COMPLETED"}, account.logs()
+    manifest = account.sbatch("teacher_infer/teacher_infer.slurm", "manifest")
+    assert cluster.wait([manifest], 120) == {manifest: "COMPLETED"}, account.logs()
+    same_classes(account, local)
+
+
+def on_node(cluster, node: str) -> list[str]:
+    return cluster.call("squeue", "--noheader", "--array", "--states=R", f"--nodelist={node}", "--format=%i").split()
+
+
+def test_tasks_and_nodes_train_as_one_process(cluster, local, tmp_path):
+    """Batch norm's statistics stand still from the start, being all that differs between a batch and its halves."""
+    repository = tmp_path / "repository"
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in files.stdout.split():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, repository / name)
+    config = repository / "config.py"
+    frozen = f"frozen_statistics: float = {Config.frozen_statistics}"
+    assert frozen in config.read_text()
+    config.write_text(config.read_text().replace(frozen, "frozen_statistics: float = 1.0"))
+    losses = {}
+    for name, numbers in {"one": (1, 1), "tasks": (1, 2), "nodes": (2, 1)}.items():
+        account = Account(cluster, tmp_path / name, repository, DATA=str(local.data))
+        job = account.sbatch(
+            f"--nodes={numbers[0]}", f"--ntasks-per-node={numbers[1]}", "train.slurm", "--epochs", 4, *TRAINING,
+            "--lr", "5e-5", OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        assert cluster.wait([job], 300) == {job: "COMPLETED"}, account.logs()
+        losses[name] = account.losses()
+    assert losses["tasks"] == pytest.approx(losses["one"], rel=1e-4) and len(losses["one"]) == 4
+    assert losses["nodes"] == pytest.approx(losses["one"], rel=1e-4)
+
+
+def test_missing_data_fails_at_once(cluster, tmp_path):
+    account = Account(cluster, tmp_path)
+    start = time.monotonic()
+    job = account.sbatch("train.slurm", *TRAINING)
+    assert cluster.wait([job], 60) == {job: "FAILED"} and time.monotonic() - start < 60
+    assert "manifest.jsonl" in account.logs()
+
+
+def test_job_files_carry_the_settings(tmp_path):
+    """What stands in #SBATCH lines, which can't read variables, is what the settings say."""
+    script = 'source cluster/settings.sh; echo "$SBATCH_PARTITION $SBATCH_ACCOUNT $CLUSTER_MODULE $CONDA_ENV"'
+    environment = {"SCRATCH": str(tmp_path), "PATH": os.environ["PATH"]}
+    said = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    config = Config()
+    partition, account, module, conda_env = said.split()
+    assert (partition, account, module) == (config.partition, config.account, config.module)
+    assert conda_env == f"{tmp_path}/{config.conda_env.name and 'conda_envs/nchsb_ml'}"
+    for path in (ROOT / "train.slurm", ROOT / "teacher_infer/teacher_infer.slurm", ROOT / "cluster/run.slurm"):
+        lines = path.read_text().splitlines()
+        assert f"#SBATCH --partition={partition}" in lines and f"#SBATCH --account={account}" in lines
+        assert f"#SBATCH --gres={config.gres}" in lines
