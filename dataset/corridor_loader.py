@@ -34,6 +34,7 @@ from dataset.files import (
 )
 from dataset.frames import IMAGE_SUFFIXES, find_frames, read_depth
 
+LONG_RECORDING = 10_000  # frames
 COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
 COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
 JPEG_END = b"\xff\xd9"
@@ -70,6 +71,16 @@ def find_recording(folder: Path) -> dict[str, tuple[Path, Path]]:
             f"{colour[missing[0]].name} needs {depth[missing[0]]}"
         )
     return {stem: (colour[stem], depth[stem]) for stem in sorted(colour)}
+
+
+def in_sub_folders(frames: dict[str, tuple[Path, Path]]) -> dict[str, tuple[Path, Path]]:
+    """The frames of a long recording under stems with a sub-folder for each thousand; a short one's as they are.
+
+    No folder should hold a million files: clusters' file systems, and all that lists a folder, slow down with them.
+    """
+    if len(frames) <= LONG_RECORDING:
+        return frames
+    return {f"{number // 1000:04d}/{stem}": files for number, (stem, files) in enumerate(frames.items())}
 
 
 def _colour_beside_depth(folder: Path) -> dict[str, Path]:
@@ -259,7 +270,7 @@ def main() -> int | None:
     folder = existing_dir(args.input, "--input")
     if args.out.resolve() == folder.resolve():
         raise UserError("--out is the recording itself: choose another folder")
-    frames = find_recording(folder)
+    frames = in_sub_folders(find_recording(folder))
     split = plan_split(args, list(frames))
     size = image_size(frames.values())
     camera = build_camera(args, folder, size)

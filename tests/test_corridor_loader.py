@@ -237,3 +237,19 @@ def test_real_recording(tmp_path):
     assert len(find_frames(out / "rgb")) == 290
     assert 1 < np.median(read_depth(out / f"depth/{stem(0)}.png")) < 4
     assert read_json(out / "camera.json") == {"fx": 528, "fy": 528, "cx": 323.7, "cy": 240, "width": 640, "height": 480}
+
+
+def test_a_long_recording_gets_sub_folders(tmp_path, monkeypatch):
+    recording, out = record(tmp_path / "recording"), tmp_path / "out"
+    frames = corridor_loader.find_recording(recording)
+    assert corridor_loader.in_sub_folders(frames) == frames
+    monkeypatch.setattr(corridor_loader, "LONG_RECORDING", 11)
+    flags = ["--input", recording, "--out", out, *FEW]
+    monkeypatch.setattr(sys, "argv", ["corridor_loader.py", *map(str, flags)])
+    assert not corridor_loader.main()
+    stems = list(read_splits(out / "splits.json"))
+    assert stems[0] == "0000/frame-000000" and len(stems) == 10
+    assert sorted(find_frames(out / "rgb")) == sorted(stems)
+    assert all((out / "depth" / f"{stem}.png").is_file() for stem in stems)
+    many = corridor_loader.in_sub_folders({f"{number:05d}": None for number in range(2500)})
+    assert list(many)[-1] == "0002/02499" and list(many) == sorted(many)
