@@ -402,7 +402,7 @@ def read_description(engine_dir: Path) -> dict:
 def refuse_foreign(path: Path, description: dict, backend: Backend) -> None:
     """Raise BenchmarkError for a graph that is not the described one, or an engine that was built for elsewhere."""
     entries = [entry[kind] for entry in description.get("precisions", []) for kind in ("onnx", "engine")]
-    (entry,) = [entry for entry in entries if entry and entry["file"] == path.name] or [None]
+    entry = next((entry for entry in entries if entry and entry["file"] == path.name), None)
     if entry is None:
         return  # built here by other means: what loads it will say whether it fits
     if not path.is_file():
