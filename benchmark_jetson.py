@@ -241,9 +241,13 @@ def board_state() -> Dict[str, Optional[str]]:
     """What a Jetson's figures depend on: its L4T release (JetPack's name for it) and power mode; None elsewhere."""
     release, mode = Path("/etc/nv_tegra_release"), None
     if shutil.which("nvpmodel"):
-        done = subprocess.run(["nvpmodel", "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10)
-        mode = " ".join(done.stdout.decode("utf-8", "replace").split()) or None
-    return {"L4T": release.read_text().splitlines()[0].strip("# ") if release.is_file() else None, "power mode": mode}
+        try:
+            done = subprocess.run(["nvpmodel", "-q"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10)
+            mode = " ".join(done.stdout.decode("utf-8", "replace").split()) or None
+        except subprocess.TimeoutExpired:
+            pass
+    lines = release.read_text().splitlines() if release.is_file() else []
+    return {"L4T": lines[0].strip("# ") if lines else None, "power mode": mode}
 
 
 class Sensors:
@@ -341,7 +345,9 @@ def build_engine(trt, graph: bytes, entry: dict, cache: Path) -> bytes:
     config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa are no float32
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
-    config.set_timing_cache(timings, False)  # one of another GPU or version is left unused
+    if timings is None or not config.set_timing_cache(timings, False):  # of another GPU or version
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, False)
     if not is_strongly_typed(trt) and entry.get("float32_layers") is not None:
         keep_types(trt, network, config, set(entry["float32_layers"]), bool(entry.get("int8")))
     engine = builder.build_serialized_network(network, config)

@@ -17,9 +17,11 @@ packages() {
     echo "$GPU_PACKAGES"
 }
 
+has_pip() { "$python" -m pip --version >/dev/null 2>&1; }
+
 check() {
     local missing=0
-    if [ -x "$python" ]; then
+    if has_pip; then
         echo "environment: $CONDA_ENV, $("$python" --version)"
     else
         echo "environment: $CONDA_ENV is MISSING"
@@ -57,7 +59,8 @@ mkdir -p "$SCRATCH"
 source "$REPOSITORY/cluster/space.sh"
 need_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
 
-if [ ! -x "$python" ]; then
+if ! has_pip; then # or it was interrupted while it was made
+    rm -rf "$CONDA_ENV"
     if type module >/dev/null 2>&1; then
         module load "$CLUSTER_MODULE"
     fi

@@ -61,7 +61,8 @@ class HubFile:
             link = config.weights_dir / self.link
             link.unlink(missing_ok=True)
             link.symlink_to(path)
-        name = path.resolve().name
+        # one link only: what the hub's sha256 names may itself be a link to a store by another hash
+        name = os.path.basename(os.readlink(path)) if path.is_symlink() else path.name
         return path, name if SHA256.fullmatch(name) else None
 
 

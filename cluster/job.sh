@@ -9,9 +9,13 @@ set -euo pipefail
 EXIT_USAGE=2
 EXIT_STOPPED=75 # of the scripts: stopped by a signal with work left
 command_pid='' interrupted='' warned=''
+job=${SLURM_JOB_ID:-}
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then # the last task's own number is that of the whole array
+    job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+fi
 
 # USR1 comes from SLURM before the time limit and goes to this shell alone (--signal=B:USR1@seconds): the command has to
-# be told. TERM comes with scancel and pre-emption, after which SLURM itself requeues what it has to.
+# be told. TERM comes with scancel and with pre-emption, to steps alone while a grace time lasts.
 on_warning() {
     warned=1
     forward USR1
@@ -47,20 +51,27 @@ run() {
     fi
     "$@" &
     command_pid=$!
+    if [ -n "$warned" ]; then # between the two lines above
+        forward USR1
+    fi
     interrupted=1
     while [ -n "$interrupted" ]; do # a trap ends wait before the command has ended
         interrupted='' code=0
         wait "$command_pid" || code=$?
     done
     command_pid=''
-    if ((code == EXIT_STOPPED)) && [ -n "$warned" ]; then
+    # what is still starting up has no handler yet, and dies of the warning
+    if [ -n "$warned" ] && ((code == EXIT_STOPPED || code == 128 + $(kill -l USR1))); then
         give_back
+    fi
+    if ((code == EXIT_STOPPED)) && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+        give_back # pre-empted with a grace time; a cancelled or requeued job is no longer running
     fi
     return "$code"
 }
 
 give_back() {
     echo "stopped with work left; back to the queue"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$job"
     exit "$EXIT_STOPPED"
 }

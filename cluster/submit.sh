@@ -22,6 +22,14 @@ if ! [[ $SHARDS =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 export SHARDS
+for flag in "$@"; do
+    case $flag in
+        --checkpoint-dir* | --manifest*)
+            echo "error: evaluation and export would not follow $flag: set CHECKPOINT_DIR or DATA instead" >&2
+            exit 2
+            ;;
+    esac
+done
 
 mkdir -p "$JOB_LOGS"
 cd "$REPOSITORY"

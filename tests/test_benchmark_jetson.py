@@ -613,7 +613,7 @@ class FakeBuilder:
             set_flag=lambda flag: self.calls.append(("set", flag)),
             set_memory_pool_limit=lambda pool, size: self.calls.append((pool, size)),
             create_timing_cache=lambda content: self.calls.append(("cache", content)) or cache,
-            set_timing_cache=lambda cache, ignore_mismatch: None,
+            set_timing_cache=lambda cache, ignore_mismatch: True,
         )
 
     def build_serialized_network(self, network, config):

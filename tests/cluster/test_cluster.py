@@ -210,11 +210,13 @@ def test_requeued_shard(cluster, local, tmp_path):
     array = account.sbatch("--array=0-1", "teacher_infer/teacher_infer.slurm", "sam2", SHARDS="2")
     behind = account.sbatch(f"--dependency=afterok:{array}", "teacher_infer/teacher_infer.slurm", "manifest")
     cluster.until(lambda: list((account.data / "sam2_seg").glob("*.npy")), 120)
-    cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_0")
+    # the last task has the number of the whole array
+    cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_1")
     cluster.until(lambda: "back to the queue" in account.logs(), 60)
     assert cluster.states()[behind] == "PENDING"
     states = cluster.wait([array, behind], 300)
     assert set(states.values()) == {"COMPLETED"} and len(states) == 3, account.logs()
+    assert account.logs().count("frames done") == 3, "the other task was started again, too"
     same_classes(account, local)
 
 
