@@ -409,8 +409,11 @@ def refuse_foreign(path: Path, description: dict, backend: Backend) -> None:
     """Raise BenchmarkError for a graph that is not the described one, or an engine that was built for elsewhere."""
     entries = [entry[kind] for entry in description.get("precisions", []) for kind in ("onnx", "engine")]
     entry = next((entry for entry in entries if entry and entry["file"] == path.name), None)
-    if entry is None:
-        return  # built here by other means: what loads it will say whether it fits
+    graph = path.with_suffix(".onnx")
+    if entry is None:  # an engine built here by other means: what loads it will say whether it fits
+        if graph.is_file() and path.stat().st_mtime < graph.stat().st_mtime:
+            raise BenchmarkError(f"{path} is older than {graph.name}, so it was built from an earlier one: --build")
+        return
     if not path.is_file():
         raise BenchmarkError(f"{path}, which student.json describes, is not there: copy the whole folder")
     same = sha256_of(path) == entry["sha256"]

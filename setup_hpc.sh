@@ -59,13 +59,13 @@ mkdir -p "$SCRATCH"
 source "$REPOSITORY/cluster/space.sh"
 need_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
 
-if ! has_pip; then # or it was interrupted while it was made
-    rm -rf "$CONDA_ENV"
+if ! has_pip; then # both ways go on with an environment that was interrupted while it was made
     if type module >/dev/null 2>&1; then
         module load "$CLUSTER_MODULE"
     fi
     if type conda >/dev/null 2>&1; then
-        conda create --yes --prefix "$CONDA_ENV" python=3.11
+        # the default channels ask for terms to be accepted, which a script can't
+        conda create --yes --prefix "$CONDA_ENV" --override-channels --channel conda-forge python=3.11 pip
     else
         "${PYTHON:-python3.11}" -m venv "$CONDA_ENV"
     fi

@@ -27,7 +27,7 @@ from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, positive_int, run
 from config import Config
 from training.checkpoint import build_student
 
-BOUND = 1.25  # student / encoder: what a robot may pay for depth and classes on top of the features
+BOUND = 1.15  # student / encoder: what a robot may pay for depth and classes on top of the features
 
 
 def to_session(model: nn.Module, image: torch.Tensor, threads: int) -> onnxruntime.InferenceSession:

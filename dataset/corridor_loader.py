@@ -34,7 +34,7 @@ from dataset.files import (
 )
 from dataset.frames import IMAGE_SUFFIXES, find_frames, read_depth
 
-LONG_RECORDING = 10_000  # frames
+LONG_RECORDING = 10_000  # frames; one folder holds no more
 COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
 COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
 JPEG_END = b"\xff\xd9"

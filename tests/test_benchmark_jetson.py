@@ -566,6 +566,15 @@ def test_graph_of_another_student(engine_dir, monkeypatch, capsys):
     wrong(monkeypatch, capsys, engine_dir, "is not what export_trt.py writes")
 
 
+def test_engine_of_an_earlier_export(engine_dir, on_a_jetson, monkeypatch, capsys):
+    """A new export is copied over the robot's folder: the engine that was built there is none of its own."""
+    engine = engine_dir / "student_fp32.engine"
+    engine.write_bytes(b"engine")
+    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+    os.utime(engine, (0, 0))
+    wrong(monkeypatch, capsys, engine_dir, "older than student_fp32.onnx", "--build")
+
+
 def test_build_on_the_robot(engine_dir, on_a_jetson, monkeypatch, capsys):
     described(engine_dir)
     monkeypatch.setattr(benchmark_jetson, "build_engine", lambda trt, graph, entry, cache: b"engine of " + graph[:4])

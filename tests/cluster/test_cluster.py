@@ -203,6 +203,30 @@ def same_classes(account: Account, local: Account) -> None:
         assert row.split == one.split and (np.load(row.sam2_seg) == np.load(one.sam2_seg)).all()
 
 
+def test_warned_while_starting_up(cluster, local, tmp_path):
+    """No handler is there yet: Python dies of the signal."""
+    account = Account(cluster, tmp_path, DATA=str(local.data))
+    job = account.sbatch("train.slurm", "--epochs", 1, *TRAINING)
+    cluster.until(lambda: "free there" in account.logs(), 60)  # printed before Python starts
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    cluster.until(lambda: "back to the queue" in account.logs(), 60)
+    assert cluster.wait([job], 120) == {job: "COMPLETED"}, account.logs()
+
+
+def test_preempted_with_a_grace_time(cluster, local, tmp_path):
+    """The steps alone get SIGTERM, and the job still runs when they have ended; a cancelled one does not."""
+    account = Account(cluster, tmp_path, DATA=str(local.data))
+    job = account.sbatch("train.slurm", "--epochs", 500, *TRAINING)
+    cluster.until(lambda: account.epochs_done() >= 1, 120)
+    cluster.call("scancel", "--signal=TERM", job)
+    cluster.until(lambda: "back to the queue" in account.logs(), 60)
+    cluster.until(lambda: cluster.states()[job] == "RUNNING", 60)
+    done = account.epochs_done()
+    cluster.until(lambda: account.epochs_done() > done, 120)
+    cluster.call("scancel", job)
+    assert cluster.wait([job], 60) == {job: "CANCELLED"} and account.logs().count("back to the queue") == 1
+
+
 def test_requeued_shard(cluster, local, tmp_path):
     """A teacher's part that is warned in the middle comes back, and what waits for it waits on."""
     account = Account(cluster, tmp_path)
@@ -278,18 +302,3 @@ def test_missing_data_fails_at_once(cluster, tmp_path):
     job = account.sbatch("train.slurm", *TRAINING)
     assert cluster.wait([job], 60) == {job: "FAILED"} and time.monotonic() - start < 60
     assert "manifest.jsonl" in account.logs()
-
-
-def test_job_files_carry_the_settings(tmp_path):
-    """What stands in #SBATCH lines, which can't read variables, is what the settings say."""
-    script = 'source cluster/settings.sh; echo "$SBATCH_PARTITION $SBATCH_ACCOUNT $CLUSTER_MODULE $CONDA_ENV"'
-    environment = {"SCRATCH": str(tmp_path), "PATH": os.environ["PATH"]}
-    said = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True).stdout
-    config = Config()
-    partition, account, module, conda_env = said.split()
-    assert (partition, account, module) == (config.partition, config.account, config.module)
-    assert conda_env == f"{tmp_path}/{config.conda_env.name and 'conda_envs/nchsb_ml'}"
-    for path in (ROOT / "train.slurm", ROOT / "teacher_infer/teacher_infer.slurm", ROOT / "cluster/run.slurm"):
-        lines = path.read_text().splitlines()
-        assert f"#SBATCH --partition={partition}" in lines and f"#SBATCH --account={account}" in lines
-        assert f"#SBATCH --gres={config.gres}" in lines
