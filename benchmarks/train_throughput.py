@@ -4,7 +4,8 @@ Reads   nothing, or a manifest (--manifest).
 Writes  a temporary folder of rendered rooms, removed at the end; prints a table.
 
 In turns, round after round: (ours) train.py's loop with feed and augmentation; (arithmetic) forward, backward and
-optimizer on one batch that is in memory already; (published) its loop with two decoding processes; and of both feeds
+optimizer on one batch that is in memory already; (published) its loop with two decoding processes; (encoder) forward
+and backward of the encoder alone, as ours has it: what no lighter decoder gets below; and of both feeds
 what the host gives alone: ours reads batches from the packed cache, augmentation being work of the device, with which
 it is timed too; the published one decodes and augments frame by frame.
 """
@@ -59,6 +60,14 @@ def arithmetic_step(trainer: Trainer, batch: Batch) -> None:
     trainer.optimizer.step()
 
 
+def encoder_step(trainer: Trainer, batch: Batch) -> None:
+    """Forward and backward of the encoder alone."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.device.type == "cuda"):
+        features = trainer.model.encoder(batch.rgb)
+    sum(feature.float().mean() for feature in features).backward()
+
+
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--manifest", type=Path, help="train on its frames (default: rendered rooms)")
@@ -89,6 +98,7 @@ def main() -> None:
                 trainer.train_step(batch) for batch in training_batches(frames, size, SEED, epoch, 0, device)
             ],
             "arithmetic of ours alone": lambda epoch: [arithmetic_step(trainer, in_memory) for _ in range(steps)],
+            "encoder alone": lambda epoch: [encoder_step(trainer, in_memory) for _ in range(steps)],
             "published": lambda epoch: [published.train_step(*batch) for batch in decoded],
             "feed of ours, host": lambda epoch: [
                 None for _ in gathered_batches(frames, size, SEED, epoch, 0, device.type == "cuda")
@@ -110,8 +120,11 @@ def main() -> None:
                     rates[name].append(steps * size / (time.perf_counter() - start))
     table = [[name, statistics.median(values), min(values), max(values)] for name, values in rates.items()]
     print(tabulate(table, ["images a second", "median", "least", "most"], floatfmt=".1f"))
-    ours, alone, other, feed, _, decoding = (row[1] for row in table)
-    print(f"ours / arithmetic {ours / alone:.2f}; ours / published {ours / other:.2f}; feeds {feed / decoding:.1f}")
+    ours, alone, encoder, other, feed, _, decoding = (row[1] for row in table)
+    print(
+        f"ours / arithmetic {ours / alone:.2f}; ours / published {ours / other:.2f} (encoder / published "
+        f"{encoder / other:.2f}); feeds {feed / decoding:.1f}"
+    )
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"batch {size}, {arguments.rounds} rounds of {steps} steps on {where}; peak memory {peak_memory():.0f} MB")
 

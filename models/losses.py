@@ -49,10 +49,10 @@ def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
 def segmentation_cross_entropy(logits: Tensor, target: Tensor, confidence: Tensor) -> Tensor:
     """Mean cross-entropy over the pixels with a class, weighted by the teacher's confidence in it.
 
-    logits: [B,C,H,W]; target: int64 [B,H,W], 255 = ignore; confidence: float32 [B,1,H,W] in 0..1.
+    logits: [B,C,H,W]; target: integers [B,H,W], 255 = ignore; confidence: float32 [B,1,H,W] in 0..1.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    per_pixel = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    per_pixel = F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="none")
     weight = torch.where(target != IGNORE, confidence[:, 0], 0)
     return (per_pixel * weight).sum() / weight.sum().clamp(min=1)
 
@@ -97,7 +97,7 @@ def distillation_loss(
 
     Args:
         depth: predicted, float32 [B,1,H,W], metres at the reference focal length, like depth_target (0 = nothing).
-        seg: logits [B,6,H,W]; seg_target: int64 [B,H,W], 255 = nothing to learn; seg_confidence: float32 [B,1,H,W].
+        seg: logits [B,6,H,W]; seg_target: integers [B,H,W], 255 = nothing to learn; seg_confidence: float32 [B,1,H,W].
         rgb: float32 [B,3,H,W] in 0..1.
         share: float32 [3], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
             up to the batch's, however unevenly the targets are spread over them.

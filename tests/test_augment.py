@@ -29,7 +29,7 @@ def plane_batch(size: int = 6) -> Batch:
     depth = torch.from_numpy(DISTANCE / (rays(FOCAL, CX, CY) @ NORMAL)).float().expand(size, 1, HEIGHT, WIDTH)
     column = (torch.arange(WIDTH) / WIDTH).expand(size, 1, HEIGHT, WIDTH)
     row = (torch.arange(HEIGHT) / HEIGHT).view(-1, 1).expand(size, 1, HEIGHT, WIDTH)
-    classes = (column * 6).long()[:, 0]
+    classes = (column * 6).byte()[:, 0]
     return Batch(
         rgb=torch.cat([column, row, depth / 10], dim=1),
         depth=depth,

@@ -65,6 +65,7 @@ def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
     assert set(frames.arrays) == {"rgb", "depth", "labels"}
     batch = frames.batch([0, 1], CPU)
     assert not batch.da3_depth.any() and (batch.sam2_seg == IGNORE).all() and (batch.confidence == 1).all()
+    assert batch.sam2_seg.dtype == batch.labels.dtype == torch.uint8, "an eighth of int64's memory"
     assert batch.sam2_seg.shape == batch.labels.shape and batch.da3_depth.shape == batch.depth.shape
     size = (CONFIG.height // 2, CONFIG.width // 2)
     changed = augment(batch, (1.0, 1.2), size, seed=0, step=0)

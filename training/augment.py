@@ -24,7 +24,7 @@ GAMMA = 0.2  # largest change of log gamma
 # reads distance off it. At texture = 1:
 SHARPNESS = 1.0  # largest relative change of what a blur takes away: from blurred to twice as sharp
 NOISE = 0.03  # largest standard deviation of the noise, white being 1
-BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # binomial, a Gaussian of one pixel
+BLUR = 4  # sums of neighbours along an axis, an even number: they spread a pixel like a Gaussian of one pixel
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -76,22 +76,19 @@ def augment(
     generator, frames = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63), len(batch)
     draws = Draws(generator, rank * frames, frames, processes * frames)
     share = draw_share(generator, zoom)
-    theta, factor = zoom_flip(draws, zoom, share)
-    shape = [frames, 1, *(round(share * side) for side in size)]
-    fine = [frames, 1, *(SAMPLES * side for side in shape[2:])]
-    theta, factor = theta.to(batch.rgb.device), factor.to(batch.rgb.device)
-    grid, fine_grid = (F.affine_grid(theta, each, align_corners=False) for each in (shape, fine))
-    # beyond the outermost pixels' centres lies half a pixel, for which they have to do
-    rgb = F.grid_sample(batch.rgb, fine_grid, padding_mode="border", align_corners=False)
-    rgb = change_colour(F.avg_pool2d(rgb, SAMPLES), draws)
+    window, factor = draw_window(draws, zoom, share)
+    window, factor = window.to(batch.rgb.device), factor.to(batch.rgb.device)
+    height, width = (round(share * side) for side in size)
+    rgb = change_colour(_average(batch.rgb, window, height, width), draws)
+    index = _nearest(*_places(window, height, width), *batch.depth.shape[-2:])
     return Batch(
         rgb=change_texture(rgb, texture, draws) if texture else rgb,
-        depth=_nearest(batch.depth, grid),
-        confidence=_nearest(batch.confidence, grid),
-        da3_depth=_nearest(batch.da3_depth, grid),
-        sam2_seg=_nearest_classes(batch.sam2_seg, grid),
-        seg_confidence=_nearest(batch.seg_confidence, grid),
-        labels=_nearest_classes(batch.labels, grid),
+        depth=_pick(batch.depth, index),
+        confidence=_pick(batch.confidence, index),
+        da3_depth=_pick(batch.da3_depth, index),
+        sam2_seg=_pick(batch.sam2_seg, index),
+        seg_confidence=_pick(batch.seg_confidence, index),
+        labels=_pick(batch.labels, index),
         focal_factor=batch.focal_factor / factor,
     )
 
@@ -103,22 +100,30 @@ def draw_share(generator: torch.Generator, zoom: tuple[float, float]) -> float:
     return int(torch.randint(least, most + 1, (), generator=generator)) / SIZES
 
 
-def zoom_flip(draws: Draws, zoom: tuple[float, float], share: float) -> tuple[Tensor, Tensor]:
-    """Affine maps [B,2,3] of a random zoom (log-uniform), sideways shift and flip, and the zoom of each image [B].
+def draw_window(draws: Draws, zoom: tuple[float, float], share: float) -> tuple[Tensor, Tensor]:
+    """The window of each frame that its copy shows, [3,B], and the zoom that this is, [B].
 
-    Lenses shorter than the share are left to steps with smaller images. The window is not shifted up or down: where a
-    thing meets the floor below the horizon tells its distance through any lens, as long as the optical axis stays at
-    the image's centre.
+    The window's half width, negative where the copy is flipped, its half height, and its centre's column, where the
+    image is 2 high and wide around 0. The zoom is log-uniform. Lenses shorter than the share are left to steps with
+    smaller images. The window is not shifted up or down: where a thing meets the floor below the horizon tells its
+    distance through any lens, as long as the optical axis stays at the image's centre.
     """
     draw = draws.uniform(3)
     low, high = math.log(max(zoom[0], share)), math.log(max(zoom[1], share))
     factor = torch.exp(low + (high - low) * draw[0])
-    window = share / factor  # of the image's width and height
+    half = share / factor
     direction = torch.where(draw[1] < FLIP_PROBABILITY, -1.0, 1.0)
-    theta = torch.zeros(draws.count, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = direction * window, (1 - window) * (2 * draw[2] - 1)
-    theta[:, 1, 1] = window
-    return theta, factor
+    return torch.stack([direction * half, half, (1 - half) * (2 * draw[2] - 1)]), factor
+
+
+def _places(window: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where the columns [B,width] and rows [B,height] of a copy lie in the frame, in -1..1 from rim to rim."""
+
+    def centres(size: int) -> Tensor:
+        return (2 * torch.arange(size, device=window.device) + 1) / size - 1
+
+    half_width, half_height, middle = window.unsqueeze(-1)
+    return middle + half_width * centres(width), half_height * centres(height)
 
 
 def change_colour(rgb: Tensor, draws: Draws) -> Tensor:
@@ -135,20 +140,41 @@ def change_colour(rgb: Tensor, draws: Draws) -> Tensor:
 def change_texture(rgb: Tensor, texture: float, draws: Draws) -> Tensor:
     """Random sharpness and noise a frame; rgb float32 [B,3,H,W] in 0..1, texture as for augment()."""
     draw = texture * draws.uniform(2).view(2, -1, 1, 1, 1).to(rgb.device)
-    row = rgb.new_tensor(BLUR).view(1, 1, 1, -1).expand(3, -1, -1, -1)
-    blurred = F.conv2d(F.pad(rgb, (2, 2, 2, 2), mode="replicate"), row, groups=3)
-    blurred = F.conv2d(blurred, row.transpose(2, 3), groups=3)
-    rgb = rgb + SHARPNESS * (2 * draw[0] - texture) * (rgb - blurred)
+    blurred = F.pad(rgb, (BLUR // 2,) * 4, mode="replicate")
+    for axis in (2, 3):
+        for _ in range(BLUR):
+            neighbours = blurred.shape[axis] - 1
+            blurred = blurred.narrow(axis, 0, neighbours) + blurred.narrow(axis, 1, neighbours)
+    rgb = rgb + SHARPNESS * (2 * draw[0] - texture) * (rgb - blurred / 4**BLUR)
     return (rgb + NOISE * draw[1] * draws.normal(rgb)).clamp(0, 1)
 
 
-def _nearest(values: Tensor, grid: Tensor) -> Tensor:
-    """The values [B,C,h,w] nearest to the grid's points [B,H,W,2], [B,C,H,W]."""
-    if not any(values.stride()[2:]):  # one value all over the frame
-        return values[..., :1, :1].expand(-1, -1, *grid.shape[1:3])
-    sampled = F.grid_sample(values.float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-    return sampled.to(values.dtype)
+def _average(rgb: Tensor, window: Tensor, height: int, width: int) -> Tensor:
+    """The window of the frames [B,3,h,w] at a size [B,3,height,width], SAMPLES x SAMPLES bilinear readings a pixel."""
+    columns, rows = _places(window, SAMPLES * height, SAMPLES * width)
+    total = rgb.new_zeros(())
+    for column in range(SAMPLES):
+        for row in range(SAMPLES):
+            x = columns[:, None, column::SAMPLES].expand(-1, height, -1)
+            y = rows[:, row::SAMPLES, None].expand(-1, -1, width)
+            # beyond the outermost pixels' centres lies half a pixel, for which they have to do
+            grid = torch.stack([x, y], dim=-1)
+            total = total + F.grid_sample(rgb, grid, padding_mode="border", align_corners=False)
+    return total / SAMPLES**2
 
 
-def _nearest_classes(classes: Tensor, grid: Tensor) -> Tensor:
-    return _nearest(classes.unsqueeze(1), grid)[:, 0]
+def _nearest(columns: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
+    """Number of the pixel, counted along the rows of a frame [height,width], nearest to each of _places(), [B,H,W]."""
+
+    def nearest(places: Tensor, size: int) -> Tensor:
+        return ((places * size + size - 1) / 2).round().long().clamp(0, size - 1)
+
+    return nearest(rows, height).unsqueeze(2) * width + nearest(columns, width).unsqueeze(1)
+
+
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """The values [B,h,w] or [B,1,h,w] of the pixels of _nearest(), [B,H,W] or [B,1,H,W]."""
+    shape = (*values.shape[:-2], *index.shape[1:])
+    if not any(values.stride()[-2:]):  # one value all over the frame
+        return values[..., :1, :1].expand(shape)
+    return values.flatten(1).gather(1, index.flatten(1)).view(shape)

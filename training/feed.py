@@ -41,7 +41,7 @@ class Batch:
     """Frames on the training device; depth in metres of each frame's own camera, 0 = no value.
 
     rgb: float32 [B,3,H,W] in 0..1; depth, da3_depth, confidence, seg_confidence (of sam2_seg): float32 [B,1,H,W];
-    sam2_seg, labels: int64 [B,H,W], 255 = ignore; focal_factor: float32 [B], f_ref / f. What no frame has is one value
+    sam2_seg, labels: uint8 [B,H,W], 255 = ignore; focal_factor: float32 [B], f_ref / f. What no frame has is one value
     of stride 0, which takes no memory.
     """
 
@@ -163,13 +163,13 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
     def raw(name: str) -> Tensor:
         if name in moved:
             return moved[name].permute(0, 3, 1, 2)
-        return torch.full((1, 1, 1, 1), ARRAYS[name][-1], device=device)
+        return torch.full((1, 1, 1, 1), ARRAYS[name][-1], dtype=torch.uint8, device=device)
 
     def floats(name: str, unit: int) -> Tensor:
         return (raw(name).float() / unit).expand(frames, -1, height, width)
 
     def classes(name: str) -> Tensor:
-        return raw(name).long().expand(frames, -1, height, width)[:, 0]
+        return raw(name).expand(frames, -1, height, width)[:, 0]
 
     return Batch(
         rgb=floats("rgb", 255).contiguous(),

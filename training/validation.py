@@ -58,7 +58,7 @@ def _panel(batch: Batch, depth: Tensor, reference: Tensor, classes: Tensor, clas
             ("image", (batch.rgb[0].permute(1, 2, 0) * 255).byte().cpu().numpy()),
             ("reference depth", colour_depth(reference[0, 0].cpu().numpy(), near, far)),
             (f"student depth ({near:.1f} to {far:.1f} m)", colour_depth(depth[0, 0].cpu().numpy(), near, far)),
-            ("reference classes", colour_classes(class_reference[0].byte().cpu().numpy())),
+            ("reference classes", colour_classes(class_reference[0].cpu().numpy())),
             ("student classes", colour_classes(classes[0].byte().cpu().numpy())),
         ],
         width=240,
