@@ -412,7 +412,7 @@ def refuse_foreign(path: Path, description: dict, backend: Backend) -> None:
     graph = path.with_suffix(".onnx")
     if entry is None:  # an engine built here by other means: what loads it will say whether it fits
         if graph.is_file() and path.stat().st_mtime < graph.stat().st_mtime:
-            raise BenchmarkError(f"{path} is older than {graph.name}, so it was built from an earlier one: --build")
+            raise BenchmarkError(f"{path} is older than {graph.name}, so it may be of an earlier student: --build")
         return
     if not path.is_file():
         raise BenchmarkError(f"{path}, which student.json describes, is not there: copy the whole folder")

@@ -59,7 +59,10 @@ mkdir -p "$SCRATCH"
 source "$REPOSITORY/cluster/space.sh"
 need_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
 
-if ! has_pip; then # both ways go on with an environment that was interrupted while it was made
+if ! has_pip; then # or it was interrupted while it was made
+    if [ -d "$CONDA_ENV/conda-meta" ] && [ ! -f "$CONDA_ENV/conda-meta/history" ]; then
+        rm -rf "$CONDA_ENV" # conda takes it neither for an environment nor for a free place
+    fi
     if type module >/dev/null 2>&1; then
         module load "$CLUSTER_MODULE"
     fi

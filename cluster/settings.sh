@@ -25,9 +25,14 @@ EXPORT_FLAGS="${EXPORT_FLAGS:-}"                             # flags of export_t
 NYU_MAT="${NYU_MAT:-$SCRATCH/nyu_depth_v2/nyu_depth_v2_labeled.mat}"
 DATA="${DATA:-$SCRATCH/${DATASET}_teacher_data}"
 
+# NYU's student stays when another one is trained, and a run that was stopped on one data set stands in no other's way.
+own=""
+if [ "$DATASET" != nyu ]; then
+    own=/$DATASET
+fi
 export WEIGHTS_DIR="${WEIGHTS_DIR:-$SCRATCH/model_weights}"
-export CHECKPOINT_DIR="${CHECKPOINT_DIR:-$SCRATCH/checkpoints}"
-export ENGINE_DIR="${ENGINE_DIR:-$SCRATCH/engines}"
+export CHECKPOINT_DIR="${CHECKPOINT_DIR:-$SCRATCH/checkpoints$own}"
+export ENGINE_DIR="${ENGINE_DIR:-$SCRATCH/engines$own}"
 export LOG_DIR="${LOG_DIR:-$SCRATCH/runs}"
 JOB_LOGS="${JOB_LOGS:-$SCRATCH/job_logs}"
 

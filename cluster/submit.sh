@@ -34,6 +34,8 @@ done
 mkdir -p "$JOB_LOGS"
 cd "$REPOSITORY"
 
+submitted=() cluster=""
+
 # submit NAME AFTER [sbatch's flags] FILE [arguments]: prints a line of the graph, leaves the job's number in $job
 submit() {
     local name=$1 after=$2 flags=(--parsable --job-name="$1" --output="$JOB_LOGS/%x-%A.out")
@@ -44,8 +46,16 @@ submit() {
     if [ -n "$after" ]; then
         flags+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes)
     fi
-    job=$(sbatch "${flags[@]}" "$@")
-    job=${job%%;*} # a cluster's name may follow
+    if ! job=$(sbatch "${flags[@]}" "$@"); then
+        echo "error: $name was refused; ${#submitted[@]} jobs before it are taken back" >&2
+        if ((${#submitted[@]})); then
+            scancel ${cluster:+--clusters="$cluster"} "${submitted[@]}" || echo "error: they could not be" >&2
+        fi
+        exit 2
+    fi
+    cluster=${job#"${job%%;*}"} # its name may follow the number
+    cluster=${cluster#;} job=${job%%;*}
+    submitted+=("$job")
     printf '%-10s %10s   %s\n' "$name" "$job" "${after:+after $after}"
 }
 

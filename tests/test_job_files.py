@@ -17,7 +17,7 @@ FOLDERS = ("CHECKPOINT_DIR", "WEIGHTS_DIR", "LOG_DIR")
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> Config:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    for variable in NAMES + FOLDERS:
+    for variable in (*NAMES, *FOLDERS, "ENGINE_DIR", "DATA_ROOT", "DATASET"):
         monkeypatch.delenv(variable, raising=False)
     return Config()
 
@@ -28,6 +28,14 @@ def test_settings_are_those_of_config(config):
     expected = (config.partition, config.account, config.module, config.conda_env)
     expected += (config.checkpoint_dir, config.weights_dir, config.log_dir)
     assert done.stdout.splitlines() == list(map(str, expected))
+
+
+@pytest.mark.parametrize(("dataset", "own"), [("nyu", ""), ("corridor", "/corridor")])
+def test_another_data_set_leaves_nyus_student_alone(config, tmp_path, dataset, own):
+    script = 'source cluster/settings.sh; echo "$CHECKPOINT_DIR"; echo "$ENGINE_DIR"'
+    environment = dict(os.environ) | {"DATASET": dataset}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{tmp_path}/checkpoints{own}", f"{tmp_path}/engines{own}"]
 
 
 @pytest.mark.parametrize("name", JOB_FILES)

@@ -41,7 +41,8 @@ class Account:
         defaults = {"DATASET": "rooms", "TEACHERS": "reference", "ROOMS": ROOMS, "CONDA_ENV": sys.prefix}
         left_out = {"DATA_ROOT", "WEIGHTS_DIR", "CHECKPOINT_DIR", "ENGINE_DIR", "LOG_DIR"}
         kept = {name: value for name, value in cluster.environment.items() if name not in left_out}
-        self.environment = kept | defaults | {"SCRATCH": str(scratch)} | settings
+        folders = {"SCRATCH": scratch, "CHECKPOINT_DIR": scratch / "checkpoints", "ENGINE_DIR": scratch / "engines"}
+        self.environment = kept | defaults | {name: str(folder) for name, folder in folders.items()} | settings
 
     def call(self, *command: object, **settings: str) -> str:
         done = subprocess.run(
@@ -201,6 +202,16 @@ def same_classes(account: Account, local: Account) -> None:
     for row in rows:
         one = expected[row.stem.split("_")[1]]
         assert row.split == one.split and (np.load(row.sam2_seg) == np.load(one.sam2_seg)).all()
+
+
+def test_a_chain_that_is_refused_halfway_is_taken_back(cluster, tmp_path):
+    account = Account(cluster, tmp_path)
+    before = set(cluster.states())
+    command = ["bash", "cluster/submit.sh", "--shards", "100000"]  # more than SLURM's MaxArraySize
+    done = subprocess.run(command, cwd=ROOT, env=account.environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "da3 was refused; 1 jobs before it are taken back" in done.stderr
+    (gate,) = set(cluster.states()) - before
+    assert cluster.wait([gate], 60) == {gate: "CANCELLED"}
 
 
 def test_warned_while_starting_up(cluster, local, tmp_path):

@@ -24,10 +24,15 @@ HUB = {
     "facebook/sam2.1-hiera-large": ["sam2.1_hiera_large.pt"],
 }
 COMMIT = "0" * 40
-# records how it is called; `conda create --prefix P python=3.11` makes a venv that sees this environment's packages
+# records how it is called, refuses what conda refuses, and on `conda create --yes --prefix P` makes a venv that sees
+# this environment's packages
 CONDA = """#!/bin/bash
 echo "conda $*" >>"$CALLS"
 [ "$1" = create ] || exit 1
+if [ -d "$4/conda-meta" ] && [ ! -f "$4/conda-meta/history" ]; then
+    echo "CondaValueError: prefix already exists: $4"
+    exit 1
+fi
 {python} -m venv "$4"
 echo {packages} >"$4/lib/python3.11/site-packages/outer.pth"
 """
@@ -152,6 +157,8 @@ def test_setup_twice(run_setup):
     code, out = run_setup("--check")
     assert code == 1 and "MISSING" in out and not run_setup.scratch.exists()
 
+    # an environment that was interrupted while it was made
+    (run_setup.scratch / "conda_envs" / "nchsb_ml" / "conda-meta").mkdir(parents=True)
     Mirror.breaking |= {"/nyu.mat", "/facebook/sam2.1-hiera-large/resolve/main/sam2.1_hiera_large.pt"}
     code, out = run_setup()
     if code:  # one of the two broke off
