@@ -26,8 +26,8 @@ $(INSTALLED): requirements.txt requirements-da3.txt
 # Large tensors keep their pages between the steps of a training on the CPU: a tenth more images a second.
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 demo: $(INSTALLED)
-	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.5 2
-	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.8 1.5 --texture 0 --encoder-weights none
+	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.4 2.5
+	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.8 --texture 0 --encoder-weights none
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --camera $(DEMO_DATA)/camera.json --data-limit 6 --output-dir predictions
 	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --camera cameras/nyu.json --skip-trt --calibration-frames 64
 	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST)
