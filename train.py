@@ -89,7 +89,8 @@ def train(arguments, config: Config, processes: Processes, device: torch.device)
             trainer.finish_epoch(epoch)
     if trainer.notes["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch's student has a score; take a lower --lr")
-    tell(f"best score {trainer.notes['best_score']:.4f}: {config.checkpoint_dir / 'best.pt'}")
+    best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "nothing to validate on"
+    tell(f"{best}: {config.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
         tell(rooms_notice)
     return 0
