@@ -11,6 +11,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
 NODES = ("node1", "node2")
+PATIENCE = 600  # seconds; a slow machine passes, and only what fails waits so long
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 CONFIG = """
 ClusterName=local
@@ -74,7 +75,7 @@ class LocalCluster:
         self.call("slurmctld", "-c")
         for node in NODES:
             self.start_node(node)
-        self.until(lambda: self.call("sinfo", "--noheader", "--format=%T").split() == ["idle"], 60)
+        self.until(lambda: self.call("sinfo", "--noheader", "--format=%T").split() == ["idle"])
         return self
 
     def __exit__(self, *exception):
@@ -104,20 +105,20 @@ class LocalCluster:
         table = self.call("squeue", "--noheader", "--states=all", "--array", "--format=%i %T")
         return dict(line.split() for line in table.splitlines())
 
-    def wait(self, jobs: list[str], seconds: float) -> dict[str, str]:
+    def wait(self, jobs: list[str]) -> dict[str, str]:
         """States of these jobs (arrays: of all their tasks) once all of them have ended."""
 
         def ended() -> dict[str, str] | None:
             states = {job: state for job, state in self.states().items() if job.split("_")[0] in jobs}
             return states if states and set(states.values()) <= ENDED else None
 
-        return self.until(ended, seconds)
+        return self.until(ended)
 
-    def until(self, condition, seconds: float):
-        """What `condition` returns, as soon as that is true; AssertionError after so many seconds."""
-        end = time.monotonic() + seconds
+    def until(self, condition):
+        """What `condition` returns, as soon as that is true; AssertionError after PATIENCE."""
+        end = time.monotonic() + PATIENCE
         while not (value := condition()):
-            assert time.monotonic() < end, f"not in {seconds} s: {self.states()}"
+            assert time.monotonic() < end, f"not in {PATIENCE} s: {self.states()}"
             time.sleep(0.5)
         return value
 

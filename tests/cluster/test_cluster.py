@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_whole_pipeline(cluster, local, tmp_path):
     account = Account(cluster, tmp_path, EXPORT_FLAGS="--skip-trt --calibration-frames 4")
     jobs = account.submit("--shards", SHARDS, "--epochs", 2, *TRAINING)
     assert list(jobs) == ["gate", "da3", "sam2", "manifest", "train", "evaluate", "export"]
-    states = cluster.wait(list(jobs.values()), 600)
+    states = cluster.wait(list(jobs.values()))
     assert set(states.values()) == {"COMPLETED"} and len(states) == 5 + 2 * SHARDS, account.logs()
     same_labels(account.data, local.data)
     same_weights(account.weights(), local.weights())
@@ -138,7 +139,7 @@ def test_a_failed_gate_stops_all_behind_it(cluster, local, tmp_path):
         np.save(data / "depth" / path.name, np.load(path) * 1000)
     account = Account(cluster, tmp_path, DATASET="corridor", DATA=str(data))
     jobs = account.submit("--shards", 2, "--epochs", 1, *TRAINING)
-    states = cluster.wait(list(jobs.values()), 120)
+    states = cluster.wait(list(jobs.values()))
     assert states.pop(jobs["gate"]) == "FAILED", account.logs()
     assert set(states.values()) == {"CANCELLED"}
     assert not (data / "da3_depth").exists() and not (tmp_path / "checkpoints").exists()
@@ -149,30 +150,36 @@ def test_requeued_training_ends_as_if_never_stopped(cluster, local, tmp_path):
     epochs = 12
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("train.slurm", "--epochs", epochs, *TRAINING)
-    cluster.until(lambda: account.epochs_done() >= 2, 120)
+    cluster.until(lambda: account.epochs_done() >= 2)
     cluster.call("scontrol", "requeue", job)
-    cluster.until(lambda: cluster.states()[job] == "PENDING", 60)
-    cluster.until(lambda: account.epochs_done() >= 5, 120)
+    cluster.until(lambda: restarts(cluster, job) == 1)
+    cluster.until(lambda: account.epochs_done() >= 5)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs(), 60)
-    assert cluster.wait([job], 300) == {job: "COMPLETED"}, account.logs()
-    assert f"Restarts={2} " in cluster.call("scontrol", "show", "job", job)
+    cluster.until(lambda: "back to the queue" in account.logs())
+    assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
+    assert restarts(cluster, job) == 2
 
     whole = Account(cluster, tmp_path / "whole", DATA=str(local.data))
     job = whole.sbatch("train.slurm", "--epochs", epochs, *TRAINING)
-    assert cluster.wait([job], 300) == {job: "COMPLETED"}, whole.logs()
+    assert cluster.wait([job]) == {job: "COMPLETED"}, whole.logs()
     same_weights(account.weights(), whole.weights())
     assert len(account.losses()) == epochs
 
 
+def restarts(cluster, job: str) -> int:
+    return int(re.search(r"Restarts=(\d+) ", cluster.call("scontrol", "show", "job", job)).group(1))
+
+
 def test_time_limit_sends_the_job_back_to_the_queue(cluster, local, tmp_path):
+    """SLURM may warn a minute before it was asked to: here half a minute after the start at the earliest."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
-    job = account.sbatch("--time=1", "--signal=B:USR1@30", "train.slurm", "--epochs", 500, *TRAINING)
-    cluster.until(lambda: "back to the queue" in account.logs(), 120)
-    cluster.until(lambda: cluster.states()[job] in ("PENDING", "RUNNING"), 30)
-    assert "Restarts=1 " in cluster.call("scontrol", "show", "job", job)
+    job = account.sbatch("--time=2", "--signal=B:USR1@30", "train.slurm", "--epochs", 500, *TRAINING)
+    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: restarts(cluster, job) == 1)
+    done = account.epochs_done()
+    cluster.until(lambda: account.epochs_done() > done)
     cluster.call("scancel", job)
-    assert account.epochs_done() >= 1 and cluster.wait([job], 60) == {job: "CANCELLED"}
+    assert cluster.wait([job]) == {job: "CANCELLED"}
 
 
 COPIES = 12  # of each frame, so that there is a middle to be stopped in
@@ -211,31 +218,31 @@ def test_a_chain_that_is_refused_halfway_is_taken_back(cluster, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=account.environment, capture_output=True, text=True)
     assert done.returncode == 2 and "da3 was refused; 1 jobs before it are taken back" in done.stderr
     (gate,) = set(cluster.states()) - before
-    assert cluster.wait([gate], 60) == {gate: "CANCELLED"}
+    assert cluster.wait([gate]) == {gate: "CANCELLED"}
 
 
 def test_warned_while_starting_up(cluster, local, tmp_path):
     """No handler is there yet: Python dies of the signal."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("train.slurm", "--epochs", 1, *TRAINING)
-    cluster.until(lambda: "free there" in account.logs(), 60)  # printed before Python starts
+    cluster.until(lambda: "free there" in account.logs())  # printed before Python starts
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs(), 60)
-    assert cluster.wait([job], 120) == {job: "COMPLETED"}, account.logs()
+    cluster.until(lambda: "back to the queue" in account.logs())
+    assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
 
 
 def test_preempted_with_a_grace_time(cluster, local, tmp_path):
     """The steps alone get SIGTERM, and the job still runs when they have ended; a cancelled one does not."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("train.slurm", "--epochs", 500, *TRAINING)
-    cluster.until(lambda: account.epochs_done() >= 1, 120)
+    cluster.until(lambda: account.epochs_done() >= 1)
     cluster.call("scancel", "--signal=TERM", job)
-    cluster.until(lambda: "back to the queue" in account.logs(), 60)
-    cluster.until(lambda: cluster.states()[job] == "RUNNING", 60)
+    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: cluster.states()[job] == "RUNNING")
     done = account.epochs_done()
-    cluster.until(lambda: account.epochs_done() > done, 120)
+    cluster.until(lambda: account.epochs_done() > done)
     cluster.call("scancel", job)
-    assert cluster.wait([job], 60) == {job: "CANCELLED"} and account.logs().count("back to the queue") == 1
+    assert cluster.wait([job]) == {job: "CANCELLED"} and account.logs().count("back to the queue") == 1
 
 
 def test_requeued_shard(cluster, local, tmp_path):
@@ -244,12 +251,13 @@ def test_requeued_shard(cluster, local, tmp_path):
     many_frames(local, account.data)
     array = account.sbatch("--array=0-1", "teacher_infer/teacher_infer.slurm", "sam2", SHARDS="2")
     behind = account.sbatch(f"--dependency=afterok:{array}", "teacher_infer/teacher_infer.slurm", "manifest")
-    cluster.until(lambda: list((account.data / "sam2_seg").glob("*.npy")), 120)
+    second = sorted(path.stem for path in (account.data / "rgb").iterdir())[1::2]
+    cluster.until(lambda: any((account.data / "sam2_seg" / f"{stem}.npy").is_file() for stem in second))
     # the last task has the number of the whole array
     cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_1")
-    cluster.until(lambda: "back to the queue" in account.logs(), 60)
+    cluster.until(lambda: "back to the queue" in account.logs())
     assert cluster.states()[behind] == "PENDING"
-    states = cluster.wait([array, behind], 300)
+    states = cluster.wait([array, behind])
     assert set(states.values()) == {"COMPLETED"} and len(states) == 3, account.logs()
     assert account.logs().count("frames done") == 3, "the other task was started again, too"
     same_classes(account, local)
@@ -260,22 +268,22 @@ def test_a_node_that_dies_in_the_middle_of_an_array(cluster, local, tmp_path):
     many_frames(local, account.data)
     array = account.sbatch("--no-requeue", f"--array=0-{SHARDS - 1}", "teacher_infer/teacher_infer.slurm", "sam2",
                            SHARDS=str(SHARDS))  # fmt: skip
-    running = cluster.until(lambda: on_node(cluster, "node2"), 60)
+    running = cluster.until(lambda: on_node(cluster, "node2"))
     done = [int(task.split("_")[1]) for task in running]
     stems = sorted(path.stem for path in (account.data / "rgb").iterdir())
     begun = [account.data / "sam2_seg" / f"{stem}.npy" for part in done for stem in stems[part::SHARDS]]
-    cluster.until(lambda: any(path.is_file() for path in begun), 120)
+    cluster.until(lambda: any(path.is_file() for path in begun))
     cluster.kill_node("node2")
     assert not all(path.is_file() for path in begun), "it was killed when all was done"
-    states = cluster.wait([array], 300)
+    states = cluster.wait([array])
     cluster.start_node("node2")
     lost = [task for task, state in states.items() if state != "COMPLETED"]
     assert lost and set(running) <= set(lost), (states, running)
     numbers = ",".join(task.split("_")[1] for task in lost)
     again = account.sbatch(f"--array={numbers}", "teacher_infer/teacher_infer.slurm", "sam2", SHARDS=str(SHARDS))
-    assert set(cluster.wait([again], 300).values()) == {"COMPLETED"}, account.logs()
+    assert set(cluster.wait([again]).values()) == {"COMPLETED"}, account.logs()
     manifest = account.sbatch("teacher_infer/teacher_infer.slurm", "manifest")
-    assert cluster.wait([manifest], 120) == {manifest: "COMPLETED"}, account.logs()
+    assert cluster.wait([manifest]) == {manifest: "COMPLETED"}, account.logs()
     same_classes(account, local)
 
 
@@ -301,7 +309,7 @@ def test_tasks_and_nodes_train_as_one_process(cluster, local, tmp_path):
             f"--nodes={numbers[0]}", f"--ntasks-per-node={numbers[1]}", "train.slurm", "--epochs", 4, *TRAINING,
             "--lr", "5e-5", OMP_NUM_THREADS="1",
         )  # fmt: skip
-        assert cluster.wait([job], 300) == {job: "COMPLETED"}, account.logs()
+        assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
         losses[name] = account.losses()
     assert losses["tasks"] == pytest.approx(losses["one"], rel=1e-4) and len(losses["one"]) == 4
     assert losses["nodes"] == pytest.approx(losses["one"], rel=1e-4)
@@ -311,5 +319,5 @@ def test_missing_data_fails_at_once(cluster, tmp_path):
     account = Account(cluster, tmp_path)
     start = time.monotonic()
     job = account.sbatch("train.slurm", *TRAINING)
-    assert cluster.wait([job], 60) == {job: "FAILED"} and time.monotonic() - start < 60
+    assert cluster.wait([job]) == {job: "FAILED"} and time.monotonic() - start < 60
     assert "manifest.jsonl" in account.logs()
