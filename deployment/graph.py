@@ -44,7 +44,7 @@ def in_half(model: Deployed) -> Deployed:
     """A copy whose weights are float16."""
     copied = copy.deepcopy(model)
     copied.student.half()
-    copied.student.mean, copied.student.std = model.student.mean, model.student.std
+    copied.student.mean, copied.student.variance = model.student.mean, model.student.variance
     return copied
 
 

@@ -20,11 +20,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from deployment.graph import INPUT, as_input
 
-# In the names of nodes that stay in half precision: attention, as timm names it, and the heads, whose answers 256 steps
-# would be too coarse for.
-LEFT_OUT = ("/context_module/", "/head/")
+# In the names of convolutions that stay in half precision: attention's, as timm names it.
+LEFT_OUT = "/context_module/"
 # Float32 in the fp16 graph, too: the image's normalisation, attention's products, depth from its logarithm on.
-FLOAT32_OPS = ("Cast", "Sub", "MatMul", "Div", "Sigmoid", "Exp", "Mul")
+FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div", "Sigmoid", "Exp", "Mul")
 
 
 class Frames(CalibrationDataReader):
@@ -44,7 +43,7 @@ class Quantiser:
         """images: calibration frames, uint8 [N,H,W,3], N >= 1."""
         self.images, self.uint8_input = images, uint8_input
         convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-        self.layers = [name for name in convolutions if not any(part in name for part in LEFT_OUT)]
+        self.layers = [name for name in convolutions if LEFT_OUT not in name]
         self.folder = tempfile.TemporaryDirectory()
         self.source = Path(self.folder.name) / "float32.onnx"  # a graph in memory would be changed
         onnx.save(graph, self.source)
@@ -72,7 +71,7 @@ class Quantiser:
                 path,
                 Frames(self.images, self.uint8_input),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
+                op_types_to_quantize=["Conv"],  # not the heads, transposed: 256 steps would be too coarse for answers
                 nodes_to_quantize=list(layers),
                 per_channel=True,
                 activation_type=QuantType.QInt8,

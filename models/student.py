@@ -69,20 +69,24 @@ class Neck(nn.Module):
 class Decoder(nn.Module):
     """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the last doubling is left to the caller.
 
-    All convolutions run at a quarter of the image's size; the head predicts four sub-pixels a cell (Shi et al., CVPR
-    2016, arXiv:1609.05158; started as in Aitken et al., arXiv:1707.02937), a fraction of a convolution at half size.
+    All convolutions run at a quarter of the image's size; the head predicts four sub-pixels a cell, a fraction of a
+    convolution at half size. It is a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158) written as the
+    transposed one that it equals, which runtimes compute without a shuffle, and starts as in Aitken et al.
+    (arXiv:1707.02937).
     """
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
         self.refine = separable(channels, REFINED, 5)
-        self.head = nn.Conv2d(REFINED, 4 * outputs, 1)
-        with torch.no_grad():  # all sub-pixels of a cell start alike, else the output starts as a checkerboard
-            self.head.weight.copy_(self.head.weight[::4].repeat_interleave(4, dim=0))
-            self.head.bias.copy_(self.head.bias[::4].repeat_interleave(4))
+        self.head = nn.ConvTranspose2d(REFINED, outputs, 2, stride=2)
+        # As nn.Conv2d starts a 1x1 convolution. All sub-pixels of a cell alike, else the output is a checkerboard.
+        start = nn.Conv2d(REFINED, outputs, 1)
+        with torch.no_grad():
+            self.head.weight.copy_(start.weight.transpose(0, 1).expand_as(self.head.weight))
+            self.head.bias.copy_(start.bias)
 
     def forward(self, pyramid: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.head(self.refine(pyramid)), 2)
+        return self.head(self.refine(pyramid))
 
 
 class Student(nn.Module):
@@ -100,13 +104,17 @@ class Student(nn.Module):
         self.neck = Neck(self.encoder.feature_info.channels(), channels)
         self.depth_decoder = Decoder(channels, 1)
         self.seg_decoder = Decoder(channels, classes)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("variance", torch.tensor(IMAGENET_STD).square(), persistent=False)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Hardswish):
+                module.inplace = False  # autograd needs what comes in, and would copy it first
         position = math.log(INITIAL_DEPTH / MIN_DEPTH) / math.log(MAX_DEPTH / MIN_DEPTH)
         nn.init.constant_(self.depth_decoder.head.bias, math.log(position / (1 - position)))
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        normalised = ((rgb - self.mean) / self.std).to(self.depth_decoder.head.weight.dtype)
+        # a batch norm of fixed statistics: one pass over the image
+        normalised = F.batch_norm(rgb, self.mean, self.variance, eps=0.0).to(self.depth_decoder.head.weight.dtype)
         pyramid = self.neck(self.encoder(normalised))
         # Doubling the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
         raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
