@@ -45,7 +45,7 @@ from training.guard import LARGEST_ROW, FiniteGuard
 from training.options import parse_arguments
 from training.report import report_epoch
 from training.start import describe, find_manifest, git_revision, load_start, pack, refuse_other_settings
-from training.validation import validate
+from training.validation import best_score, validate
 
 
 def main() -> int:
@@ -87,7 +87,7 @@ def train(arguments, config: Config, processes: Processes, device: torch.device)
                 tell(f"stopped by a signal at step {trainer.step}; go on with --resume auto")
                 return EXIT_STOPPED
             trainer.finish_epoch(epoch)
-    if trainer.notes["best_score"] == -math.inf:
+    if len(val_frames) and trainer.notes["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch's student has a score; take a lower --lr")
     best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "nothing to validate on"
     tell(f"{best}: {config.checkpoint_dir / 'best.pt'}")
@@ -117,6 +117,7 @@ class Trainer:
             )
         self.steps_per_epoch = batches_per_epoch(len(frames), config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
+        self.frozen_from = (1 - config.frozen_statistics) * self.total_steps  # the step
         self.weights = LossWeights(config.depth_weight, config.segmentation_weight, config.smoothness_weight)
         torch.manual_seed(config.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
@@ -190,7 +191,7 @@ class Trainer:
         bar = tqdm(batches, initial=done, total=self.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=quiet)
         stopped = self.processes.any_of(bool(stop))[0]
         for batch in bar:
-            if self.step >= (1 - self.config.frozen_statistics) * self.total_steps:
+            if self.step >= self.frozen_from:
                 freeze_statistics(self.model)
             self.epoch_loss += self.train_step(batch)
             images += len(batch) * self.processes.size
@@ -275,8 +276,8 @@ class Trainer:
         if self.processes.main:
             print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # without NaN
             report_epoch(self.run_dir, self.notes["history"], panels)
-        if metrics["score"] > self.notes["best_score"] or not self.val_frames:
-            self.notes["best_score"] = metrics["score"]
+        self.notes["best_score"] = best_score(self.notes["history"], self.frozen_from)
+        if metrics["score"] == self.notes["best_score"] or not self.val_frames:
             self.save("best.pt")
         self.save("last.pt")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from models.losses import hybrid_depth
 from training import start
 from training.augment import augment
 from training.feed import PackedFrames, choose_rows, target_statistics, training_batches
+from training.validation import best_score
 
 CONFIG = Config()
 NETWORK = (CONFIG.width, CONFIG.height)
@@ -181,8 +183,9 @@ def test_what_a_run_writes(manifest, trained):
     assert notes["train_stems"] == list(STEMS[:4])
     assert notes["teachers"] == [MADE_BY]
     assert notes["camera"]["width"] == NETWORK[0]
-    best = max(entry["score"] for entry in notes["history"])
-    assert checkpoint(trained, "best.pt")["notes"]["best_score"] == notes["best_score"] == best
+    best = checkpoint(trained, "best.pt")
+    assert best["step"] == 4, "the only epoch that ends with standing statistics"
+    assert best["notes"]["best_score"] == notes["best_score"] == notes["history"][1]["score"]
     (run_dir,) = (trained / "runs").iterdir()
     names = {path.name for path in run_dir.iterdir()}
     assert {"config.json", "history.csv", "curves.png", "validation.png"} < names
@@ -212,6 +215,13 @@ def test_batch_norms_statistics_stand_still_in_the_last_steps(manifest, tmp_path
         for epoch in range(2):
             trainer.train_epoch(epoch, stop)
     assert moved == [True, True, True, False]
+
+
+def test_an_epoch_with_standing_statistics_beats_all_before():
+    history = [{"step": step, "score": score} for step, score in ((10, 0.8), (20, 0.9), (30, 0.6), (40, math.nan))]
+    assert best_score(history[:2], 20) == 0.9
+    assert best_score(history[:3], 20) == best_score(history, 20) == 0.6
+    assert best_score([], 20) == -math.inf
 
 
 def test_the_average_follows_the_weights_from_afar(trained):

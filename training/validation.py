@@ -1,5 +1,7 @@
 """The student on validation frames: the score that best.pt is chosen by, and pictures."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,17 @@ def validate(
     metrics["miou"] = confusion.compute()["miou"]
     metrics["score"] = metrics["delta1"] + (metrics["miou"] if metrics["miou"] == metrics["miou"] else 0.0)
     return metrics, panels
+
+
+def best_score(history: list[dict], frozen_from: float) -> float:
+    """The score that best.pt has: the highest of the epochs that ended after step `frozen_from`, of all before that.
+
+    While batch norm still learns its statistics and the rate is high, a student's metres swing from epoch to epoch, and
+    some of that fits a small validation set by chance. history: entries with 'step' and 'score'. -inf without a score.
+    """
+    scored = [entry for entry in history if not math.isnan(entry["score"])]
+    settled = [entry for entry in scored if entry["step"] > frozen_from]
+    return max((entry["score"] for entry in settled or scored), default=-math.inf)
 
 
 def _panel(batch: Batch, depth: Tensor, reference: Tensor, classes: Tensor, class_reference: Tensor) -> np.ndarray:
