@@ -117,7 +117,7 @@ class Trainer:
             )
         self.steps_per_epoch = batches_per_epoch(len(frames), config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.frozen_from = (1 - config.frozen_statistics) * self.total_steps  # the step
+        self.frozen_from = (1 - config.frozen_statistics) * self.total_steps  # batch norm's statistics stand still
         self.weights = LossWeights(config.depth_weight, config.segmentation_weight, config.smoothness_weight)
         torch.manual_seed(config.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it

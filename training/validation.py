@@ -50,10 +50,16 @@ def validate(
 
 
 def best_score(history: list[dict], frozen_from: float) -> float:
-    """The score that best.pt has: the highest of the epochs that ended after step `frozen_from`, of all before that.
+    """The score that best.pt has: the highest among the epochs that ended with standing batch-norm statistics.
 
     While batch norm still learns its statistics and the rate is high, a student's metres swing from epoch to epoch, and
-    some of that fits a small validation set by chance. history: entries with 'step' and 'score'. -inf without a score.
+    some of that fits a small validation set by chance.
+
+    Args:
+        history: an entry for each epoch, with 'step' (steps done at its end) and 'score' (see validate()).
+        frozen_from: the step from which the statistics stand still.
+
+    Returns: the highest score of all epochs as long as none ended behind that step; -inf when no epoch has a score.
     """
     scored = [entry for entry in history if not math.isnan(entry["score"])]
     settled = [entry for entry in scored if entry["step"] > frozen_from]
