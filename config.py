@@ -129,6 +129,7 @@ class Config:
     depth_weight: float = 1.0
     segmentation_weight: float = 0.5
     smoothness_weight: float = 0.02
+    class_balance: float = 0.5  # a pixel's class counts as its share of all pixels to the power of minus this
 
     # training
     epochs: int = 30

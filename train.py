@@ -21,7 +21,7 @@ from cli import EXIT_STOPPED, StopSignal, UserError, run
 from config import CLASS_NAMES, Config
 from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.manifest import fingerprint, read_manifest
-from models.losses import LossWeights, distillation_loss, hybrid_depth, target_counts
+from models.losses import LossWeights, class_weights, distillation_loss, hybrid_depth, target_counts
 from training.augment import augment
 from training.checkpoint import (
     MovingAverage,
@@ -66,10 +66,10 @@ def train(arguments, config: Config, processes: Processes, device: torch.device)
     trainer = Trainer(config, device, frames, val_frames, fingerprint(train_rows + val_rows), processes)
     resumed = trainer.resume(arguments.resume)
     if not resumed:
-        baselines = target_statistics(frames, config.confidence_threshold)
-        if set(baselines.values()) == {None}:
+        statistics = trainer.target_statistics
+        if statistics["mean_depth"] is None and statistics["majority_class"] is None:
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
-        trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, config) | baselines)
+        trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, config) | statistics)
     if arguments.compile:
         # In place: the checkpoints' names stay. A graph for each of augment's few image sizes: on one for all sizes
         # Inductor of PyTorch 2.14 fails.
@@ -119,6 +119,9 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.frozen_from = (1 - config.frozen_statistics) * self.total_steps  # batch norm's statistics stand still
         self.weights = LossWeights(config.depth_weight, config.segmentation_weight, config.smoothness_weight)
+        self.target_statistics = target_statistics(frames, config.confidence_threshold)
+        shares = torch.tensor(self.target_statistics["class_shares"])
+        self.class_weights = class_weights(shares, config.class_balance).to(device)
         torch.manual_seed(config.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
         self.model = build_student(config).to(device, memory_format=torch.channels_last)
@@ -242,9 +245,10 @@ class Trainer:
         return loss
 
     def targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the student learns from a batch: depth at the reference focal length, classes, confidence in them."""
+        """What the student learns from a batch: depth at the reference focal length, classes, and their weights."""
         target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, self.config.confidence_threshold)
-        return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, batch.seg_confidence
+        weight = batch.seg_confidence * self.class_weights[batch.sam2_seg.long()][:, None]
+        return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, weight
 
     def divergence(self) -> UserError:
         """What to say when the loss was not finite again and again; writes this process's part of the last batch."""

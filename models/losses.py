@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = 255  # class of pixels that teach nothing
+SMALLEST_SHARE = 1e-3  # of the pixels: a class that is rarer counts no more, so that a few wrong labels don't lead
 
 
 @dataclass
@@ -46,14 +47,14 @@ def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
     return masked_mean((predicted - target).abs() + log_difference.abs(), mask)
 
 
-def segmentation_cross_entropy(logits: Tensor, target: Tensor, confidence: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels with a class, weighted by the teacher's confidence in it.
+def segmentation_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of the cross-entropy over the pixels with a class.
 
-    logits: [B,C,H,W]; target: integers [B,H,W], 255 = ignore; confidence: float32 [B,1,H,W] in 0..1.
+    logits: [B,C,H,W]; target: integers [B,H,W], 255 = ignore; weight: float32 [B,1,H,W], 0 or more.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     per_pixel = F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="none")
-    weight = torch.where(target != IGNORE, confidence[:, 0], 0)
+    weight = torch.where(target != IGNORE, weight[:, 0], 0)
     return (per_pixel * weight).sum() / weight.sum().clamp(min=1)
 
 
@@ -72,15 +73,32 @@ def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
     return total
 
 
-def target_counts(depth_target: Tensor, seg_target: Tensor, seg_confidence: Tensor) -> Tensor:
-    """What the terms of distillation_loss() are means over: pixels with depth, confidence in classes, frames.
+def class_weights(shares: Tensor, balance: float) -> Tensor:
+    """What a pixel of each class counts in the cross-entropy: share ** -balance, 1 in the mean over the pixels.
+
+    If every pixel counts the same, a small student learns walls and furniture and leaves people out. The inverse square
+    root of the frequency, balance 0.5, is one of the usual answers: see Cui et al., CVPR 2019 (arXiv:1901.05555).
+
+    Args:
+        shares: float32 [C], of the training data's pixels with a class; they add up to 1, or to 0 if there are none.
+        balance: 0 = each pixel counts the same, to 1 = each class does as a whole.
+
+    Returns: float32 [256], to be indexed by class maps; 0 for what is no class.
+    """
+    rareness = shares.clamp(min=SMALLEST_SHARE).pow(-balance)
+    weights = rareness / (rareness * shares).sum() if shares.any() else torch.ones_like(shares)
+    return F.pad(weights, (0, IGNORE + 1 - len(shares)))
+
+
+def target_counts(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:
+    """What the terms of distillation_loss() are means over: pixels with depth, weights of those with a class, frames.
 
     Arguments as there. Returns [3] of depth_target's dtype.
     """
-    confidence = torch.where(seg_target != IGNORE, seg_confidence[:, 0], 0)
+    weight = torch.where(seg_target != IGNORE, seg_weight[:, 0], 0)
     pixels = (depth_target > 0).sum().to(depth_target)
     frames = depth_target.new_full((), len(depth_target))  # new_tensor() would wait for the device
-    return torch.stack([pixels, confidence.sum(), frames])
+    return torch.stack([pixels, weight.sum(), frames])
 
 
 def distillation_loss(
@@ -89,7 +107,7 @@ def distillation_loss(
     rgb: Tensor,
     depth_target: Tensor,
     seg_target: Tensor,
-    seg_confidence: Tensor,
+    seg_weight: Tensor,
     weights: LossWeights,
     share: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -97,7 +115,9 @@ def distillation_loss(
 
     Args:
         depth: predicted, float32 [B,1,H,W], metres at the reference focal length, like depth_target (0 = nothing).
-        seg: logits [B,6,H,W]; seg_target: integers [B,H,W], 255 = nothing to learn; seg_confidence: float32 [B,1,H,W].
+        seg: logits [B,6,H,W]; seg_target: integers [B,H,W], 255 = nothing to learn.
+        seg_weight: float32 [B,1,H,W], how much a pixel's class counts: the teacher's confidence in it, 0..1, times the
+            class's weight, see class_weights().
         rgb: float32 [B,3,H,W] in 0..1.
         share: float32 [3], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
             up to the batch's, however unevenly the targets are spread over them.
@@ -106,7 +126,7 @@ def distillation_loss(
     """
     terms = {
         "depth": depth_l1(depth, depth_target),
-        "segmentation": segmentation_cross_entropy(seg, seg_target, seg_confidence),
+        "segmentation": segmentation_cross_entropy(seg, seg_target, seg_weight),
         "smoothness": edge_aware_smoothness(depth, rgb),
     }
     if share is not None:

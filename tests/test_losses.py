@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from config import CLASS_NAMES, IGNORE, Config
 from models.losses import (
     LossWeights,
+    class_weights,
     depth_l1,
     distillation_loss,
     edge_aware_smoothness,
@@ -64,15 +65,27 @@ def test_cross_entropy_is_torchs_on_valid_pixels():
     torch.testing.assert_close(segmentation_cross_entropy(logits, target, torch.full((3, 1, 7, 5), 0.5)), expected)
 
 
-def test_cross_entropy_counts_a_pixel_as_much_as_the_teacher_is_sure():
+def test_cross_entropy_counts_a_pixel_as_much_as_its_weight():
     torch.manual_seed(0)
     logits, target = torch.randn(2, CLASSES, 7, 5), torch.randint(CLASSES, (2, 7, 5))
-    confidence = torch.rand(2, 1, 7, 5)
+    weight = torch.rand(2, 1, 7, 5)
     target[torch.rand(target.shape) < 0.4] = IGNORE
     valid = target != IGNORE
     losses = F.cross_entropy(logits.permute(0, 2, 3, 1)[valid], target[valid], reduction="none")
-    expected = (losses * confidence[:, 0][valid]).sum() / confidence[:, 0][valid].sum()
-    torch.testing.assert_close(segmentation_cross_entropy(logits, target, confidence), expected)
+    expected = (losses * weight[:, 0][valid]).sum() / weight[:, 0][valid].sum()
+    torch.testing.assert_close(segmentation_cross_entropy(logits, target, weight), expected)
+
+
+def test_a_pixel_of_a_rare_class_counts_more():
+    shares = torch.tensor([0.4, 0.1, 0.4999, 0.0001, 0.0, 0.0])
+    weights = class_weights(shares, balance=0.5)
+    assert weights.shape == (256,) and not weights[CLASSES:].any()
+    assert (weights[1] / weights[0]).item() == pytest.approx(2)
+    assert (weights[3] / weights[0]).item() == pytest.approx(20), "as one of 0.001"
+    assert torch.equal(weights[4], weights[3]), "one that the sample of frames has missed"
+    assert (weights[:CLASSES] * shares).sum().item() == pytest.approx(1)
+    assert class_weights(shares, balance=0)[:CLASSES].tolist() == pytest.approx([1] * CLASSES)
+    assert class_weights(torch.zeros(CLASSES), balance=0.5)[:CLASSES].tolist() == [1] * CLASSES
 
 
 SURE = torch.ones(2, 1, 8, 6)

@@ -75,7 +75,8 @@ def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
     assert changed.sam2_seg.shape == changed.labels.shape and changed.da3_depth.shape == changed.depth.shape
     taught = next(training_batches(frames, 2, 0, 0, 0, CPU))
     assert (taught.labels == IGNORE).all() and not any(taught.labels.stride()[1:]), "training has no use for them"
-    assert target_statistics(frames, 0.5)["majority_class"] is None
+    statistics = target_statistics(frames, 0.5)
+    assert statistics["majority_class"] is None and not any(statistics["class_shares"])
 
 
 def test_cache_is_reused_and_built_anew_when_a_file_changes(manifest, tmp_path, monkeypatch):
@@ -141,7 +142,21 @@ def test_target_statistics(manifest, tmp_path):
     target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, 0.5) * batch.focal_factor.view(-1, 1, 1, 1)
     statistics = target_statistics(frames, 0.5)
     assert statistics["mean_depth"] == pytest.approx(target[target > 0].mean().item(), rel=1e-5)
-    assert statistics["majority_class"] == batch.sam2_seg.flatten().bincount().argmax().item()
+    counts = batch.sam2_seg[batch.sam2_seg != IGNORE].bincount(minlength=len(CLASS_NAMES))
+    assert statistics["majority_class"] == counts.argmax().item()
+    assert statistics["class_shares"] == pytest.approx((counts / counts.sum()).tolist())
+
+
+def test_classes_balanced_in_full_count_the_same_as_a_whole(manifest, tmp_path):
+    rows = read_manifest(manifest)[:4]
+    rows[0].sam2_seg = None
+    frames = packed(rows, tmp_path)
+    trainer = train.Trainer(Config(class_balance=1), CPU, frames, frames, "data")
+    _, classes, weight = trainer.targets(frames.batch(range(4), CPU))
+    totals = [weight[:, 0][classes == number].sum().item() for number in classes.unique() if number != IGNORE]
+    assert len(totals) > 2
+    assert totals == pytest.approx([totals[0]] * len(totals))
+    assert not weight[:, 0][classes == IGNORE].any()
 
 
 def test_batches_of_an_epoch(manifest, tmp_path):

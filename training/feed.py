@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cli import UserError
-from config import IGNORE
+from config import CLASS_NAMES, IGNORE
 from dataset.files import read_npy, write_json
 from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera, to_network_map, to_network_rgb
 from dataset.manifest import Row, fingerprint
@@ -183,13 +184,14 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
     )
 
 
-def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float | int | None]:
-    """What the baselines of Table IV predict: mean of the depth target and most frequent class of the training data.
+def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, Any]:
+    """Mean of the depth target and frequency of the classes, from up to STATISTICS_FRAMES frames spread over the data.
 
     Args:
         threshold: confidence from which the sensor teaches, see models.losses.hybrid_depth.
 
-    Returns: mean_depth in metres at the reference focal length and majority_class; None where there is no target.
+    Returns: mean_depth in metres at the reference focal length and majority_class, which the baselines of Table IV
+    predict, None where there is no target; class_shares, each class's share of the pixels with one, or zeros.
     """
     sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), STATISTICS_FRAMES)).round().astype(int))
     total, pixels, counts = 0.0, 0, np.zeros(256, dtype=np.int64)
@@ -199,10 +201,11 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, float
         target = np.where(confident, depth, teacher) / MILLIMETRES * frames.focal_factor[index]
         total, pixels = total + target.sum(), pixels + np.count_nonzero(target)
         counts += np.bincount(frames.array("sam2_seg", index).ravel(), minlength=256)
-    counts[IGNORE] = 0
+    counts = counts[: len(CLASS_NAMES)]
     return {
         "mean_depth": float(total / pixels) if pixels else None,
         "majority_class": int(counts.argmax()) if counts.any() else None,
+        "class_shares": (counts / max(counts.sum(), 1)).tolist(),
     }
 
 
