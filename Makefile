@@ -23,8 +23,6 @@ $(INSTALLED): requirements.txt requirements-da3.txt
 	touch $@
 
 # The whole pipeline on rendered rooms: data, gate, labels, manifest, training, Table IV, export, Table III.
-# Large tensors keep their pages between the steps of a training on the CPU: a tenth more images a second.
-demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000
 demo: $(INSTALLED)
 	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.4 2.5
 	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.8 --texture 0 --encoder-weights none

@@ -18,6 +18,7 @@ packages() {
 }
 
 has_pip() { "$python" -m pip --version >/dev/null 2>&1; }
+has_packages() { [ -f "$installed" ] && cmp --silent "$installed" <(packages); }
 
 check() {
     local missing=0
@@ -27,7 +28,7 @@ check() {
         echo "environment: $CONDA_ENV is MISSING"
         missing=1
     fi
-    if [ -f "$installed" ] && cmp --silent "$installed" <(packages); then
+    if has_packages; then
         echo "packages:    as in requirements*.txt"
         "$python" "$REPOSITORY/cluster/download.py" --check || missing=1
     else
@@ -57,7 +58,11 @@ fi
 mkdir -p "$SCRATCH"
 # shellcheck source=cluster/space.sh
 source "$REPOSITORY/cluster/space.sh"
-need_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
+if has_packages; then
+    need_space "$SCRATCH" 6 10 "weights and NYU Depth V2"
+else
+    need_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
+fi
 
 if ! has_pip; then # or it was interrupted while it was made
     if [ -d "$CONDA_ENV/conda-meta" ] && [ ! -f "$CONDA_ENV/conda-meta/history" ]; then
@@ -74,7 +79,7 @@ if ! has_pip; then # or it was interrupted while it was made
     fi
 fi
 
-if ! { [ -f "$installed" ] && cmp --silent "$installed" <(packages); }; then
+if ! has_packages; then
     "$python" -m pip install --requirement "$REPOSITORY/requirements.txt"
     da3=$(sed -n 's/^DA3_VERSION := //p' "$REPOSITORY/Makefile")
     "$python" -m pip install --no-deps "depth-anything-3==$da3" # its own pins don't go with the others

@@ -42,6 +42,7 @@ from training.feed import (
     training_batches,
 )
 from training.guard import LARGEST_ROW, FiniteGuard
+from training.memory import keep_freed_memory
 from training.options import parse_arguments
 from training.report import report_epoch
 from training.start import describe, find_manifest, git_revision, load_start, pack, refuse_other_settings
@@ -56,6 +57,8 @@ def main() -> int:
 
 def train(arguments, config: Config, processes: Processes, device: torch.device) -> int:
     """Train as the arguments say, in one of the processes of a run; returns the exit code."""
+    if device.type == "cpu":
+        keep_freed_memory()
     with processes.main_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, config, required)
@@ -240,7 +243,7 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.processes.average_statistics(self.guard.statistics)
-        self.average.update(self.model, self.step)
+        self.average.update(self.step)
         self.step += 1
         return loss
 

@@ -3,11 +3,12 @@
 Reads   nothing, or a manifest (--manifest).
 Writes  a temporary folder of rendered rooms, removed at the end; prints a table.
 
-In turns, round after round: (ours) train.py's loop with feed and augmentation; (arithmetic) forward, backward and
-optimizer on one batch that is in memory already; (published) its loop with two decoding processes; (encoder) forward
-and backward of the encoder alone, as ours has it: what no lighter decoder gets below; and of both feeds
-what the host gives alone: ours reads batches from the packed cache, augmentation being work of the device, with which
-it is timed too; the published one decodes and augments frame by frame.
+In turns, round after round: (ours) train.py's loop with feed and augmentation, at the sizes of image that the recipe
+takes; (arithmetic) forward, backward and optimizer on the same batches, in memory already; (full size) ours with images
+of the network's size alone; (published) its loop with two decoding processes; and of both feeds what the host gives
+alone: ours reads batches from the packed cache, augmentation being work of the device, with which it is timed too; the
+published one decodes and augments frame by frame. Ours and the published one run in a process each, since train.py
+tells its process how to keep memory.
 """
 
 import statistics
@@ -15,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -31,12 +34,119 @@ from config import Config
 from dataset.manifest import read_manifest
 from models.losses import distillation_loss
 from train import Trainer
-from training.augment import augment
-from training.feed import Batch, gathered_batches, training_batches
+from training.feed import Batch, gathered_batches
+from training.memory import keep_freed_memory
 from training.start import pack
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
+
+
+class Ours:
+    """Our training; each method goes once through the frames. The steps are the same each time, and so their sizes."""
+
+    WAYS = ("training", "arithmetic", "full_size", "host_feed", "feed")
+
+    def __init__(self, manifest: Path, config: Config, device: torch.device):
+        if device.type == "cpu":
+            keep_freed_memory()
+        frames = pack(read_manifest(manifest), manifest, config, config.cache_scale)
+        self.trainer, self.device = Trainer(config, device, frames, frames, "benchmark"), device
+        self.trainer.model.train()
+        self.in_memory = [self.trainer.augmented(batch, step) for step, batch in self.batches()]
+
+    def batches(self):
+        return enumerate(self.trainer.batches(0, 0, self.device))
+
+    def training(self) -> None:
+        self.trainer.step = 0
+        for _, batch in self.batches():
+            self.trainer.train_step(batch)
+
+    def arithmetic(self) -> None:
+        for batch in self.in_memory:
+            self.arithmetic_step(batch)
+
+    def arithmetic_step(self, batch: Batch) -> None:
+        """Forward, backward and optimizer with the same loss and number formats as Trainer.train_step()."""
+        trainer = self.trainer
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            depth, seg = trainer.model(batch.rgb.contiguous(memory_format=torch.channels_last))
+        classes = (batch.sam2_seg, batch.seg_confidence)
+        loss = distillation_loss(depth, seg, batch.rgb, batch.depth, *classes, trainer.weights)["total"]
+        trainer.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.gradient_clip)
+        trainer.optimizer.step()
+
+    def full_size(self) -> None:
+        recipe = self.trainer.config
+        self.trainer.config = replace(recipe, zoom_min=1.0)
+        self.training()
+        self.trainer.config = recipe
+
+    def host_feed(self) -> None:
+        config = self.trainer.config
+        pinned = self.device.type == "cuda"
+        for _ in gathered_batches(self.trainer.frames, config.batch_size, config.seed, 0, 0, pinned):
+            pass
+
+    def feed(self) -> None:
+        for step, batch in self.batches():
+            self.trainer.augmented(batch, step)
+
+    def mean_area(self) -> float:
+        """Of the images in a round, as a share of the network's size."""
+        config = self.trainer.config
+        areas = [batch.rgb.shape[-2] * batch.rgb.shape[-1] for batch in self.in_memory]
+        return statistics.mean(areas) / (config.height * config.width)
+
+
+class Published:
+    """The published student's own loop; each method goes once through the frames."""
+
+    WAYS = ("training", "host_feed")
+
+    def __init__(self, manifest: Path, config: Config, device: torch.device):
+        self.trainer, self.device = PublishedTrainer(config, device, config.epochs, SEED), device
+        self.trainer.model.train()
+        self.decoded = loader(read_manifest(manifest), config.batch_size, SEED)
+
+    def training(self) -> None:
+        for batch in self.decoded:
+            self.trainer.train_step(*batch)
+
+    def host_feed(self) -> None:
+        for _ in self.decoded:
+            pass
+
+
+class Worker:
+    """One of the two in a process of its own."""
+
+    def __init__(self, kind: type, *arguments: object):
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (kind, *arguments))
+
+    def call(self, function, *arguments: object):
+        return self.pool.submit(function, *arguments).result()
+
+
+def _start(kind: type, *arguments: object) -> None:
+    global _ways
+    _ways = kind(*arguments)
+
+
+def _seconds(way: str) -> float:
+    """How long a way takes for the frames once."""
+    start = time.perf_counter()
+    getattr(_ways, way)()
+    if _ways.device.type == "cuda":
+        torch.cuda.synchronize(_ways.device)
+    return time.perf_counter() - start
+
+
+def _mean_area() -> float:
+    return _ways.mean_area()
 
 
 def rooms(folder: Path, frames: int) -> Path:
@@ -48,85 +158,49 @@ def rooms(folder: Path, frames: int) -> Path:
     return folder / "manifest.jsonl"
 
 
-def arithmetic_step(trainer: Trainer, batch: Batch) -> None:
-    """Forward, backward and optimizer with the same loss, batch and number formats as Trainer.train_step()."""
-    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.device.type == "cuda"):
-        depth, seg = trainer.model(batch.rgb)
-    classes = (batch.sam2_seg, batch.seg_confidence)
-    loss = distillation_loss(depth, seg, batch.rgb, batch.depth, *classes, trainer.weights)["total"]
-    trainer.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.gradient_clip)
-    trainer.optimizer.step()
-
-
-def encoder_step(trainer: Trainer, batch: Batch) -> None:
-    """Forward and backward of the encoder alone."""
-    trainer.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.device.type == "cuda"):
-        features = trainer.model.encoder(batch.rgb)
-    sum(feature.float().mean() for feature in features).backward()
-
-
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--manifest", type=Path, help="train on its frames (default: rendered rooms)")
-    parser.add_argument("--frames", type=positive_int, default=48, help="rendered (default: %(default)s)")
+    parser.add_argument("--frames", type=positive_int, default=96, help="rendered (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
     arguments = parser.parse_args()
     device, size = resolve_device(arguments.device), arguments.batch_size
-    config = Config(batch_size=size, epochs=10_000, seed=SEED, zoom_min=1.0)  # all images of one size
+    config = Config(batch_size=size, epochs=10_000, seed=SEED)
     with ExitStack() as stack:
         manifest = arguments.manifest
         if manifest is None:
             manifest = rooms(Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames)
-        rows = read_manifest(manifest)
-        frames = pack(rows, manifest, config, config.cache_scale)
-        trainer = Trainer(config, device, frames, frames, "benchmark")
-        trainer.model.train()
-        published = PublishedTrainer(config, device, config.epochs, SEED)
-        published.model.train()
-        decoded = loader(rows, size, SEED)
-        zoom, shape = (config.zoom_min, config.zoom_max), (config.height, config.width)
-        in_memory = augment(frames.batch(range(size), device), zoom, shape, SEED, 0)
-        in_memory.rgb = in_memory.rgb.contiguous(memory_format=torch.channels_last)
-        steps = trainer.steps_per_epoch
-        ways: dict[str, Callable[[int], object]] = {
-            "ours": lambda epoch: [
-                trainer.train_step(batch) for batch in training_batches(frames, size, SEED, epoch, 0, device)
-            ],
-            "arithmetic of ours alone": lambda epoch: [arithmetic_step(trainer, in_memory) for _ in range(steps)],
-            "encoder alone": lambda epoch: [encoder_step(trainer, in_memory) for _ in range(steps)],
-            "published": lambda epoch: [published.train_step(*batch) for batch in decoded],
-            "feed of ours, host": lambda epoch: [
-                None for _ in gathered_batches(frames, size, SEED, epoch, 0, device.type == "cuda")
-            ],
-            "feed of ours, host and device": lambda epoch: [
-                augment(batch, zoom, shape, SEED, step)
-                for step, batch in enumerate(training_batches(frames, size, SEED, epoch, 0, device))
-            ],
-            "feed of the published one, host": lambda epoch: [None for _ in decoded],
-        }
-        rates = {name: [] for name in ways}
-        for epoch in range(arguments.rounds + 1):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way(epoch)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if epoch:  # the first round warms up
-                    rates[name].append(steps * size / (time.perf_counter() - start))
-    table = [[name, statistics.median(values), min(values), max(values)] for name, values in rates.items()]
-    print(tabulate(table, ["images a second", "median", "least", "most"], floatfmt=".1f"))
-    ours, alone, encoder, other, feed, _, decoding = (row[1] for row in table)
+        images = len(read_manifest(manifest)) // size * size
+        workers = {kind: Worker(kind, manifest, config, device) for kind in (Ours, Published)}
+        for worker in workers.values():
+            stack.enter_context(worker.pool)
+        rates = {(kind, way): [] for kind in workers for way in kind.WAYS}
+        for round_number in range(arguments.rounds + 1):
+            for (kind, way), found in rates.items():
+                seconds = workers[kind].call(_seconds, way)
+                if round_number:  # the first one warms up
+                    found.append(images / seconds)
+        area = workers[Ours].call(_mean_area)
+        memory = {kind.__name__: worker.call(peak_memory) for kind, worker in workers.items()}
+    table = [
+        [kind.__name__, way.replace("_", " "), statistics.median(found), min(found), max(found)]
+        for (kind, way), found in rates.items()
+    ]
+    print(tabulate(table, ["", "images a second", "median", "least", "most"], floatfmt=".1f"))
+    median = {key: statistics.median(found) for key, found in rates.items()}
+    ours, other = median[Ours, "training"], median[Published, "training"]
     print(
-        f"ours / arithmetic {ours / alone:.2f}; ours / published {ours / other:.2f} (encoder / published "
-        f"{encoder / other:.2f}); feeds {feed / decoding:.1f}"
+        f"ours / its arithmetic {ours / median[Ours, 'arithmetic']:.2f}; ours / published {ours / other:.2f}, "
+        f"at full size {median[Ours, 'full_size'] / other:.2f}; "
+        f"feeds {median[Ours, 'host_feed'] / median[Published, 'host_feed']:.1f}"
     )
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    print(f"batch {size}, {arguments.rounds} rounds of {steps} steps on {where}; peak memory {peak_memory():.0f} MB")
+    print(
+        f"batch {size}, {arguments.rounds} rounds of {images // size} steps on {where}; images of {area:.2f} of the "
+        f"network's size in the mean; peak memory {memory['Ours']:.0f} MB, published {memory['Published']:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

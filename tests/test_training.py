@@ -304,6 +304,21 @@ def test_twenty_kills_at_random_moments_change_nothing(manifest, tmp_path):
             assert same(ours[part], uninterrupted[part]), part
 
 
+def test_freed_memory_is_kept():
+    """In a process of its own: the setting stays."""
+    script = """
+import resource
+from training.memory import keep_freed_memory
+keep_freed_memory()
+for _ in range(2):
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(2**26)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=train.__file__.rpartition("/")[0], capture_output=True)
+    assert int(done.stdout) < 1000, "it has as many as 16384 pages"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -46,11 +46,11 @@ class Draws:
         return drawn[:, self.first : self.first + self.count]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers of a tensor's shape [B,...], on its device and, so many are they, drawn there."""
+        """Standard normal numbers for a frame of a tensor [B,...], [1,...], on its device and, so many are they, drawn
+        there. One frame's have to do for all of a step: to draw them for each took longer than all else in here."""
         seed = int(torch.randint(2**62, (), generator=self.generator))
         generator = torch.Generator(like.device).manual_seed(seed)
-        drawn = torch.randn(self.total, *like.shape[1:], generator=generator, device=like.device)
-        return drawn[self.first : self.first + self.count]
+        return torch.randn(1, *like.shape[1:], generator=generator, device=like.device)
 
 
 def augment(
@@ -128,13 +128,15 @@ def _places(window: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def change_colour(rgb: Tensor, draws: Draws) -> Tensor:
     """Random brightness, contrast, saturation and gamma a frame; rgb float32 [B,3,H,W] in 0..1."""
-    draw = (2 * draws.uniform(4).view(4, -1, 1, 1, 1) - 1).to(rgb.device)
-    rgb = rgb * (1 + BRIGHTNESS * draw[0])
-    mean = rgb.mean(dim=(1, 2, 3), keepdim=True)
-    rgb = mean + (rgb - mean) * (1 + CONTRAST * draw[1])
-    grey = (rgb * rgb.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    rgb = grey + (rgb - grey) * (1 + SATURATION * draw[2])
-    return rgb.clamp(0, 1) ** torch.exp(GAMMA * draw[3])
+    draw = (2 * draws.uniform(4).view(4, -1, 1, 1) - 1).to(rgb.device)
+    brightness, contrast, saturation = 1 + BRIGHTNESS * draw[0], 1 + CONTRAST * draw[1], 1 + SATURATION * draw[2]
+    # All three are linear. Contrast spreads the values around the frame's mean, saturation the channels around grey.
+    mean = brightness * rgb.mean(dim=(1, 2, 3)).view(-1, 1, 1)
+    grey = rgb.new_tensor(LUMA).expand(3, 3)
+    mixed = saturation * torch.eye(3, device=rgb.device) + (1 - saturation) * grey
+    changed = torch.baddbmm((1 - contrast) * mean, contrast * brightness * mixed, rgb.flatten(2))
+    gamma = torch.exp(GAMMA * draw[3])
+    return changed.clamp_(0, 1).pow_(gamma).view_as(rgb)
 
 
 def change_texture(rgb: Tensor, texture: float, draws: Draws) -> Tensor:
@@ -152,14 +154,14 @@ def change_texture(rgb: Tensor, texture: float, draws: Draws) -> Tensor:
 def _average(rgb: Tensor, window: Tensor, height: int, width: int) -> Tensor:
     """The window of the frames [B,3,h,w] at a size [B,3,height,width], SAMPLES x SAMPLES bilinear readings a pixel."""
     columns, rows = _places(window, SAMPLES * height, SAMPLES * width)
-    total = rgb.new_zeros(())
+    total = rgb.new_zeros(*rgb.shape[:2], height, width)
     for column in range(SAMPLES):
         for row in range(SAMPLES):
             x = columns[:, None, column::SAMPLES].expand(-1, height, -1)
             y = rows[:, row::SAMPLES, None].expand(-1, -1, width)
             # beyond the outermost pixels' centres lies half a pixel, for which they have to do
             grid = torch.stack([x, y], dim=-1)
-            total = total + F.grid_sample(rgb, grid, padding_mode="border", align_corners=False)
+            total += F.grid_sample(rgb, grid, padding_mode="border", align_corners=False)
     return total / SAMPLES**2
 
 

@@ -29,18 +29,19 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.model = decay, copy.deepcopy(model).eval().requires_grad_(False)
+        # state_dict()'s tensors are the modules' own; to collect them in each step takes longer than the average
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take one step towards the model; early on the average is short, so that it forgets the random start."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-        average, current = zip(*pairs, strict=True)
-        floating = [(a, c) for a, c in zip(average, current, strict=True) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floating], [c for _, c in floating], 1 - decay)
-        for a, c in zip(average, current, strict=True):
-            if not a.is_floating_point():
-                a.copy_(c)
+        average, current = map(list, zip(*self.floating, strict=True))
+        torch._foreach_lerp_(average, current, 1 - decay)
+        for count, current_count in self.counters:
+            count.copy_(current_count)
 
 
 def freeze_statistics(model: nn.Module) -> None:

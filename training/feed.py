@@ -167,13 +167,14 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
         return torch.full((1, 1, 1, 1), ARRAYS[name][-1], dtype=torch.uint8, device=device)
 
     def floats(name: str, unit: int) -> Tensor:
-        return (raw(name).float() / unit).expand(frames, -1, height, width)
+        values = raw(name).to(torch.float32, memory_format=torch.contiguous_format)
+        return values.div_(unit).expand(frames, -1, height, width)
 
     def classes(name: str) -> Tensor:
         return raw(name).expand(frames, -1, height, width)[:, 0]
 
     return Batch(
-        rgb=floats("rgb", 255).contiguous(),
+        rgb=floats("rgb", 255),
         depth=floats("depth", MILLIMETRES),
         confidence=floats("confidence", 255),
         da3_depth=floats("da3_depth", MILLIMETRES),

@@ -36,6 +36,13 @@ fi
 {python} -m venv "$4"
 echo {packages} >"$4/lib/python3.11/site-packages/outer.pth"
 """
+# a disk with FREE MiB on it; `df -h`, for a person, is the real one
+DF = """#!/bin/bash
+case $1 in
+    --output=avail,iavail) printf 'Avail IFree\\n%s 1000000\\n' "$FREE" ;;
+    *) exec /bin/df "$@" ;;
+esac
+"""
 MODULE = """module() { echo "module $*" >>"$CALLS"; }; export -f module"""
 
 
@@ -116,7 +123,9 @@ def run_setup(mirror, tmp_path):
     programs.mkdir()
     packages = Path(torch.__file__).resolve().parents[1]
     (programs / "conda").write_text(CONDA.format(python=sys.executable, packages=packages))
-    (programs / "conda").chmod(0o755)
+    (programs / "df").write_text(DF)
+    for program in programs.iterdir():
+        program.chmod(0o755)
     home = tmp_path / "home"
     home.mkdir()
     environment = {
@@ -124,6 +133,7 @@ def run_setup(mirror, tmp_path):
         "HOME": str(home),
         "SCRATCH": str(scratch),
         "CALLS": str(tmp_path / "calls"),
+        "FREE": "30000",
         "HF_ENDPOINT": mirror,
         "HF_HUB_DISABLE_XET": "1",
         "YOLO_URL": f"{mirror}/yolov8x.pt",
@@ -167,16 +177,19 @@ def test_setup_twice(run_setup):
     assert any("nyu.mat bytes=" in request for request in Mirror.requests), "it did not go on where it stopped"
     assert out.count("unverified") == 1 and out.count(" ok") >= 6 and "CHANGED" not in out
     assert run_setup.calls.read_text().splitlines()[0] == "module load anaconda3/2025.06"
-    lock = json.loads((run_setup.scratch / "model_weights" / "weights.lock").read_text())
+    weights = run_setup.scratch / "model_weights"
+    lock = json.loads((weights / "weights.lock").read_text())
     digest = hashlib.sha256(Mirror.files["/yolov8x.pt"]).hexdigest()
     assert lock["yolov8x.pt"] == {"bytes": 250_000, "sha256": digest, "verified": True}
     assert not lock["nyu_depth_v2_labeled.mat"]["verified"] and len(lock) == 6
+
+    (weights / "yolov8x.pt").unlink()
+    assert run_setup(FREE="10000")[0] == 0, "it asks for the room that the packages would take again"
 
     before, requests = tree(run_setup.scratch), len(Mirror.requests)
     assert run_setup()[0] == 0 and run_setup("--check")[0] == 0
     assert tree(run_setup.scratch) == before and len(Mirror.requests) == requests, "the second run changed something"
 
-    weights = run_setup.scratch / "model_weights"
     script = "import timm; timm.create_model('efficientvit_b1.r224_in1k', features_only=True, pretrained=True)"
     offline = os.environ | {"HF_HOME": str(weights / "huggingface"), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", script], env=offline, check=True)
@@ -192,6 +205,12 @@ def test_what_is_not_what_its_source_publishes(run_setup):
     code, out = run_setup()
     assert code == 2 and "not what its source publishes" in out
     assert not (run_setup.scratch / "model_weights" / "yolov8x.pt").exists()
+
+
+def test_too_little_room(run_setup):
+    code, out = run_setup(FREE="10000")
+    assert code == 2 and "too little room" in out
+    assert not list(run_setup.scratch.iterdir()) and not run_setup.calls.exists()
 
 
 def test_without_scratch():
