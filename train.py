@@ -143,6 +143,7 @@ class Trainer:
         self.average = MovingAverage(self.model, config.ema_decay)
         self.step = 0
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the epoch in hand
+        self.shown_loss = torch.zeros((), pin_memory=device.type == "cuda")
         self.notes = {"data_fingerprint": data, "history": [], "best_score": float("-inf")}
 
     def start(self, weights: str | Path, description: dict) -> None:
@@ -192,24 +193,40 @@ class Trainer:
         self.model.train()
         done = self.step - epoch * self.steps_per_epoch
         start, images = time.perf_counter(), 0
-        batches = self.batches(epoch, done, self.device)
-        quiet = None if self.processes.main else True
-        bar = tqdm(batches, initial=done, total=self.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=quiet)
         stopped = self.processes.any_of(bool(stop))[0]
-        for batch in bar:
-            if self.step >= self.frozen_from:
-                freeze_statistics(self.model)
-            self.epoch_loss += self.train_step(batch)
-            images += len(batch) * self.processes.size
-            stopped, gave_up = self.processes.any_of(bool(stop), self.guard.gave_up)
-            if gave_up:
-                raise self.divergence()
-            if stopped:
-                break
+        with self.progress(epoch, done) as bar:
+            for batch in self.batches(epoch, done, self.device):
+                if self.step >= self.frozen_from:
+                    freeze_statistics(self.model)
+                loss = self.train_step(batch)
+                self.epoch_loss += loss
+                self.shown_loss.copy_(loss, non_blocking=True)
+                bar.set_postfix(self.shown(), refresh=False)
+                bar.update(len(batch) * self.processes.size)
+                images += len(batch) * self.processes.size
+                stopped, gave_up = self.processes.any_of(bool(stop), self.guard.gave_up)
+                if gave_up:
+                    raise self.divergence()
+                if stopped:
+                    break
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # the time of an epoch is the device's
         self.images_per_second = images / (time.perf_counter() - start)
         return stopped
+
+    def progress(self, epoch: int, done: int) -> tqdm:
+        """A terminal's bar of an epoch, in images; `done` steps of it are behind us."""
+        batch_size = min(self.config.batch_size, len(self.frames))
+        quiet = None if self.processes.main else True
+        total, initial = self.steps_per_epoch * batch_size, done * batch_size
+        return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=quiet)
+
+    def shown(self) -> dict[str, str]:
+        """What stands beside the bar: the loss, as far as the device has told, and the last validation's metrics."""
+        values = {"loss": float(self.shown_loss)}
+        for entry in self.notes["history"][-1:]:
+            values |= {"RMSE": entry["rmse"], "mIoU": entry["miou"]}
+        return {name: f"{value:.3f}" for name, value in values.items() if not math.isnan(value)}
 
     def batches(self, epoch: int, skip: int, device: torch.device) -> Iterator[Batch]:
         """This process's part of an epoch's batches."""

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_two_builders_at_once_share_one_cache(manifest, tmp_path):
     assert both[0].folder == both[1].folder
     assert [path.name for path in tmp_path.iterdir()] == [both[0].folder.name]
     assert torch.equal(both[0].batch([0], CPU).rgb, both[1].batch([0], CPU).rgb)
+
+
+def test_what_a_killed_builder_left_goes_and_another_jobs_stays(manifest, tmp_path):
+    for name, age in (("killed", 25), ("busy", 1)):
+        file = tmp_path / f".building-{name}" / "frames" / "rgb.npy"
+        file.parent.mkdir(parents=True)
+        file.touch()
+        for path in (file, file.parent, file.parent.parent):
+            os.utime(path, (time.time() - age * 3600,) * 2)
+    os.utime(tmp_path / ".building-busy", (0, 0))  # only what it writes counts
+    packed(read_manifest(manifest)[:1], tmp_path)
+    assert [path.name for path in tmp_path.glob(".building-*")] == [".building-busy"]
 
 
 def test_a_frame_that_cannot_be_read_leaves_no_cache(manifest, tmp_path):

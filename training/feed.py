@@ -4,8 +4,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ TAUGHT = tuple(name for name in ARRAYS if name != "labels")  # what training lea
 # Scale from metres to metres at the reference focal length: f_ref / f, 1 for a frame without intrinsics.
 FOCAL_FACTOR = "focal_factor"
 STATISTICS_FRAMES = 300
+BUILDING = ".building-"  # begins the name of a cache that is not finished
+ABANDONED = 24 * 3600  # seconds without a write after which its builder must have been killed
 
 
 @dataclass
@@ -94,7 +98,8 @@ class PackedFrames:
 
     def _build(self, workers: int) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder.parent))
+        remove_abandoned(self.folder.parent)
+        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=self.folder.parent))
         try:
             (building / "frames").mkdir()  # mkdtemp makes private folders; the cache is shared in a group
             self._pack_into(building / "frames", workers)
@@ -154,6 +159,15 @@ class PackedFrames:
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """The frames of the given indices on the device."""
         return unpack(self.gather(indices, device.type == "cuda"), device)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished caches in a folder whose builders were killed; other jobs may be building theirs."""
+    for building in folder.glob(f"{BUILDING}*"):
+        with suppress(OSError):  # its builder has just finished
+            last_write = max(path.stat().st_mtime for path in (building, *building.rglob("*")))
+            if time.time() - last_write > ABANDONED:
+                shutil.rmtree(building)
 
 
 def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
