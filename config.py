@@ -128,6 +128,7 @@ class Config:
     confidence_threshold: float = 0.5  # tau: the sensor teaches where its confidence reaches it, DA3 elsewhere
     depth_weight: float = 1.0
     segmentation_weight: float = 0.5
+    dice_weight: float = 0.5  # overlap of the classes, beside the cross-entropy
     smoothness_weight: float = 0.02
     class_balance: float = 0.5  # a pixel's class counts as its share of all pixels to the power of minus this
 

@@ -121,7 +121,9 @@ class Trainer:
         self.steps_per_epoch = batches_per_epoch(len(frames), config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.frozen_from = (1 - config.frozen_statistics) * self.total_steps  # batch norm's statistics stand still
-        self.weights = LossWeights(config.depth_weight, config.segmentation_weight, config.smoothness_weight)
+        self.weights = LossWeights(
+            config.depth_weight, config.segmentation_weight, config.dice_weight, config.smoothness_weight
+        )
         self.target_statistics = target_statistics(frames, config.confidence_threshold)
         shares = torch.tensor(self.target_statistics["class_shares"])
         self.class_weights = class_weights(shares, config.class_balance).to(device)

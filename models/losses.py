@@ -16,6 +16,7 @@ class LossWeights:
 
     depth: float
     segmentation: float
+    dice: float
     smoothness: float
 
 
@@ -58,6 +59,30 @@ def segmentation_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -
     return (per_pixel * weight).sum() / weight.sum().clamp(min=1)
 
 
+def dice_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """1 less Dice's coefficient, in the mean over the classes that each frame has; arguments as for the cross-entropy.
+
+    The coefficient is 2 * sum(p * t) / (sum(p) + sum(t)) over the frame's weighted pixels, p being the class's
+    probability and t whether it is the target: Milletari et al., 3DV 2016 (arXiv:1606.04797), section 3, whose
+    denominator has squares. To the cross-entropy a small thing matters as little as its area is; to this it is as much
+    as a wall.
+    """
+    probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
+    known = target != IGNORE
+    of_target = probability.gather(1, torch.where(known, target, 0).long()[:, None])
+    classes = logits.shape[1]
+    true = sums_by_class(weight, target)[:, :classes]
+    hit = sums_by_class(weight * of_target, target)[:, :classes]
+    said = (probability * torch.where(known[:, None], weight, 0)).sum(dim=(2, 3))
+    return masked_mean(1 - 2 * hit / (true + said).clamp(min=torch.finfo(said.dtype).tiny), true > 0)
+
+
+def sums_by_class(values: Tensor, target: Tensor) -> Tensor:
+    """Sums of values [B,1,H,W] over the pixels of each class of each frame: [B,255]; target: integers [B,H,W]."""
+    sums = values.new_zeros(len(values), IGNORE + 1)
+    return sums.scatter_add(1, target.flatten(1).long(), values.flatten(1))[:, :IGNORE]
+
+
 def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
     """Mean gradient of the mean-normalised inverse depth, damped by exp(-image gradient).
 
@@ -91,14 +116,15 @@ def class_weights(shares: Tensor, balance: float) -> Tensor:
 
 
 def target_counts(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:
-    """What the terms of distillation_loss() are means over: pixels with depth, weights of those with a class, frames.
+    """What the terms of distillation_loss() are means over: pixels with depth, weights of those with a class, classes
+    of all frames, frames.
 
-    Arguments as there. Returns [3] of depth_target's dtype.
+    Arguments as there. Returns [4] of depth_target's dtype.
     """
-    weight = torch.where(seg_target != IGNORE, seg_weight[:, 0], 0)
     pixels = (depth_target > 0).sum().to(depth_target)
+    by_class = sums_by_class(seg_weight, seg_target)
     frames = depth_target.new_full((), len(depth_target))  # new_tensor() would wait for the device
-    return torch.stack([pixels, weight.sum(), frames])
+    return torch.stack([pixels, by_class.sum(), (by_class > 0).sum().to(depth_target), frames])
 
 
 def distillation_loss(
@@ -119,14 +145,15 @@ def distillation_loss(
         seg_weight: float32 [B,1,H,W], how much a pixel's class counts: the teacher's confidence in it, 0..1, times the
             class's weight, see class_weights().
         rgb: float32 [B,3,H,W] in 0..1.
-        share: float32 [3], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
+        share: float32 [4], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
             up to the batch's, however unevenly the targets are spread over them.
 
-    Returns: scalars 'depth', 'segmentation', 'smoothness', 'total'.
+    Returns: scalars 'depth', 'segmentation', 'dice', 'smoothness', 'total'.
     """
     terms = {
         "depth": depth_l1(depth, depth_target),
         "segmentation": segmentation_cross_entropy(seg, seg_target, seg_weight),
+        "dice": dice_loss(seg, seg_target, seg_weight),
         "smoothness": edge_aware_smoothness(depth, rgb),
     }
     if share is not None:

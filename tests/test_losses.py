@@ -11,17 +11,19 @@ from models.losses import (
     LossWeights,
     class_weights,
     depth_l1,
+    dice_loss,
     distillation_loss,
     edge_aware_smoothness,
     hybrid_depth,
     masked_mean,
     segmentation_cross_entropy,
+    target_counts,
 )
 from models.student import MAX_DEPTH, MIN_DEPTH, Student, bounded_depth
 from training.checkpoint import build_student
 
 CLASSES = len(CLASS_NAMES)
-WEIGHTS = LossWeights(depth=1.0, segmentation=0.5, smoothness=0.02)
+WEIGHTS = LossWeights(depth=1.0, segmentation=0.5, dice=0.25, smoothness=0.02)
 
 
 def pixels(*values: float) -> torch.Tensor:
@@ -88,6 +90,26 @@ def test_a_pixel_of_a_rare_class_counts_more():
     assert class_weights(torch.zeros(CLASSES), balance=0.5)[:CLASSES].tolist() == [1] * CLASSES
 
 
+def test_dice_is_the_mean_over_the_classes_that_each_frame_has():
+    target = torch.tensor([[[0, 0, 1, IGNORE]], [[2, 2, 2, 2]]])
+    weight = torch.tensor([[[[1.0, 0.5, 1.0, 1.0]]], [[[1.0] * 4]]])
+    probability = torch.full((2, CLASSES, 1, 4), 0.02)
+    probability[0, 0, 0, :], probability[0, 1, 0, :], probability[1, 2] = 0.7, 0.22, 0.9
+    first = 2 * 0.7 * 1.5 / (0.7 * 2.5 + 1.5)
+    second, third = 2 * 0.22 / (0.22 * 2.5 + 1), 2 * 0.9 * 4 / (0.9 * 4 + 4)
+    expected = 1 - (first + second + third) / 3
+    assert dice_loss(probability.log(), target, weight).item() == pytest.approx(expected, rel=1e-5)
+    assert target_counts(torch.zeros(2, 1, 1, 4), target, weight).tolist() == [0, 6.5, 3, 2]
+
+
+def test_dice_of_a_perfect_answer_is_none_whatever_is_ignored():
+    target = torch.randint(CLASSES, (2, 8, 6))
+    logits = 100 * F.one_hot(target, CLASSES).permute(0, 3, 1, 2).float()
+    target[:, 0] = IGNORE
+    assert dice_loss(logits, target, torch.rand(2, 1, 8, 6)).item() == pytest.approx(0, abs=1e-6)
+    assert dice_loss(-logits, target, torch.rand(2, 1, 8, 6)).item() > 0.5
+
+
 SURE = torch.ones(2, 1, 8, 6)
 
 
@@ -108,7 +130,7 @@ def test_a_frame_without_teacher_neither_adds_nor_gets_segmentation_gradient():
     assert seg.grad[0].abs().min() > 0
     assert seg.grad[1].abs().max() == 0
     alone = distillation_loss(depth[:1], seg[:1], rgb[:1], teacher[:1], target[:1], SURE[:1], WEIGHTS)
-    for term in ("depth", "segmentation"):
+    for term in ("depth", "segmentation", "dice"):
         torch.testing.assert_close(both[term], alone[term])
 
 
@@ -116,7 +138,7 @@ def test_a_batch_with_nothing_to_learn_is_zero_with_finite_gradients():
     depth, seg, rgb = outputs()
     nothing, no_class = torch.zeros(2, 1, 8, 6), torch.full((2, 8, 6), IGNORE)
     terms = distillation_loss(depth, seg, rgb, nothing, no_class, SURE, WEIGHTS)
-    assert terms["depth"].item() == terms["segmentation"].item() == 0
+    assert terms["depth"].item() == terms["segmentation"].item() == terms["dice"].item() == 0
     assert math.isfinite(terms["total"].item())
     terms["total"].backward()
     assert depth.grad.isfinite().all()
@@ -128,7 +150,7 @@ def test_total_is_the_weighted_sum():
     target = torch.randint(CLASSES, (2, 8, 6))
     terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, target, SURE, WEIGHTS)
     assert all(term.item() > 0 for term in terms.values())
-    expected = terms["depth"] + 0.5 * terms["segmentation"] + 0.02 * terms["smoothness"]
+    expected = terms["depth"] + 0.5 * terms["segmentation"] + 0.25 * terms["dice"] + 0.02 * terms["smoothness"]
     torch.testing.assert_close(terms["total"], expected)
 
 

@@ -15,7 +15,8 @@ from training.feed import PackedFrames
 
 RESUMED_SETTINGS = (
     *("epochs", "batch_size", "accumulation_steps", "lr", "frozen_statistics", "seed"),
-    *("confidence_threshold", "depth_weight", "segmentation_weight", "smoothness_weight", "class_balance"),
+    *("confidence_threshold", "depth_weight", "segmentation_weight", "dice_weight", "smoothness_weight"),
+    "class_balance",
     *("encoder", "neck_channels", "reference_focal", "zoom_min", "zoom_max", "texture"),
 )
 
