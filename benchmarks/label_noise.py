@@ -61,6 +61,8 @@ def main() -> None:
         raise UserError("--frames names the folder of an RGB-D recording")
     intrinsics = np.loadtxt(existing_file(Path(arguments.frames) / "camera-intrinsics.txt", "--frames"))
     paths = sorted(Path(arguments.frames).glob("frame-*.depth.png"))
+    if len(paths) < 2:
+        raise UserError(f"{arguments.frames} holds {len(paths)} frames, two are needed")
     poses = [np.loadtxt(str(path).replace(".depth.png", ".pose.txt")) for path in paths]
     depths = [read_depth(path) for path in paths]
     found, even = [], []

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmar
 from benchmarks.machine import peak_memory, processor
 from benchmarks.published_student import PublishedTrainer, loader
 from benchmarks.rendered import render
-from cli import ArgumentParser, positive_int, resolve_device, run
+from cli import ArgumentParser, UserError, positive_int, resolve_device, run
 from config import Config
 from dataset.manifest import read_manifest
 from models.losses import distillation_loss
@@ -173,6 +173,8 @@ def main() -> None:
         if manifest is None:
             manifest = rooms(Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames)
         images = len(read_manifest(manifest)) // size * size
+        if not images:
+            raise UserError(f"--batch-size {size} is more than the frames of {manifest}")
         workers = {kind: Worker(kind, manifest, config, device) for kind in (Ours, Published)}
         for worker in workers.values():
             stack.enter_context(worker.pool)
