@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
 from training.checkpoint import load_checkpoint
 
-LONGEST = 2.5  # seconds until a kill
+LONGEST = 1.8  # seconds until a kill
 
 
 def start() -> int:

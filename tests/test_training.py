@@ -303,7 +303,7 @@ def test_twenty_kills_at_random_moments_change_nothing(manifest, tmp_path):
     for name, kills in (("uninterrupted", 0), ("killed", 20)):
         out = tmp_path / name
         command = [sys.executable, Path(__file__).with_name("kill_training.py"), out / "checkpoints", kills]
-        command += [*train_flags(manifest, out), "--epochs", 20]
+        command += [*train_flags(manifest, out), "--epochs", 40]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
