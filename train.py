@@ -269,7 +269,7 @@ class Trainer:
     def targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the student learns from a batch: depth at the reference focal length, classes, and their weights."""
         target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, self.config.confidence_threshold)
-        weight = batch.seg_confidence * self.class_weights[batch.sam2_seg.long()][:, None]
+        weight = batch.seg_confidence * self.class_weights.take(batch.sam2_seg.long())[:, None]
         return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, weight
 
     def divergence(self) -> UserError:

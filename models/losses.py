@@ -71,10 +71,11 @@ def dice_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     known = target != IGNORE
     of_target = probability.gather(1, torch.where(known, target, 0).long()[:, None])
     classes = logits.shape[1]
-    true = sums_by_class(weight, target)[:, :classes]
-    hit = sums_by_class(weight * of_target, target)[:, :classes]
-    said = (probability * torch.where(known[:, None], weight, 0)).sum(dim=(2, 3))
-    return masked_mean(1 - 2 * hit / (true + said).clamp(min=torch.finfo(said.dtype).tiny), true > 0)
+    labelled = sums_by_class(weight, target)[:, :classes]
+    intersection = sums_by_class(weight * of_target, target)[:, :classes]
+    predicted = (probability * torch.where(known[:, None], weight, 0)).sum(dim=(2, 3))
+    total = (labelled + predicted).clamp(min=torch.finfo(predicted.dtype).tiny)
+    return masked_mean(1 - 2 * intersection / total, labelled > 0)
 
 
 def sums_by_class(values: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from config import IGNORE
 from training import augment as augmentation
-from training.augment import Draws, augment, change_texture, draw_share
+from training.augment import Draws, augment, change_colour, change_texture, draw_share
 from training.feed import Batch
 
 HEIGHT, WIDTH = 60, 80
@@ -151,6 +151,20 @@ def test_colours_change_within_their_range():
     assert changed.rgb.min() >= 0 and changed.rgb.max() <= 1
     assert len({round(picture.mean().item(), 4) for picture in changed.rgb}) == len(changed.rgb)
     assert changed.depth.unique().numel() == batch.depth.unique().numel()
+
+
+def test_colours_change_by_brightness_then_contrast_then_saturation_then_gamma():
+    rgb = torch.rand(4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    draw = 2 * Draws(torch.Generator().manual_seed(1), 0, 4, 4).uniform(4) - 1
+    expected = []
+    for picture, (brightness, contrast, saturation, gamma) in zip(rgb, draw.T, strict=True):
+        picture = picture * (1 + 0.12 * brightness)
+        picture = picture.mean() + (picture - picture.mean()) * (1 + 0.12 * contrast)
+        grey = 0.299 * picture[0] + 0.587 * picture[1] + 0.114 * picture[2]
+        picture = grey + (picture - grey) * (1 + 0.12 * saturation)
+        expected.append(picture.clamp(0, 1) ** torch.exp(0.2 * gamma))
+    changed = change_colour(rgb, Draws(torch.Generator().manual_seed(1), 0, 4, 4))
+    torch.testing.assert_close(changed, torch.stack(expected))
 
 
 def test_pictures_are_blurred_sharpened_and_made_noisy():

@@ -46,8 +46,8 @@ class Draws:
         return drawn[:, self.first : self.first + self.count]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers for a frame of a tensor [B,...], [1,...], on its device and, so many are they, drawn
-        there. One frame's have to do for all of a step: to draw them for each took longer than all else in here."""
+        """Standard normal numbers [1,...] for a frame of a tensor [B,...], on its device and, so many are they, drawn
+        there. One frame's have to do for all of a step: on a CPU, to draw them for each takes longer than to blur."""
         seed = int(torch.randint(2**62, (), generator=self.generator))
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.randn(1, *like.shape[1:], generator=generator, device=like.device)
@@ -147,8 +147,8 @@ def change_texture(rgb: Tensor, texture: float, draws: Draws) -> Tensor:
         for _ in range(BLUR):
             neighbours = blurred.shape[axis] - 1
             blurred = blurred.narrow(axis, 0, neighbours) + blurred.narrow(axis, 1, neighbours)
-    rgb = rgb + SHARPNESS * (2 * draw[0] - texture) * (rgb - blurred / 4**BLUR)
-    return (rgb + NOISE * draw[1] * draws.normal(rgb)).clamp(0, 1)
+    changed = rgb.lerp(blurred.div_(4**BLUR), SHARPNESS * (texture - 2 * draw[0]))
+    return changed.addcmul_(NOISE * draw[1], draws.normal(rgb)).clamp_(0, 1)
 
 
 def _average(rgb: Tensor, window: Tensor, height: int, width: int) -> Tensor:
