@@ -5,10 +5,11 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from config import IGNORE
 from training import augment as augmentation
-from training.augment import Draws, augment, change_colour, change_texture, draw_share
+from training.augment import Draws, augment, change_colour, change_texture, draw_share, draw_window
 from training.feed import Batch
 
 HEIGHT, WIDTH = 60, 80
@@ -115,6 +116,22 @@ def test_maps_stay_registered_with_the_picture(without_colour):
 def test_images_are_as_large_as_the_shortest_to_the_longest_lens(zoom, shares):
     generator = torch.Generator().manual_seed(0)
     assert {draw_share(generator, zoom) for _ in range(50)} == shares
+
+
+@pytest.mark.parametrize("zoom", [(0.6, 0.6), (1.0, 1.0), (1.7, 1.7)])
+def test_colours_are_the_mean_of_bilinear_readings(without_colour, zoom):
+    batch = plane_batch()
+    batch.rgb = torch.rand(6, 3, 2 * HEIGHT, 2 * WIDTH, generator=torch.Generator().manual_seed(0))
+    changed = augment(batch, zoom, SIZE, seed=0, step=0).rgb
+    generator = torch.Generator().manual_seed(0)
+    share = draw_share(generator, zoom)
+    (half_width, half_height, middle), _ = draw_window(Draws(generator, 0, 6, 6), zoom, share)
+    zero = torch.zeros(6)
+    window = torch.stack([half_width, zero, middle, zero, half_height, zero], dim=1).view(6, 2, 3)
+    height, width = changed.shape[-2:]
+    grid = functional.affine_grid(window, [6, 3, 2 * height, 2 * width], align_corners=False)
+    readings = functional.grid_sample(batch.rgb, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(changed, functional.avg_pool2d(readings, 2), atol=1e-4, rtol=0)
 
 
 def test_a_short_lens_averages_what_falls_on_a_pixel(without_colour):

@@ -181,8 +181,7 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
         return torch.full((1, 1, 1, 1), ARRAYS[name][-1], dtype=torch.uint8, device=device)
 
     def floats(name: str, unit: int) -> Tensor:
-        values = raw(name).to(torch.float32, memory_format=torch.contiguous_format)
-        return values.div_(unit).expand(frames, -1, height, width)
+        return raw(name).to(torch.float32).div_(unit).expand(frames, -1, height, width)
 
     def classes(name: str) -> Tensor:
         return raw(name).expand(frames, -1, height, width)[:, 0]
