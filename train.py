@@ -130,6 +130,11 @@ class Trainer:
         torch.manual_seed(config.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
         self.model = build_student(config).to(device, memory_format=torch.channels_last)
+        if "sam2_seg" not in frames.arrays:
+            self.weights.segmentation = self.weights.dice = 0.0
+        # a decoder without a loss stays as it starts, and no gradient is computed for it
+        self.model.depth_decoder.requires_grad_(bool(self.weights.depth or self.weights.smoothness))
+        self.model.seg_decoder.requires_grad_(bool(self.weights.segmentation or self.weights.dice))
         self.parallel = self.processes.parallel(self.model, device)
         encoder = list(self.model.encoder.parameters())
         others = [weight for name, weight in self.model.named_parameters() if not name.startswith("encoder.")]

@@ -8,7 +8,7 @@ takes; (arithmetic) forward, backward and optimizer on the same batches, in memo
 of the network's size alone; (published) its loop with two decoding processes; and of both feeds what the host gives
 alone: ours reads batches from the packed cache, augmentation being work of the device, with which it is timed too; the
 published one decodes and augments frame by frame. Ours and the published one run in a process each, since train.py
-tells its process how to keep memory.
+tells its process how to keep memory. On a GPU the share of the time in which it computes is told, too.
 """
 
 import statistics
@@ -31,7 +31,7 @@ from benchmarks.published_student import PublishedTrainer, loader
 from benchmarks.rendered import render
 from cli import ArgumentParser, UserError, positive_int, resolve_device, run
 from config import Config
-from dataset.manifest import read_manifest
+from dataset.manifest import Row, read_manifest
 from models.losses import distillation_loss
 from train import Trainer
 from training.feed import Batch, gathered_batches
@@ -42,15 +42,32 @@ ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 
 
-class Ours:
-    """Our training; each method goes once through the frames. The steps are the same each time, and so their sizes."""
+class Ways:
+    """What is timed; each way is a method that goes once through the frames."""
+
+    device: torch.device
+
+    def seconds(self, way: str) -> float:
+        start = time.perf_counter()
+        getattr(self, way)()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def memory(self) -> float:
+        """Peak of this process, MB."""
+        return peak_memory()
+
+
+class Ours(Ways):
+    """Our training. The steps are the same each time, and so are the sizes of their images."""
 
     WAYS = ("training", "arithmetic", "full_size", "host_feed", "feed")
 
-    def __init__(self, manifest: Path, config: Config, device: torch.device):
+    def __init__(self, rows: list[Row], manifest: Path, config: Config, device: torch.device):
         if device.type == "cpu":
             keep_freed_memory()
-        frames = pack(read_manifest(manifest), manifest, config, config.cache_scale)
+        frames = pack(rows, manifest, config, config.cache_scale)
         self.trainer, self.device = Trainer(config, device, frames, frames, "benchmark"), device
         self.trainer.model.train()
         self.in_memory = [self.trainer.augmented(batch, step) for step, batch in self.batches()]
@@ -95,6 +112,13 @@ class Ours:
         for step, batch in self.batches():
             self.trainer.augmented(batch, step)
 
+    def gpu_share(self) -> float:
+        """Share of a round of training in which the GPU computes or copies."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            seconds = self.seconds("training")
+        entries = [entry for entry in profiler.key_averages() if entry.device_type != torch.autograd.DeviceType.CPU]
+        return sum(entry.self_device_time_total for entry in entries if not entry.is_user_annotation) / 1e6 / seconds
+
     def mean_area(self) -> float:
         """Of the images in a round, as a share of the network's size."""
         config = self.trainer.config
@@ -102,15 +126,15 @@ class Ours:
         return statistics.mean(areas) / (config.height * config.width)
 
 
-class Published:
-    """The published student's own loop; each method goes once through the frames."""
+class Published(Ways):
+    """The published student's own loop."""
 
     WAYS = ("training", "host_feed")
 
-    def __init__(self, manifest: Path, config: Config, device: torch.device):
+    def __init__(self, rows: list[Row], manifest: Path, config: Config, device: torch.device):
         self.trainer, self.device = PublishedTrainer(config, device, config.epochs, SEED), device
         self.trainer.model.train()
-        self.decoded = loader(read_manifest(manifest), config.batch_size, SEED)
+        self.decoded = loader(rows, config.batch_size, SEED)
 
     def training(self) -> None:
         for batch in self.decoded:
@@ -124,29 +148,20 @@ class Published:
 class Worker:
     """One of the two in a process of its own."""
 
-    def __init__(self, kind: type, *arguments: object):
+    def __init__(self, kind: type[Ways], *arguments: object):
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (kind, *arguments))
 
-    def call(self, function, *arguments: object):
-        return self.pool.submit(function, *arguments).result()
+    def call(self, method: str, *arguments: object) -> float:
+        return self.pool.submit(_call, method, *arguments).result()
 
 
-def _start(kind: type, *arguments: object) -> None:
+def _start(kind: type[Ways], *arguments: object) -> None:
     global _ways
     _ways = kind(*arguments)
 
 
-def _seconds(way: str) -> float:
-    """How long a way takes for the frames once."""
-    start = time.perf_counter()
-    getattr(_ways, way)()
-    if _ways.device.type == "cuda":
-        torch.cuda.synchronize(_ways.device)
-    return time.perf_counter() - start
-
-
-def _mean_area() -> float:
-    return _ways.mean_area()
+def _call(method: str, *arguments: object) -> float:
+    return getattr(_ways, method)(*arguments)
 
 
 def rooms(folder: Path, frames: int) -> Path:
@@ -160,8 +175,8 @@ def rooms(folder: Path, frames: int) -> Path:
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--manifest", type=Path, help="train on its frames (default: rendered rooms)")
-    parser.add_argument("--frames", type=positive_int, default=96, help="rendered (default: %(default)s)")
+    parser.add_argument("--manifest", type=Path, help="train on its frames (default: rendered rooms, depth alone)")
+    parser.add_argument("--frames", type=positive_int, default=96, help="how many (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
@@ -172,20 +187,25 @@ def main() -> None:
         manifest = arguments.manifest
         if manifest is None:
             manifest = rooms(Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames)
-        images = len(read_manifest(manifest)) // size * size
+        rows = read_manifest(manifest)[: arguments.frames]
+        images = len(rows) // size * size
         if not images:
             raise UserError(f"--batch-size {size} is more than the frames of {manifest}")
-        workers = {kind: Worker(kind, manifest, config, device) for kind in (Ours, Published)}
+        workers = {kind: Worker(kind, rows, manifest, config, device) for kind in (Ours, Published)}
         for worker in workers.values():
             stack.enter_context(worker.pool)
         rates = {(kind, way): [] for kind in workers for way in kind.WAYS}
         for round_number in range(arguments.rounds + 1):
             for (kind, way), found in rates.items():
-                seconds = workers[kind].call(_seconds, way)
+                seconds = workers[kind].call("seconds", way)
                 if round_number:  # the first one warms up
                     found.append(images / seconds)
-        area = workers[Ours].call(_mean_area)
-        memory = {kind.__name__: worker.call(peak_memory) for kind, worker in workers.items()}
+        area = workers[Ours].call("mean_area")
+        where = processor()
+        if device.type == "cuda":
+            share = workers[Ours].call("gpu_share")
+            where = f"{torch.cuda.get_device_name(device)}, which computes for {share:.2f} of the training's time"
+        memory = {kind.__name__: worker.call("memory") for kind, worker in workers.items()}
     table = [
         [kind.__name__, way.replace("_", " "), statistics.median(found), min(found), max(found)]
         for (kind, way), found in rates.items()
@@ -198,7 +218,6 @@ def main() -> None:
         f"at full size {median[Ours, 'full_size'] / other:.2f}; "
         f"feeds {median[Ours, 'host_feed'] / median[Published, 'host_feed']:.1f}"
     )
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(
         f"batch {size}, {arguments.rounds} rounds of {images // size} steps on {where}; images of {area:.2f} of the "
         f"network's size in the mean; peak memory {memory['Ours']:.0f} MB, published {memory['Published']:.0f} MB"

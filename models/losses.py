@@ -138,7 +138,7 @@ def distillation_loss(
     weights: LossWeights,
     share: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """All terms and their weighted total.
+    """The terms that have a weight, and their weighted total.
 
     Args:
         depth: predicted, float32 [B,1,H,W], metres at the reference focal length, like depth_target (0 = nothing).
@@ -149,15 +149,17 @@ def distillation_loss(
         share: float32 [4], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
             up to the batch's, however unevenly the targets are spread over them.
 
-    Returns: scalars 'depth', 'segmentation', 'dice', 'smoothness', 'total'.
+    Returns: scalars 'depth', 'segmentation', 'dice', 'smoothness', less those of weight 0, and 'total'.
     """
-    terms = {
-        "depth": depth_l1(depth, depth_target),
-        "segmentation": segmentation_cross_entropy(seg, seg_target, seg_weight),
-        "dice": dice_loss(seg, seg_target, seg_weight),
-        "smoothness": edge_aware_smoothness(depth, rgb),
+    losses = {
+        "depth": (depth_l1, depth, depth_target),
+        "segmentation": (segmentation_cross_entropy, seg, seg_target, seg_weight),
+        "dice": (dice_loss, seg, seg_target, seg_weight),
+        "smoothness": (edge_aware_smoothness, depth, rgb),
     }
-    if share is not None:
-        terms = {name: term * part for (name, term), part in zip(terms.items(), share, strict=True)}
+    terms = {}
+    for number, (name, (loss, *arguments)) in enumerate(losses.items()):
+        if getattr(weights, name):
+            terms[name] = loss(*arguments) if share is None else loss(*arguments) * share[number]
     terms["total"] = sum(getattr(weights, name) * term for name, term in terms.items())
     return terms

@@ -152,6 +152,10 @@ def test_total_is_the_weighted_sum():
     assert all(term.item() > 0 for term in terms.values())
     expected = terms["depth"] + 0.5 * terms["segmentation"] + 0.25 * terms["dice"] + 0.02 * terms["smoothness"]
     torch.testing.assert_close(terms["total"], expected)
+    depth_alone = LossWeights(depth=1.0, segmentation=0.0, dice=0.0, smoothness=0.02)
+    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, target, SURE, depth_alone)
+    assert set(terms) == {"depth", "smoothness", "total"}
+    torch.testing.assert_close(terms["total"], terms["depth"] + 0.02 * terms["smoothness"])
 
 
 def test_smoothness_is_zero_for_constant_depth_and_damped_at_image_edges():

@@ -388,6 +388,19 @@ def test_frames_without_teachers_train_on_the_sensor(manifest, tmp_path):
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
 
 
+def test_a_decoder_that_nothing_teaches_stays_as_it_starts(manifest, tmp_path):
+    rows = read_manifest(manifest)[:2]
+    for row in rows:
+        row.sam2_seg = None
+    frames = packed(rows, tmp_path / "cache")
+    trainer = train.Trainer(Config(epochs=1, batch_size=2), CPU, frames, frames, "data")
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.model.train()
+    trainer.train_step(frames.batch([0, 1], CPU))
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("seg_decoder."), name
+
+
 def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(manifest, tmp_path, monkeypatch):
     frames = packed(read_manifest(manifest)[:2], tmp_path)
     trainer = train.Trainer(Config(epochs=5, batch_size=2), CPU, frames, frames, "data")
