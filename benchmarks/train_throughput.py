@@ -48,6 +48,7 @@ class Ways:
     device: torch.device
 
     def seconds(self, way: str) -> float:
+        """How long a way takes for the frames once."""
         start = time.perf_counter()
         getattr(self, way)()
         if self.device.type == "cuda":

@@ -157,9 +157,11 @@ def distillation_loss(
         "dice": (dice_loss, seg, seg_target, seg_weight),
         "smoothness": (edge_aware_smoothness, depth, rgb),
     }
-    terms = {}
-    for number, (name, (loss, *arguments)) in enumerate(losses.items()):
-        if getattr(weights, name):
-            terms[name] = loss(*arguments) if share is None else loss(*arguments) * share[number]
+    shares = [1.0] * len(losses) if share is None else share
+    terms = {
+        name: loss(*arguments) * part
+        for (name, (loss, *arguments)), part in zip(losses.items(), shares, strict=True)
+        if getattr(weights, name)
+    }
     terms["total"] = sum(getattr(weights, name) * term for name, term in terms.items())
     return terms

@@ -154,18 +154,21 @@ def change_texture(rgb: Tensor, texture: float, draws: Draws) -> Tensor:
 def _average(rgb: Tensor, window: Tensor, height: int, width: int) -> Tensor:
     """The window of the frames [B,3,h,w] at a size [B,3,height,width], SAMPLES x SAMPLES bilinear readings a pixel.
 
-    The window's sides are the image's, so that rows and columns can be mixed one after the other: a few reads a pixel
-    instead of four for each reading.
+    The window is axis-aligned and the resampling therefore separable: rows, then columns, a few reads a pixel instead
+    of four for each reading. Frames in channels_last, as the feed gives them, are not copied for it.
     """
     columns, rows = _places(window, SAMPLES * height, SAMPLES * width)
     frames, _, full_height, full_width = rgb.shape
-    mixed = _mix(rgb.permute(0, 2, 3, 1).reshape(frames, full_height, -1), rows)
-    mixed = mixed.view(frames, height, full_width, -1).permute(0, 2, 3, 1).reshape(frames, full_width, -1)
-    return _mix(mixed, columns).view(frames, width, -1, height).permute(0, 2, 3, 1)
+    lines = _resample(rgb.permute(0, 2, 3, 1).reshape(frames, full_height, -1), rows)
+    lines = lines.view(frames, height, full_width, -1).permute(0, 2, 3, 1).reshape(frames, full_width, -1)
+    return _resample(lines, columns).view(frames, width, -1, height).permute(0, 2, 3, 1)
 
 
-def _mix(lines: Tensor, places: Tensor) -> Tensor:
-    """Means of SAMPLES linear readings each, at places [B,SAMPLES*N] in -1..1, between the lines [B,L,C]: [B,N,C]."""
+def _resample(lines: Tensor, places: Tensor) -> Tensor:
+    """Lines [B,N,C] out of lines [B,L,C], each the mean of SAMPLES linear interpolations between two neighbours.
+
+    places: where, [B,SAMPLES*N] in -1..1 from the first line's outer rim to the last one's.
+    """
     frames, count, _ = lines.shape
     # beyond the outermost lines' centres lies half a line, for which they have to do
     position = ((places * count + count - 1) / 2).clamp(0, count - 1).view(frames, -1, SAMPLES)
@@ -174,8 +177,8 @@ def _mix(lines: Tensor, places: Tensor) -> Tensor:
     number = before.long() + count * torch.arange(frames, device=lines.device).view(-1, 1, 1)
     numbers, weights = torch.cat([number, number + 1], dim=-1), torch.cat([1 - after, after], dim=-1) / SAMPLES
     bags = (numbers.flatten(0, 1), lines.flatten(0, 1))
-    mixed = F.embedding_bag(*bags, per_sample_weights=weights.flatten(0, 1), mode="sum")
-    return mixed.view(frames, -1, lines.shape[-1])
+    resampled = F.embedding_bag(*bags, per_sample_weights=weights.flatten(0, 1), mode="sum")
+    return resampled.view(frames, -1, lines.shape[-1])
 
 
 def _nearest(columns: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
