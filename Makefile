@@ -1,4 +1,3 @@
-# make setup | demo | test | test-cluster | bench | lint | clean; see README.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -10,21 +9,27 @@ DEMO_MANIFEST := $(DEMO_DATA)/manifest.jsonl
 DEMO_SCENES := 200
 DEMO_EPOCHS := 30
 
-.PHONY: setup demo test test-cluster bench lint clean
+.PHONY: help setup demo test test-cluster bench lint clean
 
-setup: $(INSTALLED)
+help:          ## these lines
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-$(INSTALLED): requirements.txt requirements-da3.txt
+setup: $(INSTALLED)  ## .venv with all packages and this checkout
+
+# The checkout is installed, too. The stamp holds its path, so that one that was moved is installed anew.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+$(INSTALLED): pyproject.toml $(wildcard requirements*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt
+	$(RUN) -m pip install --quiet --editable '.[teachers,export,rooms,dev]'
 	$(RUN) -m pip install --quiet --no-deps depth-anything-3==$(DA3_VERSION)
 	$(RUN) -m pip install --quiet -r requirements-da3.txt
-	touch $@
+	echo $(CURDIR) >$@
 
-# The whole pipeline on rendered rooms: data, gate, labels, manifest, training, Table IV, export, Table III.
-demo: $(INSTALLED)
-	$(RUN) dataset/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.4 2.5
+demo: $(INSTALLED)  ## the whole pipeline on rendered rooms: data, gate, labels, training, Table IV, export, Table III
+	$(RUN) rooms/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.4 2.5
 	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.8 --texture 0 --encoder-weights none
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --camera $(DEMO_DATA)/camera.json --data-limit 6 --output-dir predictions
 	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --camera cameras/nyu.json --skip-trt --calibration-frames 64
@@ -32,15 +37,14 @@ demo: $(INSTALLED)
 	$(RUN) benchmark_jetson.py --engine-dir ./engines/
 	@echo "pictures: $(DEMO_DATA)/sam2_seg/panels/ $(DEMO_DATA)/gate/ checkpoints/table_4/ predictions/ runs/"
 
-test: $(INSTALLED)
+test: $(INSTALLED)  ## the tests
 	$(RUN) -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# Needs root, slurm-wlm and munge; shellcheck looks the shell scripts over.
-test-cluster: $(INSTALLED)
+test-cluster: $(INSTALLED)  ## the jobs on a SLURM of this machine; needs root, slurm-wlm, munge and shellcheck
 	shellcheck --external-sources setup_hpc.sh train.slurm teacher_infer/teacher_infer.slurm cluster/*.sh cluster/*.slurm
 	$(RUN) -m pytest -q -m cluster tests/cluster
 
-bench: $(INSTALLED)
+bench: $(INSTALLED)  ## speed and accuracy, a table a script
 	$(RUN) benchmarks/student_latency.py
 	$(RUN) benchmarks/teacher_depth.py
 	$(RUN) benchmarks/teacher_seg.py
@@ -49,8 +53,10 @@ bench: $(INSTALLED)
 	$(RUN) benchmarks/manifest_rows.py
 	$(RUN) benchmarks/train_throughput.py
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## style, types, and which folder may import which
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
-clean:
+clean:         ## remove .venv and all that the demo has made
 	rm -rf $(VENV) data checkpoints runs engines predictions

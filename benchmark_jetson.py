@@ -776,7 +776,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """argparse type: an integer of 0 or more."""
+    """Argparse type: an integer of 0 or more."""
     try:
         value = int(text)
     except ValueError:

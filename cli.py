@@ -1,15 +1,27 @@
 """What every script of the toolkit shares at its command line: exit codes, one-line errors, argument types."""
 
 import argparse
+import dataclasses
+import inspect
+import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left, a job wrapper requeues on it
+PROJECT = "indoor-student"  # its name in pyproject.toml
+CHECKOUT = Path(__file__).resolve().parent
+TRACEBACK = "STUDENT_TRACEBACK"  # environment variable; 1 shows the traceback behind a one-line error
 
 
 class UserError(Exception):
@@ -29,17 +41,70 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's main function and exit with its code; UserError and OSError become one line and exit code 2."""
     try:
+        refuse_other_checkout(Path(inspect.getfile(main)))
         code = main()
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-        code = EXIT_USAGE
+        code = fail(error)
     except BrokenPipeError:
         code = EXIT_OK  # the reader (head, less) has seen enough
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        code = EXIT_USAGE
+        code = fail(error)
     sys.exit(code or EXIT_OK)
+
+
+def fail(error: BaseException) -> int:
+    """Print an error as one line on stderr, behind its traceback where TRACEBACK asks for it; returns EXIT_USAGE."""
+    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def checkout_of(script: Path) -> Path | None:
+    """The checkout of this project that a script lies in; None for one that lies in none."""
+    return next((folder for folder in script.resolve().parents if (folder / "cli.py").is_file()), None)
+
+
+def refuse_other_checkout(script: Path) -> None:
+    """Raise UserError when a script would run with the modules of another checkout than its own."""
+    own = checkout_of(script)
+    if own and own != CHECKOUT:
+        raise UserError(
+            f"this Python has the modules of another checkout installed, {CHECKOUT}: run make setup in {own} and use "
+            f"its .venv/bin/python, or export PYTHONPATH={own}"
+        )
+
+
+def report_missing_module(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """sys.excepthook of the project's scripts: a module that can't be imported is one line and exit code 2."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if not isinstance(error, ImportError) or not script or not checkout_of(Path(script)):
+        sys.__excepthook__(kind, error, trace)
+        return
+    try:
+        refuse_other_checkout(Path(script))
+    except UserError as refusal:
+        sys.exit(fail(refusal.with_traceback(trace)))
+    if not isinstance(error, ModuleNotFoundError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    module = (error.name or "").partition(".")[0]
+    sys.exit(fail(UserError(f"there is no module {module} here: {remedy(module)}").with_traceback(trace)))
+
+
+def remedy(module: str) -> str:
+    """How to get a module that this Python lacks: the extra of the project that has it, or all of them."""
+    with suppress(metadata.PackageNotFoundError):
+        for requirement in metadata.requires(PROJECT) or ():
+            name, _, marker = requirement.partition(";")
+            extra = re.search(r"extra == ['\"](\w+)", marker)
+            if extra and re.match(rf"{re.escape(module.replace('_', '-'))}\b", name.replace("_", "-"), re.IGNORECASE):
+                return f"run pip install --editable '{CHECKOUT}[{extra[1]}]', or make setup, or bash setup_hpc.sh"
+    return f"run make setup in {CHECKOUT}, or bash setup_hpc.sh"
+
+
+# Installed by the import of this module, which scripts import before any package that may be missing.
+sys.excepthook = report_missing_module
 
 
 class StopSignal:
@@ -68,8 +133,46 @@ class StopSignal:
         self.received = signal.Signals(number)
 
 
+def flag(default: Any, help: str = "", **settings: Any) -> Any:
+    """A dataclass field that add_flags() makes a flag of.
+
+    Args:
+        default: the field's default, or a function that gives it.
+        help: what it is, without the default.
+        settings: more for argparse's add_argument(): type, which checks the range, nargs, metavar, action.
+    """
+    settings["help"] = help
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=settings)
+    return dataclasses.field(default=default, metadata=settings)
+
+
+def add_flags(parser: argparse.ArgumentParser, defaults: Any, *names: str) -> None:
+    """Add a flag for each field of a dataclass that was made with flag().
+
+    Args:
+        defaults: an instance of the dataclass; what it holds is told as the defaults.
+        names: only these fields, in this order.
+    """
+    marked = {field.name: field.metadata for field in dataclasses.fields(defaults) if field.metadata}
+    for name in names or marked:
+        settings, value = dict(marked[name]), getattr(defaults, name)
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        text = text.replace("%", "%%")
+        if "action" not in settings:
+            settings["help"] = f"{settings['help']} (default: {text})" if settings["help"] else f"default: {text}"
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)
+
+
+def given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """Values of the flags that add_flags() made of a dataclass's fields, those that stand on the command line."""
+    values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(kind)}
+    chosen = {name: value for name, value in values.items() if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+
+
 def positive_int(text: str) -> int:
-    """argparse type: an integer of 1 or more."""
+    """Argparse type: an integer of 1 or more."""
     value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -77,7 +180,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """argparse type: an integer of 0 or more."""
+    """Argparse type: an integer of 0 or more."""
     value = _number(text, int)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
@@ -85,7 +188,7 @@ def non_negative_int(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """argparse type: a finite number above 0."""
+    """Argparse type: a finite number above 0."""
     value = _number(text, float)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
@@ -93,7 +196,7 @@ def positive_float(text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """argparse type: a number in 0..1."""
+    """Argparse type: a number in 0..1."""
     value = _number(text, float)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not within 0..1")

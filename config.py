@@ -1,14 +1,17 @@
-"""The one Config: paths, classes, cameras, hyperparameters and cluster settings.
+"""The settings: classes, cameras, the recipe of a student, and where a run finds and leaves its files.
 
 Every script takes its settings in the same order: the defaults below, then environment variables, then what the
-data's own files say (camera.json, manifest.jsonl), then flags. A later one wins.
+data's own files say (camera.json, manifest.jsonl), then flags. A later one wins. The cluster's settings are in
+cluster/settings.sh.
 """
 
 import os
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
-from cli import UserError
+from cli import UserError, flag, fraction, non_negative_int, positive_float, positive_int
 
 # Edit to True to train on the robot's own data in $SCRATCH/corridor_teacher_data
 # (the environment variable USE_CORRIDOR_DATA=1 and the flag --use-corridor-data do the same).
@@ -85,7 +88,7 @@ def _path(variable: str, default: str | Path) -> Path:
     return Path(os.environ.get(variable) or default).expanduser()
 
 
-def _flag(variable: str, default: bool) -> bool:
+def _switch(variable: str, default: bool) -> bool:
     text = os.environ.get(variable, "").strip().lower()
     if text not in ("", "0", "1", "true", "false", "yes", "no"):
         raise UserError(f"environment variable {variable}={text}: use 1 or 0")
@@ -100,17 +103,13 @@ def _on_scratch(name: str) -> Path:
     return Path(os.environ.get("SCRATCH") or ".") / name
 
 
-@dataclass
-class Config:
-    """All settings of a run. Built with no argument it holds defaults and environment variables."""
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a student the one it is: all that changes its weights, or what its outputs mean.
 
-    # paths: on the cluster below $SCRATCH, locally below the current folder
-    data_root: Path = field(default_factory=_data_root)
-    checkpoint_dir: Path = field(default_factory=lambda: _path("CHECKPOINT_DIR", _on_scratch("checkpoints")))
-    log_dir: Path = field(default_factory=lambda: _path("LOG_DIR", _on_scratch("runs")))
-    engine_dir: Path = field(default_factory=lambda: _path("ENGINE_DIR", "engines"))
-    weights_dir: Path = field(default_factory=lambda: _path("WEIGHTS_DIR", _on_scratch("model_weights")))
-    use_corridor_data: bool = field(default_factory=lambda: _flag("USE_CORRIDOR_DATA", USE_CORRIDOR_DATA))
+    A checkpoint holds its recipe, and evaluation, prediction and export take it from there. Fields made with flag() are
+    flags of train.py.
+    """
 
     # the network's input and camera
     width: int = NETWORK_WIDTH
@@ -119,10 +118,13 @@ class Config:
     reference_focal: float = NYU_INTRINSICS.resized(NETWORK_WIDTH, NETWORK_HEIGHT).focal
     min_depth: float = 0.1  # metres; what is nearer or farther is neither learned nor scored
     max_depth: float = 10.0
+    # Metres at the reference focal length that the student can say: the indoor range with room for other lenses.
+    output_range: tuple[float, float] = (0.05, 20.0)
 
     # student
     encoder: str = "efficientvit_b1.r224_in1k"
     neck_channels: int = 48
+    decoder_channels: int = 32  # that a decoder's head reads
 
     # loss
     confidence_threshold: float = 0.5  # tau: the sensor teaches where its confidence reaches it, DA3 elsewhere
@@ -132,13 +134,15 @@ class Config:
     smoothness_weight: float = 0.02
     class_balance: float = 0.5  # a pixel's class counts as its share of all pixels to the power of minus this
 
-    # training
-    epochs: int = 30
-    batch_size: int = 16  # of all processes together
-    # Parts that a batch goes through the model in: less memory and the same gradient, but that batch norm, while it
-    # learns its statistics, normalises each part by the part's own.
-    accumulation_steps: int = 1
-    lr: float = 3e-3
+    # schedule
+    epochs: int = flag(30, type=positive_int)
+    batch_size: int = flag(16, "frames a step, of all processes", type=positive_int)
+    # Less memory and the same gradient, but that batch norm, while it learns its statistics, normalises each part by
+    # the part's own.
+    accumulation_steps: int = flag(
+        1, "parts that a batch is worked through in, for want of memory", type=positive_int
+    )
+    lr: float = flag(3e-3, "highest learning rate", type=positive_float)
     pretrained_encoder_lr: float = 0.3  # share of lr for an encoder that starts from ImageNet's or other weights
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1
@@ -147,22 +151,79 @@ class Config:
     # Share of the steps, at the end, in which batch norm's statistics stand still: the weights come to fit those that
     # the student runs with. With small batches the two differ so much that depth is several per cent too near.
     frozen_statistics: float = 0.3
-    seed: int = 0
-    num_workers: int = 2
+    seed: int = flag(0, type=non_negative_int)
+
     # Augmentation: focal length times a factor in this range. A student that has seen few lenses ascribes to the room
     # what the lens does; one that has seen many needs more training to be as exact with any of them. Below 1 some steps
     # train on images smaller than the network's.
-    zoom_min: float = 0.8
-    zoom_max: float = 1.4
-    texture: float = 1.0  # augmentation: how much sharpness and noise vary, 0 to 1
+    zoom: tuple[float, float] = flag(
+        (0.8, 1.4),
+        "lenses to make out of the data by crops and smaller images, in focal lengths of its own, 0.2 or more; for a "
+        "robot with another camera data of several cameras serve better",
+        type=positive_float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+    )
+    texture: float = flag(
+        1.0,
+        "blur and noise to be ready for, 0 (the data's own) to 1 (strong): 0 where training is too short to learn to "
+        "look through them",
+        type=fraction,
+    )
     cache_scale: int = 2  # training frames are kept at this many times the network's size, so that zooms stay sharp
 
-    # cluster
-    partition: str = "l40s_public"
-    gres: str = "gpu:l40s:1"
-    account: str = "torch_pr_742_general"
-    module: str = "anaconda3/2025.06"
-    conda_env: Path = field(default_factory=lambda: _on_scratch("conda_envs/nchsb_ml"))
+
+# Checkpoints of older revisions: today's name of a setting -> its value from the settings that such a checkpoint holds.
+FORMER_SETTINGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "zoom": lambda former: (former["zoom_min"], former["zoom_max"]),
+    "output_range": lambda former: (0.05, 20.0),
+    "decoder_channels": lambda former: 32,
+}
+
+
+def recipe_from(settings: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that a checkpoint holds, of this or an older revision.
+
+    Args:
+        settings: plain values by their names; other names than a recipe's are left out.
+        where: the checkpoint, for messages.
+
+    Raises UserError when a setting is missing or of another type.
+    """
+    values = {}
+    for setting in fields(Recipe):
+        try:
+            known = setting.name in settings or setting.name not in FORMER_SETTINGS
+            value = settings[setting.name] if known else FORMER_SETTINGS[setting.name](settings)
+        except KeyError as missing:
+            raise UserError(f"{where} is of another version of train.py: it has no setting {missing}") from None
+        values[setting.name] = value = tuple(value) if isinstance(value, list) else value
+        if not isinstance(value, (int, float) if setting.type is float else type(setting.default)):
+            raise UserError(f"{where}: its setting {setting.name} is {value!r}")
+    return Recipe(**values)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where things lie and how a run is carried out; a student is the same for all of it.
+
+    Built with no argument it holds defaults and environment variables. On the cluster paths are below $SCRATCH, locally
+    below the current folder. Fields made with flag() are flags of the scripts that use them.
+    """
+
+    data_root: Path = flag(_data_root, "folder of the data folders", type=Path)
+    checkpoint_dir: Path = flag(lambda: _path("CHECKPOINT_DIR", _on_scratch("checkpoints")), type=Path)
+    log_dir: Path = flag(lambda: _path("LOG_DIR", _on_scratch("runs")), type=Path)
+    engine_dir: Path = flag(lambda: _path("ENGINE_DIR", "engines"), type=Path)
+    weights_dir: Path = field(default_factory=lambda: _path("WEIGHTS_DIR", _on_scratch("model_weights")))
+    use_corridor_data: bool = flag(
+        lambda: _switch("USE_CORRIDOR_DATA", USE_CORRIDOR_DATA),
+        "train on corridor_teacher_data of the data root",
+        action="store_true",
+    )
+    num_workers: int = flag(2, "threads", type=non_negative_int)
+    device: str = flag("auto", "cpu, cuda, cuda:N, or auto: a GPU where there is one")
+    compile: bool = flag(False, "compile the student first; pays off on a GPU", action="store_true")
 
     @property
     def teacher_data_dir(self) -> Path:

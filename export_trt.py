@@ -20,32 +20,27 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, add_flags, given, positive_int, run
+
 import onnx
 import onnxruntime
 import onnxslim
 import torch
 
-from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, positive_int, run
-from config import CLASS_NAMES, IGNORE, Config, Intrinsics
+from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
 from dataset.files import atomic_path, sha256_of, write_json
 from dataset.frames import to_network_camera
 from dataset.manifest import Cameras
 from deployment.agreement import TOLERANCES
 from deployment.engine import build, import_tensorrt, layer_types
-from deployment.frames import (
-    calibration_images,
-    evaluation_frames,
-    find_manifest,
-    find_test_rows,
-    random_images,
-    write_evaluation_frames,
-)
 from deployment.graph import DEPTH, INPUT, LARGEST_HALF, SEG, Deployed
+from deployment.images import calibration_images, find_manifest, random_images
 from deployment.proof import Examiner, print_proof, prove
-from training.checkpoint import load_student
+from evaluation.held_out import evaluation_frames, find_test_rows, write_evaluation_frames
+from trainer.checkpoint import load_student
 
 
-def target_camera(camera_file: Path | None, trained_camera: dict | None, config: Config) -> Intrinsics:
+def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe: Recipe) -> Intrinsics:
     """The camera that the exported depth is for, at the network's size.
 
     Args:
@@ -59,7 +54,7 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, config:
         different = {cameras.common} if cameras.common else set(cameras.by_stem.values())
         if len(different) != 1:
             raise UserError(f"--camera {camera_file} holds {len(different)} cameras: depth is exported for one")
-        return to_network_camera(different.pop(), config.width, config.height)
+        return to_network_camera(different.pop(), recipe.width, recipe.height)
     if trained_camera:
         return Intrinsics(**trained_camera)
     raise UserError(
@@ -87,21 +82,21 @@ def file_entry(path: Path) -> dict:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, config: Config) -> dict:
+def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, recipe: Recipe) -> dict:
     """student.json but for its files: from what, for which camera, inputs and outputs, versions."""
     notes = content.get("notes", {})
-    shape = [config.height, config.width]
+    shape = [recipe.height, recipe.width]
     frame = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
     planes = {"shape": [1, 3, *shape], "dtype": "float32", "range": [0, 1]}
     return {
         "checkpoint": {
             **file_entry(checkpoint),
             "step": content["step"],
-            "encoder": content["config"]["encoder"],
+            "encoder": recipe.encoder,
             **{name: notes.get(name) for name in ("encoder_start", "git_revision", "data_fingerprint", "teachers")},
         },
         "camera": asdict(camera) | {"focal": camera.focal},
-        "reference_focal": config.reference_focal,
+        "reference_focal": recipe.reference_focal,
         "input": {"name": INPUT, "colour": "RGB"} | (frame if uint8_input else planes),
         "outputs": [
             {"name": DEPTH, "shape": [1, 1, *shape], "dtype": "float32", "unit": "metres of the camera above"},
@@ -109,7 +104,7 @@ def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: b
         ],
         "class_names": list(CLASS_NAMES),
         "ignore": IGNORE,
-        "scored_depth": [config.min_depth, config.max_depth],
+        "scored_depth": [recipe.min_depth, recipe.max_depth],
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, onnxslim)},
@@ -131,9 +126,8 @@ def build_engines(description: dict, engine_dir: Path) -> None:
 
 def parse_arguments():
     parser = ArgumentParser(__doc__)
-    config = Config()
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
-    parser.add_argument("--engine-dir", type=Path, default=config.engine_dir, help="default: %(default)s")
+    add_flags(parser, Runtime(), "engine_dir")
     parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX, build no engine")
     parser.add_argument("--camera", type=Path, help="camera.json of the robot (default: the training data's camera)")
     parser.add_argument(
@@ -152,27 +146,27 @@ def parse_arguments():
 
 def main() -> int:
     arguments = parse_arguments()
-    student, content = load_student(arguments.checkpoint)
+    runtime = Runtime(**given(arguments, Runtime))
+    student, recipe, content = load_student(arguments.checkpoint)
     notes = content.get("notes", {})
-    config = Config(reference_focal=content["reference_focal"])
-    camera = target_camera(arguments.camera, notes.get("camera"), config)
-    model = Deployed(student, camera.focal / config.reference_focal, arguments.uint8_input)
+    camera = target_camera(arguments.camera, notes.get("camera"), recipe)
+    model = Deployed(student, camera.focal / recipe.reference_focal, arguments.uint8_input)
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
-    manifest = find_manifest(arguments.manifest, config)
+    manifest = find_manifest(arguments.manifest, runtime)
     trained = notes.get("train_stems", [])
     rows, images_are = find_test_rows(manifest, trained, arguments.eval_frames) if manifest else ([], "random images")
-    frames = evaluation_frames(rows, config) if rows else None
-    calibration = calibration_images(manifest, rows, arguments.calibration_frames, config) if rows else None
+    frames = evaluation_frames(rows, recipe) if rows else None
+    calibration = calibration_images(manifest, rows, arguments.calibration_frames, recipe) if rows else None
     if not frames:
         print(
             "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graphs are compared with "
             "PyTorch on RANDOM IMAGES, Table III will have no accuracy, and int8, with nothing to calibrate it on, is "
             "left out. ***"
         )
-    images = frames["rgb"] if frames else random_images(config.height, config.width)
-    examiner = Examiner(model, images, frames, camera.focal, config)
-    graphs, precisions = prove(model, examiner, calibration, config)
+    images = frames["rgb"] if frames else random_images(recipe.height, recipe.width)
+    examiner = Examiner(model, images, frames, camera.focal, recipe)
+    graphs, precisions = prove(model, examiner, calibration, recipe)
     print_proof(precisions, images_are)
     if failed := [entry["precision"] for entry in precisions if not entry["passed"]]:
         bounds = ", ".join(f"{precision}: {TOLERANCES[precision]}" for precision in failed)
@@ -181,21 +175,21 @@ def main() -> int:
 
     for precision in TOLERANCES.keys() - graphs.keys():
         for suffix in (".onnx", ".engine"):
-            remove_stale(arguments.engine_dir / f"student_{precision}{suffix}")
+            remove_stale(runtime.engine_dir / f"student_{precision}{suffix}")
     for entry in precisions:
-        path = arguments.engine_dir / f"student_{entry['precision']}.onnx"
+        path = runtime.engine_dir / f"student_{entry['precision']}.onnx"
         write_graph(path, graphs[entry["precision"]])
         entry |= {"onnx": file_entry(path), "engine": None} | layer_types(onnx.load(path))
-    evaluation = arguments.engine_dir / "eval_frames.npz"
+    evaluation = runtime.engine_dir / "eval_frames.npz"
     write_evaluation_frames(evaluation, frames)
     description = {"precisions": precisions, "compared_on": images_are}
-    description |= describe(arguments.checkpoint, content, camera, arguments.uint8_input, config)
+    description |= describe(arguments.checkpoint, content, camera, arguments.uint8_input, recipe)
     description["evaluation"] = file_entry(evaluation) | {"frames": len(rows)} if frames else None
-    write_json(arguments.engine_dir / "student.json", description)
-    print(f"wrote {', '.join(sorted(path.name for path in arguments.engine_dir.glob('*')))} in {arguments.engine_dir}")
+    write_json(runtime.engine_dir / "student.json", description)
+    print(f"wrote {', '.join(sorted(path.name for path in runtime.engine_dir.glob('*')))} in {runtime.engine_dir}")
     if not arguments.skip_trt:
-        build_engines(description, arguments.engine_dir)
-        write_json(arguments.engine_dir / "student.json", description)
+        build_engines(description, runtime.engine_dir)
+        write_json(runtime.engine_dir / "student.json", description)
     return EXIT_OK
 
 

@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from cli import ArgumentParser, UserError, add_flags, given, positive_float, positive_int, resolve_device, run
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cli import ArgumentParser, UserError, positive_float, positive_int, resolve_device, run
-from config import Config, Intrinsics
+from config import Intrinsics, Runtime
 from dataset.files import atomic_path, read_image, write_npy, write_png
 from dataset.frames import IMAGE_SUFFIXES, camera_for, find_frames
 from dataset.manifest import Cameras
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
-from training.checkpoint import load_student
-from training.inference import focal_scale, predict
+from evaluation.inference import predictor
+from trainer.checkpoint import load_student
 
 # What OpenCV and ffmpeg have to say of a file that is no video would bury the one line that this script says.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -85,7 +86,7 @@ def parse_arguments():
     parser.add_argument("--fy", type=positive_float, help="focal length in pixels of the input images, with --fx")
     parser.add_argument("--save-maps", action="store_true", help="write depth and classes as .npy, too")
     parser.add_argument("--data-limit", type=positive_int, help="stop after so many images")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    add_flags(parser, Runtime(), "device")
     arguments = parser.parse_args()
     if bool(arguments.fx) != bool(arguments.fy):
         parser.error("--fx and --fy go together")
@@ -94,9 +95,9 @@ def parse_arguments():
 
 def main() -> int:
     arguments = parse_arguments()
-    device = resolve_device(arguments.device)
-    student, checkpoint = load_student(arguments.checkpoint)
-    student, config = student.to(device), Config(reference_focal=checkpoint["reference_focal"])
+    device = resolve_device(Runtime(**given(arguments, Runtime)).device)
+    model, recipe, checkpoint = load_student(arguments.checkpoint)
+    student = predictor(model.to(device), recipe, device)
     source = Path(arguments.input)
     is_video = not source.is_dir() and source.suffix.lower() not in IMAGE_SUFFIXES
     frames = (video_frames if is_video else images)(str(source) if is_video else source, arguments.data_limit)
@@ -108,7 +109,7 @@ def main() -> int:
             camera = camera_of(arguments, cameras, trained_on, stem, rgb)
             if camera is None and not count:
                 print("WARNING: no --camera: depth is in metres of the reference camera", file=sys.stderr)
-            depth, seg = predict(student, rgb, focal_scale(camera, config), config, device)
+            depth, seg = student(rgb, camera)
             picture = draw(rgb, depth, seg)
             if is_video and video is None:
                 path = stack_of_files.enter_context(atomic_path(output / "predictions.mp4"))

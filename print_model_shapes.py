@@ -8,15 +8,16 @@ MACs are those of convolutions and matrix products for one image; activations an
 
 from pathlib import Path
 
+from cli import ArgumentParser, run
+
 import torch
 from tabulate import tabulate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cli import ArgumentParser, run
-from config import Config
+from config import Recipe
 from models.student import Student
-from training.checkpoint import build_student, load_student
+from trainer.checkpoint import build_student, load_student
 
 
 def feature_maps(student: Student, height: int, width: int) -> list[list[int]]:
@@ -57,14 +58,17 @@ def parse_arguments():
 
 def main() -> int:
     arguments = parse_arguments()
-    config = Config()
-    student = load_student(arguments.checkpoint)[0] if arguments.checkpoint else build_student(config).eval()
-    size = (config.height, config.width)
+    if arguments.checkpoint:
+        student, recipe, _ = load_student(arguments.checkpoint)
+    else:
+        recipe = Recipe()
+        student = build_student(recipe).eval()
+    size = (recipe.height, recipe.width)
     maps = [
-        [f"1/{config.width // shape[2]}", " x ".join(map(str, shape))]
+        [f"1/{recipe.width // shape[2]}", " x ".join(map(str, shape))]
         for shape in feature_maps(student, *size)
     ]
-    print(f"input 3 x {config.height} x {config.width}\n")
+    print(f"input 3 x {recipe.height} x {recipe.width}\n")
     print(tabulate(maps, ["encoder map", "channels x height x width"]), end="\n\n")
     rows = [[name, count / 1e6, macs / 1e6] for name, (count, macs) in complexity(student, *size).items()]
     print(tabulate(rows, ["block", "parameters (M)", "MACs (M)"], floatfmt=".3f"))

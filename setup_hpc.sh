@@ -13,12 +13,14 @@ export NYU_MAT
 python="$CONDA_ENV/bin/python"
 installed="$CONDA_ENV/.installed" # the requirements that are in the environment
 packages() {
-    cat "$REPOSITORY"/requirements{,-da3,-gpu}.txt
+    cat "$REPOSITORY"/pyproject.toml "$REPOSITORY"/requirements*.txt
     echo "$GPU_PACKAGES"
 }
 
 has_pip() { "$python" -m pip --version >/dev/null 2>&1; }
 has_packages() { [ -f "$installed" ] && cmp --silent "$installed" <(packages); }
+# The checkout whose modules the environment has installed; none for one that was removed, or never installed.
+project() { (cd / && env -u PYTHONPATH "$python" -c 'import cli; print(cli.CHECKOUT)' 2>/dev/null); }
 
 check() {
     local missing=0
@@ -30,6 +32,12 @@ check() {
     fi
     if has_packages; then
         echo "packages:    as in requirements*.txt"
+        if project >/dev/null; then
+            echo "project:     $(project)"
+        else
+            echo "project:     MISSING"
+            missing=1
+        fi
         "$python" "$REPOSITORY/cluster/download.py" --check || missing=1
     else
         echo "packages:    MISSING or older than requirements*.txt"
@@ -80,7 +88,7 @@ if ! has_pip; then # or it was interrupted while it was made
 fi
 
 if ! has_packages; then
-    "$python" -m pip install --requirement "$REPOSITORY/requirements.txt"
+    "$python" -m pip install --editable "$REPOSITORY[teachers,export,rooms,dev]"
     da3=$(sed -n 's/^DA3_VERSION := //p' "$REPOSITORY/Makefile")
     "$python" -m pip install --no-deps "depth-anything-3==$da3" # its own pins don't go with the others
     "$python" -m pip install --requirement "$REPOSITORY/requirements-da3.txt"
@@ -90,6 +98,8 @@ if ! has_packages; then
     fi
     packages >"$installed.part"
     mv "$installed.part" "$installed"
+elif ! project >/dev/null; then
+    "$python" -m pip install --no-deps --editable "$REPOSITORY"
 fi
 
 "$python" "$REPOSITORY/cluster/download.py"

@@ -11,69 +11,72 @@ SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume th
 
 import math
 import time
+from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+
+from cli import EXIT_STOPPED, StopSignal, UserError, run
 
 import torch
 from tqdm import tqdm
 
-from cli import EXIT_STOPPED, StopSignal, UserError, run
-from config import CLASS_NAMES, Config
+from config import Recipe, Runtime
 from dataset.files import atomic_path, remove_temporaries, write_json
-from dataset.manifest import fingerprint, read_manifest
+from dataset.manifest import choose_rows, fingerprint, read_manifest
 from models.losses import LossWeights, class_weights, distillation_loss, hybrid_depth, target_counts
-from training.augment import augment
-from training.checkpoint import (
+from trainer.augment import augment
+from trainer.checkpoint import (
     MovingAverage,
     build_student,
     freeze_statistics,
     load_checkpoint,
-    plain_config,
+    recipe_of,
     save_checkpoint,
 )
-from training.distributed import Processes
-from training.distributed import processes as processes_of
-from training.feed import (
+from trainer.distributed import Processes
+from trainer.distributed import processes as processes_of
+from trainer.feed import (
     Batch,
     PackedFrames,
     batches_per_epoch,
-    choose_rows,
     target_statistics,
     training_batches,
 )
-from training.guard import LARGEST_ROW, FiniteGuard
-from training.memory import keep_freed_memory
-from training.options import parse_arguments
-from training.report import report_epoch
-from training.start import describe, find_manifest, git_revision, load_start, pack, refuse_other_settings
-from training.validation import best_score, validate
+from trainer.guard import LARGEST_ROW, FiniteGuard
+from trainer.memory import keep_freed_memory
+from trainer.options import parse_arguments
+from trainer.report import report_epoch
+from trainer.start import describe, find_manifest, git_revision, load_start, pack, refuse_other_recipe
+from trainer.validation import best_score, validate
 
 
 def main() -> int:
-    arguments, config = parse_arguments(__doc__)
-    with processes_of(arguments.device) as (processes, device):
-        return train(arguments, config, processes, device)
+    arguments, recipe, runtime = parse_arguments(__doc__)
+    with processes_of(runtime.device) as (processes, device):
+        return train(arguments, recipe, runtime, processes, device)
 
 
-def train(arguments, config: Config, processes: Processes, device: torch.device) -> int:
+def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Processes, device: torch.device) -> int:
     """Train as the arguments say, in one of the processes of a run; returns the exit code."""
     if device.type == "cpu":
         keep_freed_memory()
     with processes.main_first():
         required = arguments.require_data or bool(arguments.data_root)
-        manifest, rooms_notice = find_manifest(arguments.manifest, config, required)
+        manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
         rows = read_manifest(manifest)
         train_rows, val_rows = (choose_rows(rows, split, arguments.data_limit) for split in ("train", "val"))
-        frames, val_frames = pack(train_rows, manifest, config, config.cache_scale), pack(val_rows, manifest, config, 1)
-        remove_temporaries(config.checkpoint_dir)  # each as large as a checkpoint
-    trainer = Trainer(config, device, frames, val_frames, fingerprint(train_rows + val_rows), processes)
+        frames = pack(train_rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
+        val_frames = pack(val_rows, manifest, recipe, 1, runtime.num_workers)
+        remove_temporaries(runtime.checkpoint_dir)  # each as large as a checkpoint
+    trainer = Trainer(recipe, runtime, device, frames, val_frames, fingerprint(train_rows + val_rows), processes)
     resumed = trainer.resume(arguments.resume)
     if not resumed:
         statistics = trainer.target_statistics
         if statistics["mean_depth"] is None and statistics["majority_class"] is None:
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
-        trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, config) | statistics)
-    if arguments.compile:
+        trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, recipe) | statistics)
+    if runtime.compile:
         # In place: the checkpoints' names stay. A graph for each of augment's few image sizes: on one for all sizes
         # Inductor of PyTorch 2.14 fails.
         trainer.model.compile(dynamic=False)
@@ -84,7 +87,7 @@ def train(arguments, config: Config, processes: Processes, device: torch.device)
         f"log {trainer.run_dir}"
     )
     with StopSignal() as stop:
-        for epoch in range(len(trainer.notes["history"]), config.epochs):
+        for epoch in range(len(trainer.notes["history"]), recipe.epochs):
             if trainer.train_epoch(epoch, stop):
                 trainer.save("last.pt")
                 tell(f"stopped by a signal at step {trainer.step}; go on with --resume auto")
@@ -93,7 +96,7 @@ def train(arguments, config: Config, processes: Processes, device: torch.device)
     if len(val_frames) and trainer.notes["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch's student has a score; take a lower --lr")
     best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "nothing to validate on"
-    tell(f"{best}: {config.checkpoint_dir / 'best.pt'}")
+    tell(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
         tell(rooms_notice)
     return 0
@@ -104,32 +107,34 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        recipe: Recipe,
+        runtime: Runtime,
         device: torch.device,
         frames: PackedFrames,
         val_frames: PackedFrames,
         data: str,
         processes: Processes | None = None,
     ):
-        self.config, self.device, self.frames, self.val_frames = config, device, frames, val_frames
+        self.recipe, self.runtime, self.device = recipe, runtime, device
+        self.frames, self.val_frames = frames, val_frames
         self.processes = processes or Processes()
-        if min(config.batch_size, len(frames)) % self.processes.size:
+        if min(recipe.batch_size, len(frames)) % self.processes.size:
             raise UserError(
-                f"--batch-size {config.batch_size} of {len(frames)} frames can't be shared evenly by "
+                f"--batch-size {recipe.batch_size} of {len(frames)} frames can't be shared evenly by "
                 f"{self.processes.size} processes"
             )
-        self.steps_per_epoch = batches_per_epoch(len(frames), config.batch_size)
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.frozen_from = (1 - config.frozen_statistics) * self.total_steps  # batch norm's statistics stand still
+        self.steps_per_epoch = batches_per_epoch(len(frames), recipe.batch_size)
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.frozen_from = (1 - recipe.frozen_statistics) * self.total_steps  # batch norm's statistics stand still
         self.weights = LossWeights(
-            config.depth_weight, config.segmentation_weight, config.dice_weight, config.smoothness_weight
+            recipe.depth_weight, recipe.segmentation_weight, recipe.dice_weight, recipe.smoothness_weight
         )
-        self.target_statistics = target_statistics(frames, config.confidence_threshold)
+        self.target_statistics = target_statistics(frames, recipe.confidence_threshold)
         shares = torch.tensor(self.target_statistics["class_shares"])
-        self.class_weights = class_weights(shares, config.class_balance).to(device)
-        torch.manual_seed(config.seed % 2**63)
+        self.class_weights = class_weights(shares, recipe.class_balance).to(device)
+        torch.manual_seed(recipe.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
-        self.model = build_student(config).to(device, memory_format=torch.channels_last)
+        self.model = build_student(recipe).to(device, memory_format=torch.channels_last)
         if "sam2_seg" not in frames.arrays:
             self.weights.segmentation = self.weights.dice = 0.0
         # a decoder without a loss stays as it starts, and no gradient is computed for it
@@ -139,15 +144,15 @@ class Trainer:
         encoder = list(self.model.encoder.parameters())
         others = [weight for name, weight in self.model.named_parameters() if not name.startswith("encoder.")]
         groups = [{"params": encoder}, {"params": others}]
-        self.optimizer = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         self.guard = FiniteGuard(self.model, self.optimizer, device)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
-            config.lr,
+            recipe.lr,
             total_steps=self.total_steps + 1,
-            pct_start=max(config.warmup_fraction, 2 / (self.total_steps + 1)),  # a warm-up of no step divides by zero
+            pct_start=max(recipe.warmup_fraction, 2 / (self.total_steps + 1)),  # a warm-up of no step divides by zero
         )
-        self.average = MovingAverage(self.model, config.ema_decay)
+        self.average = MovingAverage(self.model, recipe.ema_decay)
         self.step = 0
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the epoch in hand
         self.shown_loss = torch.zeros((), pin_memory=device.type == "cuda")
@@ -155,9 +160,9 @@ class Trainer:
 
     def start(self, weights: str | Path, description: dict) -> None:
         """Begin a new run: load the weights to start from (see load_start), open a run folder."""
-        start = load_start(self.model, self.config, weights)
+        start = load_start(self.model, self.recipe, weights)
         self.processes.same_start(self.model)  # one of them may not have reached the hub
-        self.average = MovingAverage(self.model, self.config.ema_decay)
+        self.average = MovingAverage(self.model, self.recipe.ema_decay)
         name = time.strftime("%Y%m%d-%H%M%S")
         revision = {"git_revision": git_revision(), "processes": self.processes.size}
         self.notes |= {"encoder_start": start, "run": name} | revision | description
@@ -165,18 +170,19 @@ class Trainer:
         if self.notes["encoder_start"] != "random" and not isinstance(weights, Path):
             # the encoder alone knows something that a high rate would spoil
             for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
-                self.optimizer.param_groups[0][rate] *= self.config.pretrained_encoder_lr
+                self.optimizer.param_groups[0][rate] *= self.recipe.pretrained_encoder_lr
         data = {"data_fingerprint": self.notes["data_fingerprint"]}
+        settings = asdict(self.recipe) | {name: str(value) for name, value in asdict(self.runtime).items()}
         if self.processes.main:
-            write_json(self.run_dir / "config.json", plain_config(self.config) | revision | data)
+            write_json(self.run_dir / "config.json", settings | revision | data)
 
     def resume(self, choice: str | None) -> bool:
         """Take up the run of a checkpoint; False when there is none to take up."""
-        path = self.config.checkpoint_dir / "last.pt" if choice == "auto" else choice
+        path = self.runtime.checkpoint_dir / "last.pt" if choice == "auto" else choice
         if choice is None or (choice == "auto" and not path.is_file()):
             return False
         content = load_checkpoint(path)
-        refuse_other_settings(path, content["config"], self.config)
+        refuse_other_recipe(path, recipe_of(content, path), self.recipe)
         try:
             if content["notes"]["data_fingerprint"] != self.notes["data_fingerprint"]:
                 raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")
@@ -193,7 +199,7 @@ class Trainer:
 
     @property
     def run_dir(self) -> Path:
-        return self.config.log_dir / self.notes["run"]
+        return self.runtime.log_dir / self.notes["run"]
 
     def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
         """Train to the end of an epoch, from the step in it that the run has come to; whether a signal stopped it."""
@@ -223,7 +229,7 @@ class Trainer:
 
     def progress(self, epoch: int, done: int) -> tqdm:
         """A terminal's bar of an epoch, in images; `done` steps of it are behind us."""
-        batch_size = min(self.config.batch_size, len(self.frames))
+        batch_size = min(self.recipe.batch_size, len(self.frames))
         quiet = None if self.processes.main else True
         total, initial = self.steps_per_epoch * batch_size, done * batch_size
         return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=quiet)
@@ -237,18 +243,17 @@ class Trainer:
 
     def batches(self, epoch: int, skip: int, device: torch.device) -> Iterator[Batch]:
         """This process's part of an epoch's batches."""
-        order = (self.config.batch_size, self.config.seed, epoch, skip)
+        order = (self.recipe.batch_size, self.recipe.seed, epoch, skip)
         return training_batches(self.frames, *order, device, self.processes.rank, self.processes.size)
 
     def augmented(self, batch: Batch, step: int) -> Batch:
         """The batch as the student sees it in a step."""
-        zoom, size = (self.config.zoom_min, self.config.zoom_max), (self.config.height, self.config.width)
-        order = (self.config.seed, step, self.config.texture)
-        return augment(batch, zoom, size, *order, self.processes.rank, self.processes.size)
+        size, order = (self.recipe.height, self.recipe.width), (self.recipe.seed, step, self.recipe.texture)
+        return augment(batch, self.recipe.zoom, size, *order, self.processes.rank, self.processes.size)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step; returns the total loss without waiting for the device."""
-        parts = self.augmented(batch, self.step).split(self.config.accumulation_steps)
+        parts = self.augmented(batch, self.step).split(self.recipe.accumulation_steps)
         targets = [self.targets(part) for part in parts]
         counts = torch.stack([target_counts(*target) for target in targets])
         shares = counts / self.processes.mean(counts.sum(dim=0)).clamp(min=1)
@@ -262,7 +267,7 @@ class Trainer:
                 part_loss = distillation_loss(depth, seg, part.rgb, *target, self.weights, share)["total"]
                 part_loss.backward()
             loss += part_loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
         loss = self.guard.judge(self.processes.mean(loss), norm, self.step)
         self.optimizer.step()
         self.schedule.step()
@@ -273,7 +278,7 @@ class Trainer:
 
     def targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the student learns from a batch: depth at the reference focal length, classes, and their weights."""
-        target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, self.config.confidence_threshold)
+        target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, self.recipe.confidence_threshold)
         weight = batch.seg_confidence * self.class_weights.take(batch.sam2_seg.long())[:, None]
         return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, weight
 
@@ -294,7 +299,7 @@ class Trainer:
         skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.notes["history"])
         if self.guard.longest >= LARGEST_ROW:
             raise self.divergence()
-        metrics, panels = validate(self.average.model, self.val_frames, self.config, self.device, self.processes)
+        metrics, panels = validate(self.average.model, self.val_frames, self.recipe, self.device, self.processes)
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -320,7 +325,8 @@ class Trainer:
 
     def write_checkpoint(self, name: str) -> None:
         save_checkpoint(
-            self.config.checkpoint_dir / name,
+            self.runtime.checkpoint_dir / name,
+            self.recipe,
             {
                 "model": self.model.state_dict(),
                 "ema": self.average.model.state_dict(),
@@ -329,9 +335,6 @@ class Trainer:
                 "guard": self.guard.state_dict(),
                 "step": self.step,
                 "epoch_loss": self.epoch_loss,
-                "config": plain_config(self.config),
-                "class_names": list(CLASS_NAMES),
-                "reference_focal": self.config.reference_focal,
                 "notes": self.notes,
             },
         )

@@ -11,20 +11,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, non_negative_int, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import cv2
 import numpy as np
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.rendered import data_folder
-from cli import ArgumentParser, non_negative_int, positive_int, run
 from config import CLASS_NAMES, Intrinsics
 from dataset.files import read_image
 from dataset.frames import find_frames, read_classes, read_confidence, read_depth
 from dataset.manifest import Cameras
-from models.metrics import ConfusionMatrix
+from evaluation.metrics import ConfusionMatrix
 from teacher_infer.geometry import FLOOR, GLASS, OTHER, WALL, GeometryResult, classify
 from teacher_infer.object_backends import Reference
 from teacher_infer.run_sam2 import merge

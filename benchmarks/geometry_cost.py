@@ -9,17 +9,20 @@ Nothing but the geometry is loaded, so the memory is the geometry's.
 import os
 import sys
 import time
-from pathlib import Path
+
+try:
+    from cli import ArgumentParser, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
 import cv2
 import numpy as np
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import peak_memory, processor
 from benchmarks.rendered import data_folder
-from cli import ArgumentParser, positive_int, run
 from dataset.frames import find_frames, find_map, read_confidence, read_depth
 from dataset.manifest import Cameras
 from teacher_infer.geometry import classify

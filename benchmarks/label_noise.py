@@ -14,19 +14,23 @@ import os
 import sys
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, UserError, existing_file, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import cv2
 import numpy as np
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
-from cli import ArgumentParser, UserError, existing_file, run
 from dataset.frames import read_depth
 
 EDGE = 0.05  # relative difference of depth within 5 x 5 pixels from which there is an edge
 
 
 def away_from_edges(depth: np.ndarray) -> np.ndarray:
-    """bool [H,W]: readings with nothing but readings of nearly the same depth around them; depth [H,W] metres."""
+    """Bool [H,W]: readings with nothing but readings of nearly the same depth around them; depth [H,W] metres."""
     window = np.ones((5, 5), np.uint8)
     nearest, farthest = cv2.erode(depth, window), cv2.dilate(depth, window)
     return (nearest > 0) & (farthest - nearest < EDGE * depth)

@@ -15,12 +15,16 @@ import tempfile
 import time
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import processor
-from cli import ArgumentParser, positive_int, run
 from config import CLASS_NAMES, NYU_INTRINSICS
 from dataset.files import write_json, write_npy, write_png
 

@@ -14,16 +14,20 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, UserError, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 import onnx
 import onnxruntime
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import processor
 from benchmarks.student_latency import interleaved
-from cli import ArgumentParser, UserError, positive_int, run
-from config import NETWORK_HEIGHT, NETWORK_WIDTH, Config
+from config import NETWORK_HEIGHT, NETWORK_WIDTH, Runtime
 
 PRECISIONS = ("fp32", "fp16", "int8")
 SHOWN = 10  # kinds of operators; the others are summed
@@ -53,8 +57,7 @@ def operator_times(session: onnxruntime.InferenceSession, image: np.ndarray, rou
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    config = Config()
-    parser.add_argument("--engine-dir", type=Path, default=config.engine_dir, help="default: %(default)s")
+    parser.add_argument("--engine-dir", type=Path, default=Runtime().engine_dir, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive_int, default=100, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--threads", type=positive_int, default=2, help="of ONNX Runtime (default: %(default)s)")
     arguments = parser.parse_args()

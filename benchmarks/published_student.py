@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from config import CLASS_NAMES, NETWORK_HEIGHT, NETWORK_WIDTH, Config
+from config import CLASS_NAMES, NETWORK_HEIGHT, NETWORK_WIDTH, Recipe
 from dataset.files import read_image
 from dataset.frames import read_depth
 from dataset.manifest import Row
@@ -129,9 +129,9 @@ def _seed_worker(worker: int) -> None:
 class PublishedTrainer:
     """The published student with its optimizer; train_step() is one step of its loop."""
 
-    def __init__(self, config: Config, device: torch.device, epochs: int, seed: int):
+    def __init__(self, recipe: Recipe, device: torch.device, epochs: int, seed: int):
         torch.manual_seed(seed)
-        self.model, self.device = PublishedStudent(config.encoder).to(device), device
+        self.model, self.device = PublishedStudent(recipe.encoder).to(device), device
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LR, weight_decay=WEIGHT_DECAY)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs)
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from cli import existing_dir
 
-DATASET = Path(__file__).resolve().parents[1] / "dataset"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def render(folder: Path, scenes: int, seed: int) -> None:
     """A data folder of rendered rooms, two frames a scene."""
     mat = folder / "rooms.mat"
     for script, *arguments in (
-        ("rooms.py", "--out", mat, "--scenes", scenes, "--frames-per-scene", 2, "--seed", seed),
-        ("nyu_loader.py", "--mat", mat, "--out", folder),
+        ("rooms/render_rooms.py", "--out", mat, "--scenes", scenes, "--frames-per-scene", 2, "--seed", seed),
+        ("dataset/nyu_loader.py", "--mat", mat, "--out", folder),
     ):
-        subprocess.run([sys.executable, DATASET / script, *map(str, arguments)], check=True)
+        subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], check=True)
 
 
 @contextmanager

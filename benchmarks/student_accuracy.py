@@ -17,21 +17,25 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, UserError, non_negative_int, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 import torch
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import processor
 from benchmarks.published_student import PublishedTrainer, loader
-from cli import ArgumentParser, UserError, non_negative_int, positive_int, run
-from config import Config
+from config import Recipe
 from dataset.files import read_image
 from dataset.frames import read_depth
 from dataset.manifest import Row, read_manifest, write_manifest
-from models.metrics import DepthMetrics
-from training.checkpoint import load_student
-from training.inference import focal_scale, predict
+from evaluation.inference import predictor
+from evaluation.metrics import DepthMetrics
+from trainer.checkpoint import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST = 50  # frames
@@ -56,27 +60,27 @@ def import_frames(frames: str, folder: Path, train: int, val: int) -> list[Row]:
     return rows
 
 
-def score(model: torch.nn.Module, rows: list[Row], split: str, scaled: bool, config: Config) -> dict[str, float]:
+def score(model: torch.nn.Module, rows: list[Row], split: str, scaled: bool, recipe: Recipe) -> dict[str, float]:
     """Depth metrics of a split; `scaled`: the model speaks in metres of the reference camera."""
-    metrics = DepthMetrics(config.min_depth, config.max_depth)
+    metrics = DepthMetrics(recipe.min_depth, recipe.max_depth)
+    student = predictor(model.eval(), recipe, torch.device("cpu"))
     for row in rows:
         if row.split == split:
-            scale = focal_scale(row.intrinsics, config) if scaled else 1.0
-            depth, _ = predict(model.eval(), read_image(row.rgb), scale, config, torch.device("cpu"))
-            depth = np.maximum(depth, config.min_depth)  # a ReLU's 0 is an answer, not a missing one
+            depth, _ = student(read_image(row.rgb), row.intrinsics if scaled else None)
+            depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is an answer, not a missing one
             metrics.update(torch.from_numpy(depth), torch.from_numpy(read_depth(row.depth)))
     return metrics.compute()
 
 
-def test_scores(model: torch.nn.Module, rows: list[Row], scaled: bool, config: Config) -> list[float]:
+def test_scores(model: torch.nn.Module, rows: list[Row], scaled: bool, recipe: Recipe) -> list[float]:
     """METRICS on the test frames, then the RMSE on the training frames."""
-    test = score(model, rows, "test", scaled, config)
-    return [test[name] for name in METRICS] + [score(model, rows, "train", scaled, config)["rmse"]]
+    test = score(model, rows, "test", scaled, recipe)
+    return [test[name] for name in METRICS] + [score(model, rows, "train", scaled, recipe)["rmse"]]
 
 
-def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config) -> list[float]:
+def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, recipe: Recipe) -> list[float]:
     """Scores of the epoch that is best on val, the last one where there is no val."""
-    trainer = PublishedTrainer(config, torch.device("cpu"), epochs, seed)
+    trainer = PublishedTrainer(recipe, torch.device("cpu"), epochs, seed)
     batches = loader([row for row in rows if row.split == "train"], batch_size, seed)
     val = [row for row in rows if row.split == "val"]
     best, weights = float("inf"), {}
@@ -85,15 +89,15 @@ def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, co
         for rgb, depth in batches:
             trainer.train_step(rgb, depth)
         trainer.schedule.step()
-        rmse = score(trainer.model, rows, "val", False, config)["rmse"]
+        rmse = score(trainer.model, rows, "val", False, recipe)["rmse"]
         if rmse < best or not val:
             best, weights = rmse, {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.model.load_state_dict(weights)
-    return test_scores(trainer.model, rows, False, config)
+    return test_scores(trainer.model, rows, False, recipe)
 
 
 def train_ours(
-    rows: list[Row], epochs: int, batch_size: int, seed: int, config: Config, out: Path, init: Path | None, flags
+    rows: list[Row], epochs: int, batch_size: int, seed: int, out: Path, init: Path | None, flags: list[str]
 ) -> list[float]:
     """Scores of train.py's best.pt, train.py being called as a user calls it; init: its --init.
 
@@ -104,8 +108,8 @@ def train_ours(
     command += ["--init", init] if init else ["--encoder-weights", "none"]
     command += ["--checkpoint-dir", out / f"checkpoints_{seed}", "--log-dir", out / "runs", *flags]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
-    model, checkpoint = load_student(out / f"checkpoints_{seed}" / "best.pt")
-    return test_scores(model, rows, True, replace(config, reference_focal=checkpoint["reference_focal"]))
+    model, recipe, _ = load_student(out / f"checkpoints_{seed}" / "best.pt")
+    return test_scores(model, rows, True, recipe)
 
 
 def main() -> None:
@@ -122,14 +126,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.frames:
         raise UserError("--frames names the folder of an RGB-D recording")
-    config = Config()
     table, flags = [], arguments.train_flags.split()
     with tempfile.TemporaryDirectory() as name:
         rows = import_frames(arguments.frames, Path(name), arguments.train_frames, arguments.val_frames)
         for seed in range(arguments.seeds):
-            common = (rows, arguments.epochs, arguments.batch_size, seed, config)
+            common = (rows, arguments.epochs, arguments.batch_size, seed)
             runs = {
-                "published": lambda common=common: train_published(*common),
+                "published": lambda common=common: train_published(*common, Recipe()),
                 "ours": lambda common=common: train_ours(*common, Path(name) / "ours", None, flags),
             }
             if arguments.init:

@@ -11,7 +11,12 @@ import io
 import sys
 import time
 import warnings
-from pathlib import Path
+
+try:
+    from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
 
 import numpy as np
 import onnx
@@ -21,11 +26,9 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import processor
-from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, positive_int, run
-from config import Config
-from training.checkpoint import build_student
+from config import Recipe
+from trainer.checkpoint import build_student
 
 BOUND = 1.15  # student / encoder: what a robot may pay for depth and classes on top of the features
 
@@ -60,9 +63,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive_int, default=200, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--threads", type=positive_int, default=2, help="of ONNX Runtime (default: %(default)s)")
     arguments = parser.parse_args()
-    config = Config()
-    student = build_student(config)
-    image = torch.rand(1, 3, config.height, config.width)
+    recipe = Recipe()
+    student = build_student(recipe)
+    image = torch.rand(1, 3, recipe.height, recipe.width)
     models = {"encoder alone": student.encoder, "whole student": student}
     sessions = {name: to_session(model, image, arguments.threads) for name, model in models.items()}
     times = interleaved(sessions, image.numpy(), arguments.rounds)
@@ -73,7 +76,7 @@ def main() -> int:
     rows.append(["student / encoder", *np.percentile(ratios, (50, 10, 90))])
     print(
         f"ONNX Runtime {onnxruntime.__version__}, {processor()}, {arguments.threads} threads, "
-        f"{config.width}x{config.height}, {arguments.rounds} rounds"
+        f"{recipe.width}x{recipe.height}, {arguments.rounds} rounds"
     )
     print(tabulate(rows, ["", "median ms", "p10", "p90"], floatfmt=".2f"))
     ratio = float(np.median(ratios))

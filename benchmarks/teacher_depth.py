@@ -16,14 +16,18 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, positive_int, resolve_device, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import cv2
 import numpy as np
 import torch
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import peak_memory, processor
-from cli import ArgumentParser, positive_int, resolve_device, run
 from config import NYU_INTRINSICS
 from dataset.files import read_image, write_json, write_npy, write_png
 from dataset.frames import find_frames

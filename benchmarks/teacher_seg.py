@@ -11,14 +11,18 @@ import tempfile
 import time
 from pathlib import Path
 
+try:
+    from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, positive_int, resolve_device, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import cv2
 import numpy as np
 import torch
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import peak_memory, processor
-from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, positive_int, resolve_device, run
 from teacher_infer.object_backends import SAM2_CONFIGS, YoloSam2
 from teacher_infer.stage import limit_threads
 

@@ -22,21 +22,25 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, UserError, add_flags, positive_int, resolve_device, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import torch
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/x.py` puts only benchmarks/ there
 from benchmarks.machine import peak_memory, processor
 from benchmarks.published_student import PublishedTrainer, loader
 from benchmarks.rendered import render
-from cli import ArgumentParser, UserError, positive_int, resolve_device, run
-from config import Config
+from config import Recipe, Runtime
 from dataset.manifest import Row, read_manifest
 from models.losses import distillation_loss
 from train import Trainer
-from training.feed import Batch, gathered_batches
-from training.memory import keep_freed_memory
-from training.start import pack
+from trainer.feed import Batch, gathered_batches
+from trainer.memory import keep_freed_memory
+from trainer.start import pack
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
@@ -65,11 +69,12 @@ class Ours(Ways):
 
     WAYS = ("training", "arithmetic", "full_size", "host_feed", "feed")
 
-    def __init__(self, rows: list[Row], manifest: Path, config: Config, device: torch.device):
+    def __init__(self, rows: list[Row], manifest: Path, recipe: Recipe, device: torch.device):
         if device.type == "cpu":
             keep_freed_memory()
-        frames = pack(rows, manifest, config, config.cache_scale)
-        self.trainer, self.device = Trainer(config, device, frames, frames, "benchmark"), device
+        runtime = Runtime()
+        frames = pack(rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
+        self.trainer, self.device = Trainer(recipe, runtime, device, frames, frames, "benchmark"), device
         self.trainer.model.train()
         self.in_memory = [self.trainer.augmented(batch, step) for step, batch in self.batches()]
 
@@ -94,19 +99,19 @@ class Ours(Ways):
         loss = distillation_loss(depth, seg, batch.rgb, batch.depth, *classes, trainer.weights)["total"]
         trainer.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.recipe.gradient_clip)
         trainer.optimizer.step()
 
     def full_size(self) -> None:
-        recipe = self.trainer.config
-        self.trainer.config = replace(recipe, zoom_min=1.0)
+        recipe = self.trainer.recipe
+        self.trainer.recipe = replace(recipe, zoom=(1.0, recipe.zoom[1]))
         self.training()
-        self.trainer.config = recipe
+        self.trainer.recipe = recipe
 
     def host_feed(self) -> None:
-        config = self.trainer.config
+        recipe = self.trainer.recipe
         pinned = self.device.type == "cuda"
-        for _ in gathered_batches(self.trainer.frames, config.batch_size, config.seed, 0, 0, pinned):
+        for _ in gathered_batches(self.trainer.frames, recipe.batch_size, recipe.seed, 0, 0, pinned):
             pass
 
     def feed(self) -> None:
@@ -122,9 +127,9 @@ class Ours(Ways):
 
     def mean_area(self) -> float:
         """Of the images in a round, as a share of the network's size."""
-        config = self.trainer.config
+        recipe = self.trainer.recipe
         areas = [batch.rgb.shape[-2] * batch.rgb.shape[-1] for batch in self.in_memory]
-        return statistics.mean(areas) / (config.height * config.width)
+        return statistics.mean(areas) / (recipe.height * recipe.width)
 
 
 class Published(Ways):
@@ -132,10 +137,10 @@ class Published(Ways):
 
     WAYS = ("training", "host_feed")
 
-    def __init__(self, rows: list[Row], manifest: Path, config: Config, device: torch.device):
-        self.trainer, self.device = PublishedTrainer(config, device, config.epochs, SEED), device
+    def __init__(self, rows: list[Row], manifest: Path, recipe: Recipe, device: torch.device):
+        self.trainer, self.device = PublishedTrainer(recipe, device, recipe.epochs, SEED), device
         self.trainer.model.train()
-        self.decoded = loader(rows, config.batch_size, SEED)
+        self.decoded = loader(rows, recipe.batch_size, SEED)
 
     def training(self) -> None:
         for batch in self.decoded:
@@ -180,10 +185,10 @@ def main() -> None:
     parser.add_argument("--frames", type=positive_int, default=96, help="how many (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    add_flags(parser, Runtime(), "device")
     arguments = parser.parse_args()
-    device, size = resolve_device(arguments.device), arguments.batch_size
-    config = Config(batch_size=size, epochs=10_000, seed=SEED)
+    device, size = resolve_device(arguments.device or Runtime().device), arguments.batch_size
+    recipe = Recipe(batch_size=size, epochs=10_000, seed=SEED)
     with ExitStack() as stack:
         manifest = arguments.manifest
         if manifest is None:
@@ -192,7 +197,7 @@ def main() -> None:
         images = len(rows) // size * size
         if not images:
             raise UserError(f"--batch-size {size} is more than the frames of {manifest}")
-        workers = {kind: Worker(kind, rows, manifest, config, device) for kind in (Ours, Published)}
+        workers = {kind: Worker(kind, rows, manifest, recipe, device) for kind in (Ours, Published)}
         for worker in workers.values():
             stack.enter_context(worker.pool)
         rates = {(kind, way): [] for kind in workers for way in kind.WAYS}

@@ -16,13 +16,17 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+try:
+    from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python cluster/download.py` puts only cluster/ there
-from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, run
-from config import Config
+from config import Recipe, Runtime
 from dataset.files import read_json, sha256_of, write_json
 
 LOCK = "weights.lock"
@@ -45,20 +49,20 @@ class HubFile:
     def key(self) -> str:
         return f"{self.model}/{self.name}"
 
-    def find(self, config: Config) -> Path | None:
+    def find(self, runtime: Runtime) -> Path | None:
         found = try_to_load_from_cache(self.model, self.name)
-        linked = self.link is None or (config.weights_dir / self.link).is_file()
+        linked = self.link is None or (runtime.weights_dir / self.link).is_file()
         return Path(found) if isinstance(found, str) and linked else None
 
-    def fetch(self, config: Config) -> tuple[Path, str | None]:
+    def fetch(self, runtime: Runtime) -> tuple[Path, str | None]:
         """Download; returns the file and the hub's sha256 of it, by which its cache names a large file."""
         try:
             path = Path(hf_hub_download(self.model, self.name))
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
             raise UserError(f"{self.key} can't be had from the hub: {error}") from None
         if self.link:
-            config.weights_dir.mkdir(parents=True, exist_ok=True)
-            link = config.weights_dir / self.link
+            runtime.weights_dir.mkdir(parents=True, exist_ok=True)
+            link = runtime.weights_dir / self.link
             link.unlink(missing_ok=True)
             link.symlink_to(path)
         # one link only: what the hub's sha256 names may itself be a link to a store by another hash
@@ -79,10 +83,10 @@ class PlainFile:
     def key(self) -> str:
         return self.path.name
 
-    def find(self, config: Config) -> Path | None:
+    def find(self, runtime: Runtime) -> Path | None:
         return self.path if self.path.is_file() else None
 
-    def fetch(self, config: Config) -> tuple[Path, str | None]:
+    def fetch(self, runtime: Runtime) -> tuple[Path, str | None]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         flags = ["--fail", "--location", "--retry", "5", "--continue-at", "-", "--silent", "--show-error"]
@@ -111,27 +115,27 @@ class PlainFile:
         return found.group() if found else None
 
 
-def files_of(config: Config) -> list[HubFile | PlainFile]:
+def files_of(runtime: Runtime) -> list[HubFile | PlainFile]:
     """Everything that training on NYU with learned teachers needs."""
-    nyu = Path(os.environ.get("NYU_MAT") or config.data_root / "nyu_depth_v2/nyu_depth_v2_labeled.mat")
+    nyu = Path(os.environ.get("NYU_MAT") or runtime.data_root / "nyu_depth_v2/nyu_depth_v2_labeled.mat")
     return [
-        HubFile("encoder", f"timm/{config.encoder}", "model.safetensors"),
+        HubFile("encoder", f"timm/{Recipe().encoder}", "model.safetensors"),
         HubFile("depth teacher", "depth-anything/da3metric-large", "config.json"),
         HubFile("depth teacher", "depth-anything/da3metric-large", "model.safetensors"),
         HubFile("masks", "facebook/sam2.1-hiera-large", "sam2.1_hiera_large.pt", link="sam2.1_hiera_large.pt"),
         PlainFile(
             "boxes",
             os.environ.get("YOLO_URL") or YOLO_URL,
-            config.weights_dir / "yolov8x.pt",
+            runtime.weights_dir / "yolov8x.pt",
             os.environ.get("YOLO_RELEASE") or YOLO_RELEASE,
         ),
         PlainFile("NYU Depth V2", os.environ.get("NYU_URL") or NYU_URL, nyu),
     ]
 
 
-def state_of(file: HubFile | PlainFile, lock: dict, config: Config) -> tuple[str, list]:
+def state_of(file: HubFile | PlainFile, lock: dict, runtime: Runtime) -> tuple[str, list]:
     """A row of the table: what, name, MiB, sha256, state. State 'ok' needs the size that the lock has."""
-    path, entry = file.find(config), lock.get(file.key)
+    path, entry = file.find(runtime), lock.get(file.key)
     if path is None:
         return "missing", [file.what, file.key, None, None, "MISSING"]
     size = path.stat().st_size
@@ -143,14 +147,14 @@ def state_of(file: HubFile | PlainFile, lock: dict, config: Config) -> tuple[str
     return "ok", [file.what, file.key, size / 2**20, entry["sha256"][:12], state]
 
 
-def fetch_all(files: list[HubFile | PlainFile], lock_path: Path, config: Config) -> None:
+def fetch_all(files: list[HubFile | PlainFile], lock_path: Path, runtime: Runtime) -> None:
     """Download what is missing or not as the lock says; the lock is written after each file."""
     lock = read_json(lock_path) if lock_path.is_file() else {}
     for file in files:
-        if state_of(file, lock, config)[0] == "ok":
+        if state_of(file, lock, runtime)[0] == "ok":
             continue
         print(f"{file.what}: {file.key}", flush=True)
-        path, published = file.fetch(config)
+        path, published = file.fetch(runtime)
         digest = sha256_of(path)
         if published is not None and digest != published:
             raise UserError(f"{path} is not what its source publishes: remove it and run again")
@@ -165,13 +169,13 @@ def main() -> int:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--check", action="store_true", help="print what is there; exit code 1 when something is not")
     arguments = parser.parse_args()
-    config = Config()
-    files, lock_path = files_of(config), config.weights_dir / LOCK
+    runtime = Runtime()
+    files, lock_path = files_of(runtime), runtime.weights_dir / LOCK
     if not arguments.check:
-        fetch_all(files, lock_path, config)
+        fetch_all(files, lock_path, runtime)
         return EXIT_OK
     lock = read_json(lock_path) if lock_path.is_file() else {}
-    states, rows = zip(*(state_of(file, lock, config) for file in files), strict=True)
+    states, rows = zip(*(state_of(file, lock, runtime) for file in files), strict=True)
     print(tabulate(rows, ["for", "file", "MiB", "sha256", "state"], floatfmt=".1f"))
     return EXIT_OK if set(states) == {"ok"} else EXIT_GATE_FAILED
 

@@ -42,6 +42,7 @@ fi
 export PATH="$CONDA_ENV/bin:$PATH"
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 YOLO_OFFLINE=1 # nodes may be cut off; a download is setup_hpc.sh's
 export PYTHONUNBUFFERED=1
+export PYTHONPATH="$REPOSITORY" # this clone's modules, whichever one is installed in an environment that several share
 cd "$REPOSITORY"
 
 run() {

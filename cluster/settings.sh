@@ -10,6 +10,7 @@ fi
 
 export SBATCH_PARTITION="${SBATCH_PARTITION:-l40s_public}"
 export SBATCH_ACCOUNT="${SBATCH_ACCOUNT:-torch_pr_742_general}"
+export SBATCH_GRES="${SBATCH_GRES-gpu:l40s:1}"               # empty for a job without a GPU
 CLUSTER_MODULE="${CLUSTER_MODULE:-anaconda3/2025.06}"        # loaded where there is a module system
 CONDA_ENV="${CONDA_ENV:-$SCRATCH/conda_envs/nchsb_ml}"       # a conda environment or a venv
 GPU_PACKAGES="${GPU_PACKAGES-tensorrt}"                      # of requirements-gpu.txt, for setup_hpc.sh
@@ -19,7 +20,7 @@ REPOSITORY="${REPOSITORY:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"
 # or rooms (rendered, for a dry run); and who labels it: learned teachers, or reference ones where there are references.
 DATASET="${DATASET:-nyu}"
 TEACHERS="${TEACHERS:-learned}"
-ROOMS="${ROOMS:---scenes 60 --frames-per-scene 4}"           # flags of dataset/rooms.py
+ROOMS="${ROOMS:---scenes 60 --frames-per-scene 4}"           # flags of rooms/render_rooms.py
 GATE_FRAMES="${GATE_FRAMES:-5}"
 EXPORT_FLAGS="${EXPORT_FLAGS:-}"                             # flags of export_trt.py
 NYU_MAT="${NYU_MAT:-$SCRATCH/nyu_depth_v2/nyu_depth_v2_labeled.mat}"

@@ -6,22 +6,26 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+try:
+    from cli import (
+        EXIT_STOPPED,
+        ArgumentParser,
+        StopSignal,
+        UserError,
+        existing_dir,
+        existing_file,
+        non_negative_int,
+        positive_float,
+        positive_int,
+        run,
+    )
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python dataset/x.py` puts only dataset/ on the path
-from cli import (
-    EXIT_STOPPED,
-    ArgumentParser,
-    StopSignal,
-    UserError,
-    existing_dir,
-    existing_file,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    run,
-)
 from config import Intrinsics
 from dataset.files import (
     atomic_path,

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cli import UserError
+
 import cv2
 import numpy as np
 from PIL import Image
-
-from cli import UserError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")

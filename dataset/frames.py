@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli import UserError
+
 import cv2
 import numpy as np
 
-from cli import UserError
 from config import CLASS_NAMES, IGNORE, Intrinsics
 from dataset.files import read_image, read_npy, read_png_raw
 from dataset.manifest import Row
@@ -153,7 +154,7 @@ def camera_for(intrinsics: Intrinsics | None, rgb: np.ndarray, stem: str) -> Int
 
 
 def white_border(rgb: np.ndarray) -> np.ndarray:
-    """bool [H,W]: the blank frame of about 8 px around NYU's images (rows and columns that are white throughout)."""
+    """Bool [H,W]: the blank frame of about 8 px around NYU's images (rows and columns that are white throughout)."""
     border = np.zeros(rgb.shape[:2], dtype=bool)
     for axis, columns in ((0, rgb.transpose(1, 0, 2)), (1, rgb)):
         for order in (1, -1):

@@ -51,10 +51,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+try:
+    from cli import ArgumentParser, UserError, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python dataset/x.py` puts only dataset/ on the path
-from cli import ArgumentParser, UserError, run
 from config import CLASS_NAMES, IGNORE
 
 TABLE = Path(__file__).with_name("nyu_classes.csv")

@@ -27,6 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cli import UserError
+
+import numpy as np
+
 from config import Intrinsics
 from dataset.files import atomic_path, read_json
 
@@ -260,3 +263,13 @@ def fingerprint(rows: Sequence[Row]) -> str:
                 raise UserError(f"frame {row.stem}: there is no file {file}") from None
             digest.update(f"|{name}:{status.st_size}:{status.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def choose_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:
+    """Rows of a split, at most `limit` of them spread evenly over it; raises UserError when train has none."""
+    chosen = [row for row in rows if row.split == split]
+    if split == "train" and not chosen:
+        raise UserError("the manifest has no frame of the split 'train'")
+    if limit is not None and len(chosen) > limit:
+        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
+    return chosen

@@ -13,12 +13,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+try:
+    from cli import EXIT_STOPPED, ArgumentParser, StopSignal, UserError, existing_file, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import h5py
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python dataset/x.py` puts only dataset/ on the path
-from cli import EXIT_STOPPED, ArgumentParser, StopSignal, UserError, existing_file, run
 from config import CLASS_NAMES, IGNORE, NYU_INTRINSICS, Intrinsics
 from dataset.files import claim_data_folder, read_npy, read_png_raw, write_json, write_npy, write_png
 from dataset.frames import white_border
@@ -110,7 +114,9 @@ class NyuFile:
                 for index, row in enumerate(rows)
             ]
         if "fx" in self.file.attrs:
-            raise UserError(f"{self.path} has its camera in attributes, an older layout: render it anew with rooms.py")
+            raise UserError(
+                f"{self.path} has its camera in attributes, an older layout: render it anew with render_rooms.py"
+            )
         if width * NYU_INTRINSICS.height != height * NYU_INTRINSICS.width:
             raise UserError(f"{self.path}: images of {width}x{height} pixels are not NYU's: it needs intrinsics")
         camera = NYU_INTRINSICS if width == NYU_INTRINSICS.width else NYU_INTRINSICS.resized(width, height)

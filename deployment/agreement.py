@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from config import CLASS_NAMES, Config
+from config import CLASS_NAMES, Recipe
 from dataset.frames import MILLIMETRES
 from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input, open_session, takes_uint8
-from models.metrics import ConfusionMatrix, DepthMetrics
+from evaluation.metrics import ConfusionMatrix, DepthMetrics
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def compare(answer: Answer, expected: Answer, images: np.ndarray) -> dict[str, f
     }
 
 
-def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, config: Config) -> dict[str, float]:
+def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, recipe: Recipe) -> dict[str, float]:
     """RMSE in metres, delta1 and mIoU on held-out frames; NaN for what they have no reference of.
 
     Args:
-        frames: of deployment.frames.evaluation_frames().
+        frames: of evaluation.held_out.evaluation_frames().
         focal: of the camera that the answers' depth is for, in pixels at the network's size.
     """
-    depth_metrics, confusion = DepthMetrics(config.min_depth, config.max_depth), ConfusionMatrix(len(CLASS_NAMES))
+    depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     columns = (frames[name] for name in ("rgb", "depth", "labels", "focal"))
     for image, depth, labels, own_focal in zip(*columns, strict=True):
         predicted, seg = answer(image)

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from cli import UserError
+
 import onnx
 import torch
 
 from benchmark_jetson import BenchmarkError, build_engine, identity
-from cli import UserError
 
 
 def import_tensorrt():

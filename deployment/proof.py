@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from tabulate import tabulate
 
-from config import Config
+from config import Recipe
 from deployment.agreement import TOLERANCES, Answer, by_onnx_runtime, by_pytorch, compare, losses, score, within
 from deployment.graph import (
     LARGEST_HALF,
@@ -35,17 +35,16 @@ class Examiner:
         images: np.ndarray,
         frames: dict[str, np.ndarray] | None,
         focal: float,
-        config: Config,
+        recipe: Recipe,
     ):
-        """
-        Args:
-            images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
-            frames: to score on, of evaluation_frames(), if there are any.
-            focal: of the camera that the depth is for, in pixels at the network's size.
+        """Args:
+        images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
+        frames: to score on, of evaluation_frames(), if there are any.
+        focal: of the camera that the depth is for, in pixels at the network's size.
         """
         self.model, self.exact = model, by_pytorch(model)
-        self.images, self.frames, self.focal, self.config = images, frames, focal, config
-        self.extremes = np.concatenate([images[:RANGE_IMAGES], extreme_images(config.height, config.width)])
+        self.images, self.frames, self.focal, self.recipe = images, frames, focal, recipe
+        self.extremes = np.concatenate([images[:RANGE_IMAGES], extreme_images(recipe.height, recipe.width)])
         self.base: dict[str, float] | None = None
 
     def examine(self, precision: str, graph: onnx.ModelProto) -> dict:
@@ -55,9 +54,9 @@ class Examiner:
         stored as float16. Raises RuntimeError when the graph is not what engines rely on.
         """
         tolerance = TOLERANCES[precision]
-        check_graph(graph, self.config.height, self.config.width, self.model.uint8_input)
+        check_graph(graph, self.recipe.height, self.recipe.width, self.model.uint8_input)
         answer = by_onnx_runtime(graph.SerializeToString())
-        scores = score(answer, self.frames, self.focal, self.config) if self.frames else None
+        scores = score(answer, self.frames, self.focal, self.recipe) if self.frames else None
         self.base = self.base or scores
         entry = {"precision": precision, "opset": OPSET, "nodes": len(graph.graph.node), "scores": scores}
         entry["errors"] = compare(answer, self.exact, self.images)
@@ -70,15 +69,15 @@ class Examiner:
 
 
 def prove(
-    model: Deployed, examiner: Examiner, calibration: np.ndarray | None, config: Config
+    model: Deployed, examiner: Examiner, calibration: np.ndarray | None, recipe: Recipe
 ) -> tuple[dict[str, bytes], list[dict]]:
     """Export and measure every precision; int8 only with calibration frames, uint8 [N,H,W,3].
 
     Returns: the serialised graphs by precision, and of each an entry for student.json.
     """
     half = in_half(model)
-    whole = export_graph(model, config.height, config.width)
-    graphs = {"fp32": whole, "fp16": export_graph(half, config.height, config.width)}
+    whole = export_graph(model, recipe.height, recipe.width)
+    graphs = {"fp32": whole, "fp16": export_graph(half, recipe.height, recipe.width)}
     entries = [examiner.examine(precision, graph) for precision, graph in graphs.items()]
     # what ONNX Runtime computes within a node in float32, PyTorch's kernels compute in float16
     entries[1]["pytorch_half_errors"] = compare(by_pytorch(half), examiner.exact, examiner.images)

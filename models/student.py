@@ -2,7 +2,7 @@
 
 Input: RGB float32 [B,3,H,W] in 0..1 (ImageNet normalisation is part of the model). Outputs at the input's size:
 
-    depth  float32 [B,1,H,W], metres as seen through the reference focal length, within MIN_DEPTH..MAX_DEPTH
+    depth  float32 [B,1,H,W], metres as seen through the reference focal length, within the output range
     seg    float32 [B,6,H,W], class logits
 
 Depth in metres of a camera with focal length f is depth * f / f_ref (f and f_ref in pixels at the network's size):
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-REFINED = 32  # channels that a decoder's head reads
-MIN_DEPTH, MAX_DEPTH = 0.05, 20.0  # metres at the reference focal length: indoor range with room for other lenses
 INITIAL_DEPTH = 2.0  # metres, what an untrained student says
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -75,12 +73,12 @@ class Decoder(nn.Module):
     (arXiv:1707.02937).
     """
 
-    def __init__(self, channels: int, outputs: int):
+    def __init__(self, channels: int, refined: int, outputs: int):
         super().__init__()
-        self.refine = separable(channels, REFINED, 5)
-        self.head = nn.ConvTranspose2d(REFINED, outputs, 2, stride=2)
+        self.refine = separable(channels, refined, 5)
+        self.head = nn.ConvTranspose2d(refined, outputs, 2, stride=2)
         # As nn.Conv2d starts a 1x1 convolution. All sub-pixels of a cell alike, else the output is a checkerboard.
-        start = nn.Conv2d(REFINED, outputs, 1)
+        start = nn.Conv2d(refined, outputs, 1)
         with torch.no_grad():
             self.head.weight.copy_(start.weight.transpose(0, 1).expand_as(self.head.weight))
             self.head.bias.copy_(start.bias)
@@ -95,21 +93,25 @@ class Student(nn.Module):
     Args:
         encoder: name of a timm model with feature maps at strides 4 to 32.
         channels: width of the neck.
+        refined: channels that each decoder's head reads.
         classes: number of classes.
+        output_range: nearest and farthest depth that it can say, metres at the reference focal length.
     """
 
-    def __init__(self, encoder: str, channels: int, classes: int):
+    def __init__(self, encoder: str, channels: int, refined: int, classes: int, output_range: tuple[float, float]):
         super().__init__()
+        self.output_range = output_range
         self.encoder = timm.create_model(encoder, features_only=True, pretrained=False)
         self.neck = Neck(self.encoder.feature_info.channels(), channels)
-        self.depth_decoder = Decoder(channels, 1)
-        self.seg_decoder = Decoder(channels, classes)
+        self.depth_decoder = Decoder(channels, refined, 1)
+        self.seg_decoder = Decoder(channels, refined, classes)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("variance", torch.tensor(IMAGENET_STD).square(), persistent=False)
         for module in self.encoder.modules():
             if isinstance(module, nn.Hardswish):
                 module.inplace = False  # autograd needs what comes in, and would copy it first
-        position = math.log(INITIAL_DEPTH / MIN_DEPTH) / math.log(MAX_DEPTH / MIN_DEPTH)
+        nearest, farthest = output_range
+        position = math.log(INITIAL_DEPTH / nearest) / math.log(farthest / nearest)
         nn.init.constant_(self.depth_decoder.head.bias, math.log(position / (1 - position)))
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,16 +121,17 @@ class Student(nn.Module):
         # Doubling the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
         raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
         seg = resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
-        return bounded_depth(raw_depth), seg
+        return bounded_depth(raw_depth, self.output_range), seg
 
 
-def bounded_depth(raw: Tensor) -> Tensor:
-    """Any real number to metres within MIN_DEPTH..MAX_DEPTH, even in log depth; float32 has a gradient up to raw = ±16.
+def bounded_depth(raw: Tensor, output_range: tuple[float, float]) -> Tensor:
+    """Any real number to metres within the range, even in log depth; float32 has a gradient up to raw = ±16.
 
     At least float32 whatever autocast does: half precision would step by centimetres above 8 m.
     """
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-    return MIN_DEPTH * torch.exp(math.log(MAX_DEPTH / MIN_DEPTH) * torch.sigmoid(raw))
+    nearest, farthest = output_range
+    return nearest * torch.exp(math.log(farthest / nearest) * torch.sigmoid(raw))
 
 
 def load_encoder_weights(student: Student, encoder: str, choice: str) -> str:

@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, UserError, existing_dir, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
-from cli import ArgumentParser, UserError, existing_dir, run
-from config import Config, Intrinsics
+from config import Intrinsics, Recipe
 from dataset.alignment import seam_step, sensor_scale
 from dataset.files import read_image, read_json, write_json
 from dataset.frames import (
@@ -311,7 +315,7 @@ def main() -> None:
     join = join_frames(folders, frames, splits, cameras, teachers_provenance(folders))
     check(join, args.allow_missing_teachers)
     if args.align_to_sensor:
-        align(join.rows, Config().confidence_threshold)
+        align(join.rows, Recipe().confidence_threshold)
     write_manifest(output, join.rows)
     write_json(output.with_suffix(".json"), {"frames": len(join.rows), "fingerprint": fingerprint(join.rows)})
     print(f"{output}: {len(join.rows)} frames")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cli import UserError, existing_dir, positive_int, resolve_device
+
 import cv2
 import numpy as np
 
-from cli import UserError, existing_dir, positive_int, resolve_device
 from config import Intrinsics
 from dataset.files import sha256_of
 from dataset.frames import find_map, read_depth

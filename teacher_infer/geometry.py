@@ -81,7 +81,8 @@ SILL = 0.25  # metres above the floor that windows begin at: lower are doors, wh
 @dataclass
 class GeometryResult:
     """classes: uint8 [H,W], floor, wall, glass or other (config.CLASS_NAMES). gravity: float64 [3], unit vector that
-    points down in camera axes. confidence: float32 [H,W] in 0..1, 1 = lies on the middle of its plane, 0 = other."""
+    points down in camera axes. confidence: float32 [H,W] in 0..1, 1 = lies on the middle of its plane, 0 = other.
+    """
 
     classes: np.ndarray
     gravity: np.ndarray
@@ -332,7 +333,8 @@ def find_glass(
     scene: Scene, down: np.ndarray, floor: Surface | None, walls: list[Surface]
 ) -> list[tuple[np.ndarray, float]]:
     """Panes as (bool [h,w] with a window's frame, share of holes in it without the frame): what holes cover, bars and
-    smears among them closed."""
+    smears among them closed.
+    """
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)
     for wall in walls:

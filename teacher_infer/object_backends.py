@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cli import UserError, existing_dir, existing_file, resolve_device
+
 import cv2
 import numpy as np
 
-from cli import UserError, existing_dir, existing_file, resolve_device
-from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Config
+from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Runtime
 from dataset.files import read_png_raw, sha256_of
 from dataset.frames import find_map, read_classes
 from teacher_infer.stage import versions_of
@@ -253,7 +254,7 @@ def _with_box(class_id: int, mask: np.ndarray) -> DetectedObject:
 
 def add_object_flags(parser: argparse.ArgumentParser) -> None:
     """--backend, --reference-dir, --yolo-weights, --sam2-checkpoint, --sam2-config."""
-    weights = Config().weights_dir
+    weights = Runtime().weights_dir
     parser.add_argument(
         "--backend",
         choices=("yolo-sam2", "reference"),

@@ -57,7 +57,8 @@ SPREADS = 3.0  # spreads that a reading may lie off beyond that
 @dataclass
 class Scene:
     """The working copy of a frame: points, normals, rays float [h,w,3], inverse depth [h,w] (0 = none), valid, planar,
-    hole bool [h,w] and area float [h,w], the square metres that a pixel shows. rays are points at depth 1."""
+    hole bool [h,w] and area float [h,w], the square metres that a pixel shows. rays are points at depth 1.
+    """
 
     points: np.ndarray
     normals: np.ndarray
@@ -101,7 +102,8 @@ class Plane:
 class Surface:
     """A plane with drift. inverse float [h,w]: its inverse depth along each ray; distance float32 [h,w]: signed metres
     of what is seen in front of it (inf where it can't be); tolerance: metres that what lies on it may be off;
-    members bool [h,w]: planar places on it that face as it does."""
+    members bool [h,w]: planar places on it that face as it does.
+    """
 
     plane: Plane
     inverse: np.ndarray

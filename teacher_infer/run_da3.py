@@ -3,8 +3,12 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
-from cli import ArgumentParser, existing_dir, run
+try:
+    from cli import ArgumentParser, existing_dir, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 from dataset.files import read_image
 from dataset.frames import find_frames
 from teacher_infer.depth_backends import DepthBackend, Prepared, add_backend_flags, load_depth_backend

@@ -8,11 +8,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+try:
+    from cli import ArgumentParser, UserError, existing_dir, non_negative_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
-from cli import ArgumentParser, UserError, existing_dir, non_negative_int, run
 from config import CLASS_COLOURS, CLASS_NAMES, Intrinsics
 from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import find_frames, find_map, read_confidence, read_depth

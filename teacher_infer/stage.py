@@ -22,11 +22,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, positive_float, positive_int, resolve_device
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, positive_float, positive_int, resolve_device
 from config import NYU_INTRINSICS, Intrinsics
 from dataset.files import read_json, target_of_temporary, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
@@ -40,7 +41,7 @@ FOCAL_TOLERANCE = 1e-3  # relative difference between flags and camera.json that
 
 
 def shard(text: str) -> tuple[int, int]:
-    """argparse type: 'i/n', part i of n, i in 0..n-1."""
+    """Argparse type: 'i/n', part i of n, i in 0..n-1."""
     try:
         index, count = (int(part) for part in text.split("/"))
     except ValueError:

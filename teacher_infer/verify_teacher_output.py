@@ -4,22 +4,26 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+try:
+    from cli import (
+        EXIT_GATE_FAILED,
+        EXIT_OK,
+        ArgumentParser,
+        UserError,
+        existing_dir,
+        positive_float,
+        positive_int,
+        resolve_device,
+        run,
+    )
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 from scipy.stats import spearmanr
 from tabulate import tabulate
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python teacher_infer/x.py` puts only that folder there
-from cli import (
-    EXIT_GATE_FAILED,
-    EXIT_OK,
-    ArgumentParser,
-    UserError,
-    existing_dir,
-    positive_float,
-    positive_int,
-    resolve_device,
-    run,
-)
 from dataset.files import read_image, write_json, write_png
 from dataset.frames import find_frames, find_map, read_depth
 from dataset.pictures import colour_depth, colour_error, depth_range, panel
@@ -202,7 +206,7 @@ def read_reference(folder: Path, stem: str, shape: tuple[int, int]) -> np.ndarra
 
 
 def picture(rgb: np.ndarray, teacher: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
-    """image | teacher | reference | difference, the depths in one range of colours."""
+    """Image | teacher | reference | difference, the depths in one range of colours."""
     maps = [teacher] if reference is None else [teacher, reference]
     near, far = depth_range(*maps)
     columns = [

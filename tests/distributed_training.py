@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from config import Config
+from config import Recipe, Runtime
 from dataset.manifest import read_manifest
-from training.checkpoint import freeze_statistics
-from training.distributed import processes
-from training.feed import Batch, PackedFrames
+from trainer.checkpoint import freeze_statistics
+from trainer.distributed import processes
+from trainer.feed import Batch, PackedFrames
 
 BATCH, STEPS = 8, 50
 
@@ -37,12 +36,12 @@ class Uneven(train.Trainer):
 
 def main() -> None:
     manifest, log_dir, accumulation = sys.argv[1:]
-    config = Config(width=96, height=64, batch_size=BATCH, epochs=STEPS, accumulation_steps=int(accumulation), lr=5e-5)
+    recipe = Recipe(width=96, height=64, batch_size=BATCH, epochs=STEPS, accumulation_steps=int(accumulation), lr=5e-5)
     rows = (read_manifest(manifest) * 2)[:BATCH]
     with processes("cpu") as (group, device):
         with group.main_first():
-            frames = PackedFrames(rows, Path(log_dir) / ".cache", (192, 128), config.reference_focal, workers=1)
-        trainer = Uneven(config, device, frames, frames, "data", group)
+            frames = PackedFrames(rows, Path(log_dir) / ".cache", (192, 128), recipe.reference_focal, workers=1)
+        trainer = Uneven(recipe, Runtime(), device, frames, frames, "data", group)
         trainer.model.train()
         freeze_statistics(trainer.model)
         batches = (batch for epoch in range(STEPS) for batch in trainer.batches(epoch, 0, device))

@@ -14,9 +14,8 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from training.checkpoint import load_checkpoint
+from trainer.checkpoint import load_checkpoint
 
 LONGEST = 1.8  # seconds until a kill
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
+from cli import run
+
 import numpy as np
 import pytest
 from box_room import CAMERA, write_folder
 
-from cli import run
 from dataset.files import read_png_raw, write_npy
 from dataset.manifest import Row, write_manifest
 

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 
+from cli import UserError
+
 import numpy as np
 import pytest
 from box_room import render, write_folder
 
-from cli import UserError
 from dataset.alignment import seam_step, sensor_scale
 from dataset.manifest import read_manifest
 from teacher_infer import build_manifest
@@ -68,7 +69,7 @@ def test_the_manifest_holds_the_factor_and_says_what_became_of_the_seam(folder, 
 
 def test_training_gets_the_teacher_at_the_sensor_s_scale(folder, monkeypatch):
     pytest.importorskip("torch")
-    from training.feed import PackedFrames
+    from trainer.feed import PackedFrames
 
     rows = build(folder, monkeypatch, "--align-to-sensor")
     aligned = PackedFrames(rows, folder / ".cache", (160, 120), 100.0, 1)

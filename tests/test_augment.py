@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from config import IGNORE
-from training import augment as augmentation
-from training.augment import Draws, augment, change_colour, change_texture, draw_share, draw_window
-from training.feed import Batch
+from trainer import augment as augmentation
+from trainer.augment import Draws, augment, change_colour, change_texture, draw_share, draw_window
+from trainer.feed import Batch
 
 HEIGHT, WIDTH = 60, 80
 FOCAL, CX, CY = 90.0, (WIDTH - 1) / 2, (HEIGHT - 1) / 2

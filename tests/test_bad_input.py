@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cli import EXIT_USAGE
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,6 @@ from small_run import STEMS, copy_data, exit_code, train_flags
 import eval_distillation
 import predict
 import train
-from cli import EXIT_USAGE
 from dataset.files import read_npy, read_png_raw, write_npy, write_png
 
 ROOT = Path(__file__).resolve().parents[1]

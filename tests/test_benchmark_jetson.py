@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 import benchmark_jetson
 from benchmark_jetson import accuracy, as_csv, as_markdown, measure, summarise
 from dataset.files import read_image
-from models.metrics import ConfusionMatrix, DepthMetrics
+from evaluation.metrics import ConfusionMatrix, DepthMetrics
 
 SCRIPT = Path(benchmark_jetson.__file__)
 HEIGHT, WIDTH, CLASSES = 6, 8, 6

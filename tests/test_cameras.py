@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from config import NYU_INTRINSICS, Config
+from config import NYU_INTRINSICS
 from dataset.frames import read_depth, read_image
 from dataset.manifest import Cameras
-from training.checkpoint import load_student
-from training.inference import focal_scale, predict
+from evaluation.inference import predictor
+from trainer.checkpoint import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "best.pt"
@@ -26,7 +26,8 @@ UNSEEN_SEED = 1  # the demo trains on rooms of seed 0
 def student():
     if not CHECKPOINT.is_file():
         pytest.skip("no checkpoints/best.pt: `make demo` trains the student that this test is about")
-    return load_student(CHECKPOINT)
+    model, recipe, _ = load_student(CHECKPOINT)
+    return predictor(model, recipe, torch.device("cpu"))
 
 
 def test_nyus_camera_file_is_nyus_camera():
@@ -35,13 +36,11 @@ def test_nyus_camera_file_is_nyus_camera():
 
 def median_ratio(student, folder: Path, rule: bool) -> float:
     """Median over frames of each frame's median of predicted / true depth."""
-    model, checkpoint = student
-    config = Config(reference_focal=checkpoint["reference_focal"])
     camera = Cameras.read(folder / "camera.json").of("") if rule else NYU_INTRINSICS
     ratios = []
     for image in sorted((folder / "rgb").glob("*.png")):
         truth = read_depth(folder / "depth" / f"{image.stem}.npy")
-        depth, _ = predict(model, read_image(image), focal_scale(camera, config), config, torch.device("cpu"))
+        depth, _ = student(read_image(image), camera)
         ratios.append(np.median(depth[truth > 0] / truth[truth > 0]))
     return float(np.median(ratios))
 
@@ -52,12 +51,12 @@ def unseen_rooms(tmp_path_factory) -> dict[float, Path]:
     folders = {factor: tmp_path_factory.mktemp("rooms") for factor in LENSES}
     for factor, folder in folders.items():
         stages = (
-            ("rooms.py", "--out", "r.mat", "--scenes", str(SCENES), "--frames-per-scene", "1",
+            ("rooms/render_rooms.py", "--out", "r.mat", "--scenes", str(SCENES), "--frames-per-scene", "1",
              "--seed", str(UNSEEN_SEED), "--focal-scale", str(factor)),
-            ("nyu_loader.py", "--mat", "r.mat", "--out", "."),
+            ("dataset/nyu_loader.py", "--mat", "r.mat", "--out", "."),
         )  # fmt: skip
         for script, *arguments in stages:
-            subprocess.run([sys.executable, str(ROOT / "dataset" / script), *arguments], cwd=folder, check=True)
+            subprocess.run([sys.executable, str(ROOT / script), *arguments], cwd=folder, check=True)
     return folders
 
 

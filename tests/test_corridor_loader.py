@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cli import UserError
+
 import cv2
 import numpy as np
 import pytest
 
-from cli import UserError
 from dataset import corridor_loader
 from dataset.files import read_json, read_npy
 from dataset.frames import find_frames, read_depth

@@ -8,11 +8,12 @@ import contextlib
 import os
 from pathlib import Path
 
+from cli import UserError
+
 import cv2
 import numpy as np
 import pytest
 
-from cli import UserError
 from config import Intrinsics
 from dataset.files import read_image
 from teacher_infer import depth_backends

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cli import EXIT_STOPPED, EXIT_USAGE
+
 import numpy as np
 import pytest
 import torch
 from small_run import call, train_flags
 
 import train
-from cli import EXIT_STOPPED, EXIT_USAGE
 from dataset.manifest import read_manifest
-from training.distributed import Processes
-from training.feed import PackedFrames, training_batches
+from trainer.distributed import Processes
+from trainer.feed import PackedFrames, training_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 120  # seconds that a run may take

@@ -3,6 +3,8 @@
 import json
 import math
 
+from cli import UserError
+
 import cv2
 import numpy as np
 import pytest
@@ -11,17 +13,18 @@ from box_room import CAMERA, render
 from small_run import SIZE, call, copy_data
 
 import eval_distillation
-from cli import UserError
-from config import NYU_INTRINSICS, Config, Intrinsics
+from config import NYU_INTRINSICS, Intrinsics, Recipe
 from dataset.files import read_image, write_npy, write_png
 from dataset.frames import read_frame, to_network_map
 from dataset.manifest import Row, read_manifest
-from training.checkpoint import load_student
-from training.feed import PackedFrames
-from training.inference import focal_scale, predict
+from evaluation import report
+from evaluation.comparison import ROWS, Comparison, compare
+from evaluation.inference import focal_scale, predictor
+from trainer.checkpoint import load_student
+from trainer.feed import PackedFrames
 
 CPU = torch.device("cpu")
-CONFIG = Config()
+RECIPE = Recipe()
 
 
 def evaluate(manifest, trained, output, *flags) -> dict:
@@ -58,7 +61,7 @@ def test_the_heading_says_reference_teachers(manifest, output, tmp_path):
     rows = read_manifest(manifest)
     for row in rows:
         row.made_by = {"da3_depth": {"backend": "da3", "model": "DA3METRIC-LARGE"}}
-    assert "REFERENCE" not in eval_distillation.title(rows, "val")
+    assert "REFERENCE" not in report.title(rows, "val")
 
 
 def test_json_and_markdown_agree(output, table):
@@ -69,14 +72,14 @@ def test_json_and_markdown_agree(output, table):
         if row[0] not in table:
             continue
         depth, seg = table[row[0]]["depth"], table[row[0]]["seg"]
-        if len(row) == 1 + len(eval_distillation.DEPTH_COLUMNS):
-            values = [depth[name] for name in eval_distillation.DEPTH_COLUMNS]
+        if len(row) == 1 + len(report.DEPTH_COLUMNS):
+            values = [depth[name] for name in report.DEPTH_COLUMNS]
         else:
             values = [seg["miou"], seg["pixel_accuracy"], *seg["iou"]]
         values = [float("nan") if value is None else value for value in values]  # JSON has no word for NaN
         assert [float(cell) for cell in row[1:]] == pytest.approx(values, abs=0.00051, nan_ok=True)
         found += 1
-    assert found == 2 * len(eval_distillation.ROWS), "each row stands in both tables"
+    assert found == 2 * len(ROWS), "each row stands in both tables"
 
 
 def test_pictures_are_drawn(output):
@@ -87,11 +90,11 @@ def test_pictures_are_drawn(output):
 def test_baselines_are_the_errors_of_a_constant(manifest, trained, table):
     """The mean depth of the training data through the test frames' lens, and the most frequent training class."""
     rows = read_manifest(manifest)
-    scale = CAMERA.resized(CONFIG.width, CONFIG.height).focal / CONFIG.reference_focal
+    scale = CAMERA.resized(RECIPE.width, RECIPE.height).focal / RECIPE.reference_focal
     depth = np.concatenate([read_frame(row).depth.ravel() for row in rows[:4]])  # the teacher fills the sensor's holes
     classes = np.concatenate([read_frame(row).sam2_seg.ravel() for row in rows[:4]])
     constant, majority = depth.mean(dtype=np.float64) / scale, np.bincount(classes).argmax()
-    notes = load_student(trained / "checkpoints/best.pt")[1]["notes"]
+    notes = load_student(trained / "checkpoints/best.pt")[2]["notes"]
     assert notes["mean_depth"] == pytest.approx(constant, rel=1e-3)
     assert notes["majority_class"] == majority
 
@@ -120,13 +123,13 @@ def test_the_same_image_from_a_longer_lens_is_farther_away(manifest, trained, tm
 
 
 def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
-    student, _ = load_student(trained / "checkpoints/best.pt")
+    student = predictor(load_student(trained / "checkpoints/best.pt")[0], RECIPE, CPU)
     rgb = read_image(read_manifest(manifest)[0].rgb)
-    reference = Intrinsics(*[CONFIG.reference_focal / 2] * 2, 80, 60, *SIZE)
-    assert focal_scale(reference, CONFIG) == focal_scale(None, CONFIG) == 1
-    assert focal_scale(reference.with_lens(1.25), CONFIG) == 1.25
-    near, seg = predict(student, rgb, focal_scale(reference, CONFIG), CONFIG, CPU)
-    far, same_seg = predict(student, rgb, focal_scale(reference.with_lens(1.25), CONFIG), CONFIG, CPU)
+    reference = Intrinsics(*[RECIPE.reference_focal / 2] * 2, 80, 60, *SIZE)
+    assert focal_scale(reference, RECIPE) == focal_scale(None, RECIPE) == 1
+    assert focal_scale(reference.with_lens(1.25), RECIPE) == 1.25
+    near, seg = student(rgb, reference)
+    far, same_seg = student(rgb, reference.with_lens(1.25))
     np.testing.assert_allclose(far, near * 1.25, rtol=1e-6)
     np.testing.assert_array_equal(seg, same_seg)
     assert (near.shape, near.dtype, seg.shape, seg.dtype) == (rgb.shape[:2], np.float32, rgb.shape[:2], np.uint8)
@@ -136,10 +139,10 @@ def test_labels_to_the_reference_camera_and_back(manifest, tmp_path):
     """What a perfect student would learn comes back as the label, within the millimetres of the packed cache."""
     row = read_manifest(manifest)[0]
     row.intrinsics = row.intrinsics.with_lens(1.37)
-    size = (CONFIG.width, CONFIG.height)
-    batch = PackedFrames([row], tmp_path, size, CONFIG.reference_focal, workers=1).batch([0], CPU)
+    size = (RECIPE.width, RECIPE.height)
+    batch = PackedFrames([row], tmp_path, size, RECIPE.reference_focal, workers=1).batch([0], CPU)
     learned = batch.depth * batch.focal_factor.view(-1, 1, 1, 1)
-    back = learned[0, 0].numpy() * focal_scale(row.intrinsics, CONFIG)
+    back = learned[0, 0].numpy() * focal_scale(row.intrinsics, RECIPE)
     np.testing.assert_allclose(back, to_network_map(read_frame(row).depth, *size), atol=0.51e-3)
 
 
@@ -155,14 +158,14 @@ class Constant(torch.nn.Module):
 
 @pytest.mark.parametrize(("camera", "cropped"), [(NYU_INTRINSICS, True), (CAMERA, False)])
 def test_nyu_is_scored_within_the_eigen_crop_and_other_cameras_are_not(tmp_path, camera, cropped):
-    depth = np.full((480, 640), 3.0, np.float32) * np.float32(focal_scale(camera, CONFIG))
+    depth = np.full((480, 640), 3.0, np.float32) * np.float32(focal_scale(camera, RECIPE))
     inside = np.zeros(depth.shape, dtype=bool)
     inside[45:471, 41:601] = True
     depth[~inside] *= 2
     write_npy(tmp_path / "depth.npy", depth)
     write_png(tmp_path / "rgb.png", np.full((480, 640, 3), 100, np.uint8))
     row = Row("frame", tmp_path / "rgb.png", tmp_path / "depth.npy", split="test", intrinsics=camera)
-    results = eval_distillation.compare(Constant(), [row], {}, CONFIG, CPU, [])
+    results = compare(predictor(Constant(), RECIPE, CPU), [row], {}, RECIPE, [])
     expected = 0 if cropped else (~inside).mean() / 2
     assert results["student vs reference"]["depth"]["abs_rel"] == pytest.approx(expected, abs=1e-6)
     assert results["student vs teacher"] == results["baseline vs reference"] == {}
@@ -185,7 +188,7 @@ def test_frames_without_labels_or_teachers_leave_those_rows_out(manifest, traine
 def test_a_perfect_prediction_is_scored_as_perfect():
     """A box room against itself, with holes in the reference."""
     depth, sensor, labels = render(CAMERA.resized(*SIZE))
-    comparison = eval_distillation.Comparison(CONFIG)
+    comparison = Comparison(RECIPE)
     comparison.update((depth, labels), (sensor, labels), (slice(None), slice(None)))
     results = comparison.results()
     assert results["depth"]["rmse"] == 0 and results["seg"]["miou"] == 1

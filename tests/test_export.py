@@ -6,6 +6,8 @@ import sys
 import types
 from dataclasses import asdict, replace
 
+import cli
+
 import cv2
 import numpy as np
 import onnx
@@ -15,22 +17,14 @@ import tensorrt_rtx as trt
 import torch
 from timm.models.efficientvit_mit import LiteMLA
 
-import cli
 import export_trt
 from benchmark_jetson import BenchmarkError, parse_graph
-from config import CLASS_NAMES, NYU_INTRINSICS, Config, Intrinsics
+from config import CLASS_NAMES, NYU_INTRINSICS, Intrinsics, Recipe
 from dataset.files import read_json, write_json, write_npy, write_png
 from dataset.manifest import Row, read_manifest, write_manifest
 from deployment import engine, proof
 from deployment.agreement import TOLERANCES, by_onnx_runtime, by_pytorch, compare, losses, score, within
 from deployment.engine import layer_types
-from deployment.frames import (
-    calibration_images,
-    evaluation_frames,
-    find_test_rows,
-    random_images,
-    write_evaluation_frames,
-)
 from deployment.graph import (
     LARGEST_HALF,
     Deployed,
@@ -40,9 +34,11 @@ from deployment.graph import (
     half_ranges,
     in_half,
 )
+from deployment.images import calibration_images, random_images
 from deployment.int8 import Quantiser
-from models.metrics import eigen_crop
-from training.checkpoint import build_student, load_student, plain_config, save_checkpoint
+from evaluation.held_out import evaluation_frames, find_test_rows, write_evaluation_frames
+from evaluation.metrics import eigen_crop
+from trainer.checkpoint import build_student, load_student, save_checkpoint
 
 CAMERA = NYU_INTRINSICS.resized(320, 240)
 WIDTH, HEIGHT = 320, 240
@@ -51,7 +47,7 @@ WIDTH, HEIGHT = 320, 240
 def write_checkpoint(path, **notes):
     """A checkpoint as train.py writes it, with random weights."""
     torch.manual_seed(0)
-    student = build_student(Config())
+    student = build_student(Recipe())
     for module in student.modules():  # statistics that a graph with batch norm left out would not get right
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -62,9 +58,6 @@ def write_checkpoint(path, **notes):
         "optimizer": {},
         "schedule": {},
         "step": 12,
-        "config": plain_config(Config()),
-        "class_names": list(CLASS_NAMES),
-        "reference_focal": Config().reference_focal,
         "notes": {
             "camera": vars(CAMERA),
             "teachers": [{"da3_depth": {"backend": "da3"}}],
@@ -74,7 +67,7 @@ def write_checkpoint(path, **notes):
         }
         | notes,
     }
-    save_checkpoint(path, content)
+    save_checkpoint(path, Recipe(), content)
     return path
 
 
@@ -255,7 +248,7 @@ def test_a_file_with_several_cameras(export, checkpoint, nothing_around):
     cameras = {"a": asdict(CAMERA), "b": asdict(CAMERA)}
     write_json(nothing_around / "same.json", cameras)
     write_json(nothing_around / "two.json", cameras | {"b": asdict(replace(CAMERA, fx=300.0))})
-    assert export_trt.target_camera(nothing_around / "same.json", None, Config()).fx == pytest.approx(CAMERA.fx)
+    assert export_trt.target_camera(nothing_around / "same.json", None, Recipe()).fx == pytest.approx(CAMERA.fx)
     code, _, err = export("--checkpoint", checkpoint, "--skip-trt", "--camera", "two.json")
     assert code == 2 and len(err.splitlines()) == 1 and "2 cameras" in err
 
@@ -289,7 +282,7 @@ def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_grap
 
 def test_gate_fails_on_another_students_graph(export, checkpoint, manifest, nothing_around, monkeypatch):
     torch.manual_seed(5)
-    other = Deployed(build_student(Config()), 1.0)
+    other = Deployed(build_student(Recipe()), 1.0)
     wrong = export_graph(other, HEIGHT, WIDTH)
     monkeypatch.setattr(proof, "export_graph", lambda *arguments: wrong)
     code, out, _ = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
@@ -352,7 +345,7 @@ def test_score_is_in_metres_of_each_frames_camera():
     }
     seg = np.zeros((1, 6, 4, 6), np.float32)
     seg[:, 2] = 1
-    scores = score(lambda image: (np.full((1, 1, 4, 6), 2.0, np.float32), seg), frames, 100.0, Config())
+    scores = score(lambda image: (np.full((1, 1, 4, 6), 2.0, np.float32), seg), frames, 100.0, Recipe())
     assert scores["rmse"] == pytest.approx(0.5**0.5)  # 1 m off on one frame, and right on the other
     assert scores["delta1"] == pytest.approx(0.5) and scores["miou"] == 1
 
@@ -372,7 +365,7 @@ def test_half_precision_where_it_is_wanted(half_graph):
     assert types_of("MatMul") == types_of("Exp") == {onnx.TensorProto.FLOAT}
     weights = {tensor.data_type for tensor in inferred.initializer if len(tensor.dims) == 4}
     assert onnx.TensorProto.FLOAT16 in weights
-    half, whole = half_graph.ByteSize(), sum(weight.numel() for weight in build_student(Config()).parameters()) * 4
+    half, whole = half_graph.ByteSize(), sum(weight.numel() for weight in build_student(Recipe()).parameters()) * 4
     assert half < 0.6 * whole
 
 
@@ -510,7 +503,7 @@ def test_layers_are_ranked_by_what_each_loses_alone(monkeypatch):
 def test_evaluation_frames(manifest, tmp_path):
     rows, words = find_test_rows(manifest, ["000000"], limit=32)
     assert [row.stem for row in rows] == ["000001", "00/000002"] and "2 test frames" in words
-    write_evaluation_frames(tmp_path / "eval_frames.npz", evaluation_frames(rows, Config()))
+    write_evaluation_frames(tmp_path / "eval_frames.npz", evaluation_frames(rows, Recipe()))
     with np.load(tmp_path / "eval_frames.npz", allow_pickle=False) as archive:
         frames = dict(archive)
     assert frames["rgb"].shape == (2, HEIGHT, WIDTH, 3) and frames["rgb"].dtype == np.uint8
@@ -528,7 +521,7 @@ def test_evaluation_frames(manifest, tmp_path):
 def test_other_cameras_are_scored_to_the_border(tmp_path):
     camera = Intrinsics(500, 500, 320, 180, 640, 360)  # 16:9: cropped to 480x360, so that f is 500 * 320 / 480
     manifest = write_frames(tmp_path, ["a"], camera)
-    frames = evaluation_frames(read_manifest(manifest), Config())
+    frames = evaluation_frames(read_manifest(manifest), Recipe())
     assert frames["depth"][0, :, WIDTH // 2 :].all()
     assert frames["focal"] == pytest.approx([500 * 320 / 480])
 
@@ -541,15 +534,15 @@ def test_test_split_only(tmp_path):
 
 def test_calibration_frames(manifest, tmp_path):
     tested = find_test_rows(manifest, [], limit=32)[0]
-    images = calibration_images(manifest, tested, 2, Config())
+    images = calibration_images(manifest, tested, 2, Recipe())
     assert images.shape == (2, HEIGHT, WIDTH, 3) and images.dtype == np.uint8
     rows = read_manifest(manifest)
     rows[-1].rgb = rows[0].rgb  # the same picture under another name
     write_manifest(manifest.parent / "leaking.jsonl", rows)
     with pytest.raises(cli.UserError, match="can't be calibrated on test frames, and c is one"):
-        calibration_images(manifest.parent / "leaking.jsonl", tested, 500, Config())
+        calibration_images(manifest.parent / "leaking.jsonl", tested, 500, Recipe())
     with pytest.raises(cli.UserError, match="split 'train'"):
-        calibration_images(write_frames(tmp_path, ["a"]), [], 500, Config())
+        calibration_images(write_frames(tmp_path, ["a"]), [], 500, Recipe())
 
 
 # --------------------------------------------------------------------------------------------------------- TensorRT

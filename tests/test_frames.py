@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from cli import UserError
+
 import cv2
 import numpy as np
 import pytest
 
-from cli import UserError
 from config import IGNORE, NYU_INTRINSICS, Intrinsics
 from dataset import frames
 from dataset.files import write_npy, write_png

@@ -1,4 +1,4 @@
-"""The job files and the cluster's settings say the same; `make test-cluster` runs them."""
+"""cluster/settings.sh has the cluster's settings, the #SBATCH lines repeat them; `make test-cluster` runs the jobs."""
 
 import os
 import subprocess
@@ -6,41 +6,55 @@ from pathlib import Path
 
 import pytest
 
-from config import Config
+from config import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB_FILES = ("train.slurm", "teacher_infer/teacher_infer.slurm", "cluster/run.slurm")
-NAMES = ("SBATCH_PARTITION", "SBATCH_ACCOUNT", "CLUSTER_MODULE", "CONDA_ENV")
+SBATCH = ("SBATCH_PARTITION", "SBATCH_ACCOUNT", "SBATCH_GRES")
 FOLDERS = ("CHECKPOINT_DIR", "WEIGHTS_DIR", "LOG_DIR")
 
 
-@pytest.fixture
-def config(tmp_path, monkeypatch) -> Config:
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    for variable in (*NAMES, *FOLDERS, "ENGINE_DIR", "DATA_ROOT", "DATASET"):
+    for variable in (*SBATCH, *FOLDERS, "ENGINE_DIR", "DATA_ROOT", "DATASET", "CLUSTER_MODULE", "CONDA_ENV"):
         monkeypatch.delenv(variable, raising=False)
-    return Config()
+    return tmp_path
 
 
-def test_settings_are_those_of_config(config):
-    script = "source cluster/settings.sh; " + "; ".join(f'echo "${name}"' for name in NAMES + FOLDERS)
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
-    expected = (config.partition, config.account, config.module, config.conda_env)
-    expected += (config.checkpoint_dir, config.weights_dir, config.log_dir)
-    assert done.stdout.splitlines() == list(map(str, expected))
+def settings(*names: str, **environment: str) -> list[str]:
+    """The values that cluster/settings.sh gives to some names."""
+    script = "source cluster/settings.sh; " + "; ".join(f'echo "${name}"' for name in names)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=dict(os.environ) | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_jobs_and_scripts_use_the_same_folders():
+    runtime = Runtime()
+    assert settings(*FOLDERS) == [str(path) for path in (runtime.checkpoint_dir, runtime.weights_dir, runtime.log_dir)]
+
+
+def test_the_settings_are_the_groups(scratch):
+    expected = ["l40s_public", "torch_pr_742_general", "gpu:l40s:1"]
+    expected += ["anaconda3/2025.06", f"{scratch}/conda_envs/nchsb_ml"]
+    assert settings(*SBATCH, "CLUSTER_MODULE", "CONDA_ENV") == expected
+
+
+def test_a_job_without_a_gpu_asks_for_none():
+    assert settings("SBATCH_GRES", SBATCH_GRES="") == [""]
 
 
 @pytest.mark.parametrize(("dataset", "own"), [("nyu", ""), ("corridor", "/corridor")])
-def test_another_data_set_leaves_nyus_student_alone(config, tmp_path, dataset, own):
-    script = 'source cluster/settings.sh; echo "$CHECKPOINT_DIR"; echo "$ENGINE_DIR"'
-    environment = dict(os.environ) | {"DATASET": dataset}
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines() == [f"{tmp_path}/checkpoints{own}", f"{tmp_path}/engines{own}"]
+def test_another_data_set_leaves_nyus_student_alone(scratch, dataset, own):
+    expected = [f"{scratch}/checkpoints{own}", f"{scratch}/engines{own}"]
+    assert settings("CHECKPOINT_DIR", "ENGINE_DIR", DATASET=dataset) == expected
 
 
 @pytest.mark.parametrize("name", JOB_FILES)
-def test_job_files_carry_the_settings(config, name):
+def test_job_files_repeat_the_settings(name):
     """#SBATCH lines can't read variables."""
     lines = (ROOT / name).read_text().splitlines()
-    for setting in ("partition", "account", "gres"):
-        assert f"#SBATCH --{setting}={getattr(config, setting)}" in lines
+    for variable, value in zip(SBATCH, settings(*SBATCH), strict=True):
+        assert f"#SBATCH --{variable.removeprefix('SBATCH_').lower()}={value}" in lines

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cli import UserError
+
 import numpy as np
 import pytest
 
-from cli import UserError
 from config import CLASS_NAMES, IGNORE
 from dataset import label_remapper
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from config import CLASS_NAMES, IGNORE, Config
+from config import CLASS_NAMES, IGNORE, Recipe
 from models.losses import (
     LossWeights,
     class_weights,
@@ -19,10 +19,11 @@ from models.losses import (
     segmentation_cross_entropy,
     target_counts,
 )
-from models.student import MAX_DEPTH, MIN_DEPTH, Student, bounded_depth
-from training.checkpoint import build_student
+from models.student import Student, bounded_depth
+from trainer.checkpoint import build_student
 
 CLASSES = len(CLASS_NAMES)
+RANGE = Recipe().output_range
 WEIGHTS = LossWeights(depth=1.0, segmentation=0.5, dice=0.25, smoothness=0.02)
 
 
@@ -173,20 +174,20 @@ def test_smoothness_is_zero_for_constant_depth_and_damped_at_image_edges():
 
 
 def test_depth_is_bounded_and_its_gradient_reaches_the_extremes():
-    assert bounded_depth(torch.tensor([-1e9, 1e9])).tolist() == pytest.approx([MIN_DEPTH, MAX_DEPTH])
+    assert bounded_depth(torch.tensor([-1e9, 1e9]), RANGE).tolist() == pytest.approx(RANGE)
     raw = torch.tensor([-16.0, -8.0, 0.0, 8.0, 16.0], requires_grad=True)
-    depth = bounded_depth(raw)
+    depth = bounded_depth(raw, RANGE)
     depth.sum().backward()
     assert depth.diff().min() > 0
     assert (raw.grad > 0).all()
-    assert bounded_depth(torch.zeros(1, dtype=torch.float16)).dtype == torch.float32
-    assert bounded_depth(torch.zeros(1)).item() == pytest.approx(math.sqrt(MIN_DEPTH * MAX_DEPTH))
+    assert bounded_depth(torch.zeros(1, dtype=torch.float16), RANGE).dtype == torch.float32
+    assert bounded_depth(torch.zeros(1), RANGE).item() == pytest.approx(math.sqrt(RANGE[0] * RANGE[1]))
 
 
 @pytest.fixture(scope="module")
 def student() -> Student:
     torch.manual_seed(0)
-    return build_student(Config()).eval()
+    return build_student(Recipe()).eval()
 
 
 def test_student_is_small_enough_for_the_jetson(student):
@@ -199,25 +200,25 @@ def test_outputs_have_the_inputs_size(student, size):
     depth, seg = student(torch.rand(1, 3, *size))
     assert (depth.dtype, seg.dtype) == (torch.float32, torch.float32)
     assert (tuple(depth.shape), tuple(seg.shape)) == ((1, 1, *size), (1, CLASSES, *size))
-    assert (depth >= MIN_DEPTH).all() and (depth <= MAX_DEPTH).all()
+    assert (depth >= RANGE[0]).all() and (depth <= RANGE[1]).all()
     assert 1 < depth.median() < 4, "an untrained student says about two metres"
 
 
 @torch.inference_mode()
 def test_the_same_seed_gives_the_same_student(student):
     torch.manual_seed(0)
-    again = build_student(Config()).eval()
+    again = build_student(Recipe()).eval()
     rgb = torch.rand(1, 3, 64, 96)
     for first, second in zip(student(rgb), again(rgb), strict=True):
         assert torch.equal(first, second)
     torch.manual_seed(1)
-    other = build_student(Config()).eval()
+    other = build_student(Recipe()).eval()
     assert not torch.equal(student(rgb)[0], other(rgb)[0])
 
 
 def test_every_weight_learns():
     torch.manual_seed(0)
-    student = build_student(Config())
+    student = build_student(Recipe())
     depth, seg = student(torch.rand(2, 3, 64, 96))
     target = torch.randint(CLASSES, (2, 64, 96))
     ones, rgb = torch.ones_like(depth), torch.rand(2, 3, 64, 96)

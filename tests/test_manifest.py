@@ -4,9 +4,10 @@ import json
 import os
 from pathlib import Path
 
+from cli import UserError
+
 import pytest
 
-from cli import UserError
 from config import NYU_INTRINSICS, Intrinsics
 from dataset import manifest
 from dataset.manifest import Cameras, Row, fingerprint, read_manifest, read_splits, write_manifest

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_run import random_depth
 
-from models.metrics import ConfusionMatrix, DepthMetrics, eigen_crop
+from evaluation.metrics import ConfusionMatrix, DepthMetrics, eigen_crop
 
 NEAREST, FARTHEST = 0.1, 10.0
 POOLED = ("rmse", "rmse_log", "silog", "mae", "abs_rel", "sq_rel", "log10", "delta1", "delta2", "delta3")

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from config import CLASS_NAMES, Config
+from config import CLASS_NAMES, Recipe
 from print_model_shapes import complexity, feature_maps, parameters
-from training.checkpoint import build_student
+from trainer.checkpoint import build_student
 
 MOST_PARAMETERS, MOST_MACS = 5.31e6, 1.05e9
 
 
 @pytest.fixture(scope="module")
 def student():
-    return build_student(Config()).eval()
+    return build_student(Recipe()).eval()
 
 
 def test_encoder_maps(student):

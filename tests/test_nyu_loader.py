@@ -9,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+from cli import UserError
+
 import h5py
 import numpy as np
 import pytest
 
-from cli import UserError
 from config import CLASS_NAMES, IGNORE
 from dataset import nyu_loader
 from dataset.files import read_image, read_json, read_npy, read_png_raw
@@ -225,7 +226,7 @@ def other_name(file) -> None:
         (replace("labels", np.zeros((6, WIDTH, HEIGHT), np.float64)), ["labels"]),
         (replace("scenes", np.zeros((1, 6))), ["scenes"]),
         (unknown_id, ["000004", "895"]),
-        (lambda file: file.attrs.update(fx=674.5), ["attributes", "rooms.py"]),
+        (lambda file: file.attrs.update(fx=674.5), ["attributes", "render_rooms.py"]),
         (lambda file: file.create_dataset("intrinsics", data=np.ones((6, 3))), ["intrinsics", "(6, 3)"]),
         (lambda file: file.create_dataset("intrinsics", data=np.full((6, 4), np.nan)), ["intrinsics", "000001"]),
         (other_name, ["names", "id 2"]),

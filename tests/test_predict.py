@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from cli import UserError
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +13,6 @@ from box_room import CAMERA
 from small_run import SIZE, call
 
 import predict
-from cli import UserError
 from config import IGNORE
 from dataset.files import read_image, write_png
 from dataset.manifest import read_manifest

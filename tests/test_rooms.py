@@ -4,36 +4,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cli import EXIT_USAGE
+
 import h5py
 import numpy as np
 import pytest
 
-from cli import EXIT_USAGE
 from config import NYU_INTRINSICS, Intrinsics
-from dataset import rooms
-from dataset.rendering.geometry import Mesh, placement
-from dataset.rendering.render import Light, Pose, World, render
-from dataset.rendering.textures import Palette
+from rooms import render_rooms
+from rooms.geometry import Mesh, placement
+from rooms.render import Light, Pose, World, render
+from rooms.textures import Palette
 
 CAMERA = NYU_INTRINSICS.resized(96, 72)
 SCENES, FRAMES = 4, 2
 
 
 @pytest.fixture(scope="module")
-def frames() -> list[rooms.RenderedFrame]:
-    return list(rooms.render_scenes(3, SCENES, FRAMES, CAMERA))
+def frames() -> list[render_rooms.RenderedFrame]:
+    return list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA))
 
 
 @pytest.fixture(scope="module")
 def mat_file(frames, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("rooms") / "rooms.mat"
-    rooms.write_mat(path, iter(frames), len(frames), CAMERA.width, CAMERA.height)
+    render_rooms.write_mat(path, iter(frames), len(frames), CAMERA.width, CAMERA.height)
     return path
 
 
 def _pixels_of(frames, student: str, image: str) -> np.ndarray:
     """The values of one image of all frames on the pixels of one student class."""
-    names, class_of = rooms.class_table()
+    names, class_of = render_rooms.class_table()
     wanted = np.array([False] + [class_of[name] == student for name in names])
     return np.concatenate([getattr(frame, image)[wanted[frame.labels]] for frame in frames])
 
@@ -48,17 +49,17 @@ def _same(first, second) -> bool:
 
 
 def test_same_seed_same_bytes_for_any_number_of_workers(frames):
-    assert _same(frames, list(rooms.render_scenes(3, SCENES, FRAMES, CAMERA, workers=2)))
+    assert _same(frames, list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA, workers=2)))
 
 
 def test_a_scene_depends_on_seed_and_index_alone(frames):
-    assert _same(frames[2 * FRAMES : 3 * FRAMES], rooms.render_scene(3, 2, FRAMES, CAMERA))
-    assert not _same(frames[:FRAMES], rooms.render_scene(4, 0, FRAMES, CAMERA))
+    assert _same(frames[2 * FRAMES : 3 * FRAMES], render_rooms.render_scene(3, 2, FRAMES, CAMERA))
+    assert not _same(frames[:FRAMES], render_rooms.render_scene(4, 0, FRAMES, CAMERA))
     assert not _same(frames[:FRAMES], frames[FRAMES : 2 * FRAMES])
 
 
 def test_each_room_has_a_lens_of_its_own(frames):
-    seen = list(rooms.render_scenes(3, SCENES, FRAMES, CAMERA, lenses=(0.5, 2.0)))
+    seen = list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA, lenses=(0.5, 2.0)))
     factors = [frame.camera.fx / CAMERA.fx for frame in seen]
     assert all(
         frame.camera.cx == CAMERA.cx and frame.camera.fy / CAMERA.fy == pytest.approx(factor)
@@ -66,7 +67,7 @@ def test_each_room_has_a_lens_of_its_own(frames):
     )
     assert len(set(factors)) == SCENES and 0.5 <= min(factors) < max(factors) <= 2
     assert [frame.scene for frame in seen] == [frame.scene for frame in frames]
-    floor_id = rooms.class_table()[0].index("floor") + 1
+    floor_id = render_rooms.class_table()[0].index("floor") + 1
     assert any((frame.labels == floor_id).any() for frame in seen)
     for frame in seen:
         floor = frame.labels == floor_id
@@ -84,9 +85,9 @@ def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
 @pytest.mark.parametrize("focal_scale", [1.0, 1.3])
 def test_depth_of_the_floor_is_exact(focal_scale):
     camera = CAMERA.with_lens(focal_scale)
-    floor_id = rooms.class_table()[0].index("floor") + 1
+    floor_id = render_rooms.class_table()[0].index("floor") + 1
     checked = 0
-    for frame in rooms.render_scene(3, 1, 3, camera):
+    for frame in render_rooms.render_scene(3, 1, 3, camera):
         floor = frame.labels == floor_id
         checked += floor.sum()
         np.testing.assert_allclose(frame.depth[floor], _floor_depth(camera, frame.pose)[floor], rtol=2e-6)
@@ -143,14 +144,14 @@ def test_sensor_loses_dark_and_grazing_and_far_surfaces():
 def test_sensor_has_holes_on_glass_and_elsewhere(frames):
     glass = _pixels_of(frames, "glass", "sensor_depth") == 0
     assert 0.5 < glass.mean() < 0.98
-    names, class_of = rooms.class_table()
+    names, class_of = render_rooms.class_table()
     opaque = np.array([False] + [class_of[name] != "glass" for name in names])
     holes = np.concatenate([frame.sensor_depth[opaque[frame.labels]] == 0 for frame in frames])
     assert 0.02 < holes.mean() < 0.4
 
 
 def test_rooms_show_what_the_student_must_learn(frames):
-    shares = rooms.shares(np.stack([frame.labels for frame in frames]))
+    shares = render_rooms.shares(np.stack([frame.labels for frame in frames]))
     assert shares["furniture"] > 0.15 and shares["floor"] > 0.04 and shares["wall"] > 0.1 and shares["glass"] > 0.02
 
 
@@ -177,7 +178,7 @@ def test_file_names_classes_and_scenes_by_reference(mat_file, frames):
         def texts(name):
             return ["".join(map(chr, file[reference][:, 0])) for reference in file[name][0]]
 
-        assert file["names"].shape == (1, 894) and texts("names") == rooms.class_table()[0]
+        assert file["names"].shape == (1, 894) and texts("names") == render_rooms.class_table()[0]
         assert texts("scenes") == [frame.scene for frame in frames]
         assert texts("sceneTypes") == [frame.scene_type for frame in frames]
         assert file[file["names"][0, 0]].dtype == np.uint16
@@ -185,12 +186,12 @@ def test_file_names_classes_and_scenes_by_reference(mat_file, frames):
 
 def test_too_few_frames_leave_no_file(frames, tmp_path):
     with pytest.raises(ValueError):
-        rooms.write_mat(tmp_path / "rooms.mat", iter(frames[:1]), 2, CAMERA.width, CAMERA.height)
+        render_rooms.write_mat(tmp_path / "rooms.mat", iter(frames[:1]), 2, CAMERA.width, CAMERA.height)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("flags", ["--scenes 0", "--focal-scale 2 1", "--focal-scale 1 2 3"])
 def test_wrong_flag_is_one_line(tmp_path, flags):
-    command = [sys.executable, rooms.__file__, "--out", "rooms.mat", *flags.split()]
+    command = [sys.executable, render_rooms.__file__, "--out", "rooms.mat", *flags.split()]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == EXIT_USAGE and ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cli import UserError
+
 import numpy as np
 import pytest
 from box_room import FLOOR, FURNITURE, GLASS, OTHER, PERSON, WALL, write_folder
 
-from cli import UserError
 from dataset.files import read_image
 from teacher_infer import object_backends
 from teacher_infer.geometry import GeometryResult

@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 
+from cli import UserError
+
 import numpy as np
 import pytest
 from box_room import CAMERA
 
-from cli import UserError
 from teacher_infer import stage
 
 FRAMES = {f"a/{n}": None for n in range(5)}

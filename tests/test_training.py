@@ -11,7 +11,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+
+from cli import EXIT_STOPPED, StopSignal, UserError
 
 import numpy as np
 import pytest
@@ -19,24 +22,23 @@ import torch
 from small_run import MADE_BY, SIZE, STEMS, call, copy_data, train_flags
 
 import train
-from cli import EXIT_STOPPED, StopSignal, UserError
-from config import CLASS_NAMES, IGNORE, Config, Intrinsics
+from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
 from dataset.files import read_image, read_npy, write_png
 from dataset.frames import read_frame, to_network_map, to_network_rgb
-from dataset.manifest import Row, read_manifest
+from dataset.manifest import Row, choose_rows, read_manifest
 from models.losses import hybrid_depth
-from training import start
-from training.augment import augment
-from training.feed import PackedFrames, choose_rows, target_statistics, training_batches
-from training.validation import best_score
+from trainer import start
+from trainer.augment import augment
+from trainer.feed import PackedFrames, target_statistics, training_batches
+from trainer.validation import best_score
 
-CONFIG = Config()
-NETWORK = (CONFIG.width, CONFIG.height)
+RECIPE = Recipe()
+NETWORK = (RECIPE.width, RECIPE.height)
 CPU = torch.device("cpu")
 
 
 def packed(rows: list[Row], folder: Path) -> PackedFrames:
-    return PackedFrames(rows, folder, NETWORK, CONFIG.reference_focal, workers=2)
+    return PackedFrames(rows, folder, NETWORK, RECIPE.reference_focal, workers=2)
 
 
 def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):
@@ -70,7 +72,7 @@ def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
     assert not batch.da3_depth.any() and (batch.sam2_seg == IGNORE).all() and (batch.confidence == 1).all()
     assert batch.sam2_seg.dtype == batch.labels.dtype == torch.uint8, "an eighth of int64's memory"
     assert batch.sam2_seg.shape == batch.labels.shape and batch.da3_depth.shape == batch.depth.shape
-    size = (CONFIG.height // 2, CONFIG.width // 2)
+    size = (RECIPE.height // 2, RECIPE.width // 2)
     changed = augment(batch, (1.0, 1.2), size, seed=0, step=0)
     assert not changed.da3_depth.any() and (changed.sam2_seg == IGNORE).all() and (changed.confidence == 1).all()
     assert changed.sam2_seg.shape == changed.labels.shape and changed.da3_depth.shape == changed.depth.shape
@@ -127,7 +129,7 @@ def test_focal_factor(manifest, tmp_path):
     """Depth is learned as through the reference lens; the window of the network's aspect ratio sets the scale."""
     rows = read_manifest(manifest)[:3]
     width, height = SIZE
-    longer = 1.25 * CONFIG.reference_focal * width / NETWORK[0]
+    longer = 1.25 * RECIPE.reference_focal * width / NETWORK[0]
     rows[0].intrinsics = Intrinsics(longer, longer, 80, 60, width, height)
     rows[1].intrinsics = Intrinsics(2 * longer, 2 * longer, 160, 120, 2 * width, 2 * height)  # the same, listed larger
     rows[2].intrinsics = None
@@ -144,7 +146,7 @@ def test_focal_factor_of_a_cropped_picture(manifest, tmp_path):
     rows[0].labels = None
     rows[0].intrinsics = Intrinsics(100, 100, 80, 45, 160, 90)
     frames = packed(rows, tmp_path / "cache")
-    assert frames.focal_factor[0] == pytest.approx(CONFIG.reference_focal / (100 * NETWORK[0] / 120))
+    assert frames.focal_factor[0] == pytest.approx(RECIPE.reference_focal / (100 * NETWORK[0] / 120))
     np.testing.assert_allclose(frames.batch([0], CPU).depth[0, 0, 0, ::8], depth[0, 20:140:3], atol=1e-3)
 
 
@@ -164,7 +166,7 @@ def test_classes_balanced_in_full_count_the_same_as_a_whole(manifest, tmp_path):
     rows = read_manifest(manifest)[:4]
     rows[0].sam2_seg = None
     frames = packed(rows, tmp_path)
-    trainer = train.Trainer(Config(class_balance=1), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(class_balance=1), Runtime(), CPU, frames, frames, "data")
     _, classes, weight = trainer.targets(frames.batch(range(4), CPU))
     totals = [weight[:, 0][classes == number].sum().item() for number in classes.unique() if number != IGNORE]
     assert len(totals) > 2
@@ -205,7 +207,7 @@ def test_what_a_run_writes(manifest, trained):
     content = checkpoint(trained)
     assert content["step"] == 4
     assert content["class_names"] == list(CLASS_NAMES)
-    assert content["reference_focal"] == CONFIG.reference_focal
+    assert content["reference_focal"] == RECIPE.reference_focal
     notes = content["notes"]
     assert notes["encoder_start"] == "random"
     assert notes["train_stems"] == list(STEMS[:4])
@@ -227,7 +229,8 @@ def test_what_a_run_writes(manifest, trained):
 
 def test_batch_norms_statistics_stand_still_in_the_last_steps(manifest, tmp_path):
     frames = packed(read_manifest(manifest)[:2], tmp_path)
-    trainer = train.Trainer(Config(epochs=2, batch_size=1, frozen_statistics=0.25), CPU, frames, frames, "data")
+    recipe = Recipe(epochs=2, batch_size=1, frozen_statistics=0.25)
+    trainer = train.Trainer(recipe, Runtime(), CPU, frames, frames, "data")
     norm = next(module for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     moved, train_step = [], trainer.train_step
 
@@ -321,7 +324,7 @@ def test_freed_memory_is_kept():
     """In a process of its own: the setting stays."""
     script = """
 import resource
-from training.memory import keep_freed_memory
+from trainer.memory import keep_freed_memory
 keep_freed_memory()
 for _ in range(2):
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -335,7 +338,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--lr", "0.001"], f"lr {Config().lr}, not 0.001"),
+        (["--lr", "0.001"], f"lr {RECIPE.lr}, not 0.001"),
         (["--epochs", "3"], "epochs 2, not 3"),
         (["--seed", "1"], "seed 0, not 1"),
         (["--data-limit", "2"], "other data"),
@@ -356,9 +359,9 @@ def test_resume_takes_no_checkpoint_of_another_model(manifest, trained, tmp_path
 
 
 def test_resume_auto_without_a_checkpoint_starts_anew_and_a_named_one_must_exist(manifest, tmp_path):
-    config = Config(checkpoint_dir=tmp_path, epochs=1, batch_size=2)
+    runtime = Runtime(checkpoint_dir=tmp_path)
     frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
-    trainer = train.Trainer(config, CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), runtime, CPU, frames, frames, "data")
     assert not trainer.resume("auto") and not trainer.resume(None)
     with pytest.raises(UserError, match=r"no checkpoint .*gone\.pt"):
         trainer.resume(tmp_path / "gone.pt")
@@ -382,7 +385,7 @@ def test_frames_without_teachers_train_on_the_sensor(manifest, tmp_path):
     rows = read_manifest(manifest)[:2]
     rows[0].da3_depth = rows[0].sam2_seg = None
     frames = packed(rows, tmp_path / "cache")
-    trainer = train.Trainer(Config(epochs=1, batch_size=2), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
     trainer.model.train()
     assert np.isfinite(trainer.train_step(frames.batch([0, 1], CPU)).item())
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
@@ -393,7 +396,7 @@ def test_a_decoder_that_nothing_teaches_stays_as_it_starts(manifest, tmp_path):
     for row in rows:
         row.sam2_seg = None
     frames = packed(rows, tmp_path / "cache")
-    trainer = train.Trainer(Config(epochs=1, batch_size=2), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.model.train()
     trainer.train_step(frames.batch([0, 1], CPU))
@@ -403,7 +406,7 @@ def test_a_decoder_that_nothing_teaches_stays_as_it_starts(manifest, tmp_path):
 
 def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(manifest, tmp_path, monkeypatch):
     frames = packed(read_manifest(manifest)[:2], tmp_path)
-    trainer = train.Trainer(Config(epochs=5, batch_size=2), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=5, batch_size=2), Runtime(), CPU, frames, frames, "data")
     trainer.model.train()
     batch = frames.batch([0, 1], CPU)
     trainer.train_step(batch)
@@ -432,7 +435,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(manifest
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 20])
 def test_learning_rate_rises_then_falls_to_nothing_for_any_number_of_steps(manifest, tmp_path, steps):
     frames = packed(read_manifest(manifest)[:2], tmp_path)
-    trainer = train.Trainer(Config(epochs=steps, batch_size=2, lr=0.01), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=steps, batch_size=2, lr=0.01), Runtime(), CPU, frames, frames, "data")
     rates = [trainer.optimizer.param_groups[0]["lr"]]
     for _ in range(trainer.total_steps):
         trainer.optimizer.step()
@@ -449,7 +452,7 @@ def test_without_data_the_notice_names_the_rooms(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(start, "prepare_rooms", lambda out: rooms)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "nothing"))
 
-    found, notice = start.find_manifest(None, Config(), required=False)
+    found, notice = start.find_manifest(None, Runtime(), required=False)
     assert found == rooms
     assert "RENDERED ROOMS" in notice
     assert "RENDERED ROOMS" in capsys.readouterr().out
@@ -458,13 +461,13 @@ def test_without_data_the_notice_names_the_rooms(tmp_path, monkeypatch, capsys):
             call(train.main, *flags)
     monkeypatch.setenv("USE_CORRIDOR_DATA", "1")
     with pytest.raises(UserError, match="corridor_teacher_data"):
-        start.find_manifest(None, Config(), required=False)
+        start.find_manifest(None, Runtime(), required=False)
 
 
 def test_encoder_weights(manifest, tmp_path):
     frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
-    config = Config(epochs=1, batch_size=2, log_dir=tmp_path / "runs")
-    trainer = train.Trainer(config, CPU, frames, frames, "data")
+    recipe, runtime = Recipe(epochs=1, batch_size=2), Runtime(log_dir=tmp_path / "runs")
+    trainer = train.Trainer(recipe, runtime, CPU, frames, frames, "data")
     weights = {name: torch.full_like(weight, 0.5) for name, weight in trainer.model.encoder.state_dict().items()}
     torch.save(weights, tmp_path / "encoder.pt")
     trainer.start(str(tmp_path / "encoder.pt"), {})
@@ -473,7 +476,7 @@ def test_encoder_weights(manifest, tmp_path):
     assert all((weight == 0.5).all() for weight in trainer.average.model.encoder.parameters())
     encoder, others = trainer.optimizer.param_groups
     for _ in range(trainer.total_steps):
-        assert encoder["lr"] == pytest.approx(config.pretrained_encoder_lr * others["lr"])
+        assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr * others["lr"])
         trainer.optimizer.step()
         trainer.schedule.step()
     torch.save(dict(list(weights.items())[5:]), tmp_path / "part.pt")
@@ -488,7 +491,8 @@ def test_encoder_weights(manifest, tmp_path):
 def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
     best = trained / "checkpoints/best.pt"
     frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
-    trainer = train.Trainer(Config(epochs=1, batch_size=2, log_dir=tmp_path / "runs"), CPU, frames, frames, "data")
+    recipe, runtime = Recipe(epochs=1, batch_size=2), Runtime(log_dir=tmp_path / "runs")
+    trainer = train.Trainer(recipe, runtime, CPU, frames, frames, "data")
     trainer.start(best, {})
     for name, weight in checkpoint(trained, "best.pt")["ema"].items():
         assert torch.equal(trainer.model.state_dict()[name], weight)
@@ -499,21 +503,23 @@ def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
         call(train.main, *flags, "--init", best)
     choice = flags.index("--encoder-weights")
     assert call(train.main, *flags[:choice], *flags[choice + 2 :], "--epochs", 1, "--init", best) == 0
-    narrow = train.Trainer(Config(epochs=1, batch_size=2, neck_channels=8), CPU, frames, frames, "data")
-    with pytest.raises(UserError, match="another encoder or width"):
-        narrow.start(best, {})
-    other_lens = train.Trainer(Config(epochs=1, batch_size=2, reference_focal=100.0), CPU, frames, frames, "data")
-    with pytest.raises(UserError, match="reference focal length"):
-        other_lens.start(best, {})
+    for changed, words in (
+        ({"neck_channels": 8}, "another encoder or width"),
+        ({"reference_focal": 100.0}, "reference focal length"),
+        ({"output_range": (0.05, 30.0)}, "another range"),
+    ):
+        other = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, frames, "data")
+        with pytest.raises(UserError, match=words):
+            other.start(best, {})
     with pytest.raises(UserError, match="no checkpoint"):
         trainer.start(tmp_path / "gone.pt", {})
 
 
 def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_factor(manifest, tmp_path):
     """Zoomed crops are to stay sharp, so the training cache has more pixels; metres stay the same."""
-    rows, config = read_manifest(manifest)[:2], Config()
-    large = start.pack(rows, tmp_path / "manifest.jsonl", config, config.cache_scale)
-    small = start.pack(rows, tmp_path / "manifest.jsonl", config, 1)
-    assert large.arrays["rgb"].shape[1:3] == (config.height * config.cache_scale, config.width * config.cache_scale)
-    assert small.arrays["rgb"].shape[1:3] == (config.height, config.width)
+    rows, scale = read_manifest(manifest)[:2], RECIPE.cache_scale
+    large = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, scale, workers=1)
+    small = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, 1, workers=1)
+    assert large.arrays["rgb"].shape[1:3] == (RECIPE.height * scale, RECIPE.width * scale)
+    assert small.arrays["rgb"].shape[1:3] == (RECIPE.height, RECIPE.width)
     np.testing.assert_allclose(large.focal_factor, small.focal_factor, rtol=1e-6)

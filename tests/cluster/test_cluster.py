@@ -15,7 +15,7 @@ import pytest
 import torch
 from local_cluster import LocalCluster, missing_programs
 
-from config import Config
+from config import Recipe
 from dataset.manifest import read_manifest
 
 pytestmark = pytest.mark.cluster
@@ -101,7 +101,7 @@ def local(cluster, tmp_path_factory) -> Account:
     """The same stages by hand, without SLURM."""
     account = Account(cluster, tmp_path_factory.mktemp("local"))
     data, python = account.data, sys.executable
-    account.call(python, "dataset/prepare_rooms.py", "--out", data, *ROOMS.split())
+    account.call(python, "rooms/prepare_rooms.py", "--out", data, *ROOMS.split())
     train = ["train.py", "--manifest", data / "manifest.jsonl", *TRAINING]
     account.call(python, *train, "--epochs", "2")
     best = account.scratch / "checkpoints" / "best.pt"
@@ -299,7 +299,7 @@ def test_tasks_and_nodes_train_as_one_process(cluster, local, tmp_path):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, repository / name)
     config = repository / "config.py"
-    frozen = f"frozen_statistics: float = {Config.frozen_statistics}"
+    frozen = f"frozen_statistics: float = {Recipe.frozen_statistics}"
     assert frozen in config.read_text()
     config.write_text(config.read_text().replace(frozen, "frozen_statistics: float = 1.0"))
     losses = {}

@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from config import Config
+from config import Recipe
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +97,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 def mirror(tmp_path):
     """Address of a server with small files of the right names; the encoder is a real one, with random weights."""
     torch.manual_seed(0)
-    encoder = timm.create_model(Config().encoder)
+    encoder = timm.create_model(Recipe().encoder)
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
     generator = torch.Generator().manual_seed(1)
     for model, names in HUB.items():

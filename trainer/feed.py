@@ -17,22 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cli import UserError
-from config import CLASS_NAMES, IGNORE
+from config import CLASS_NAMES
 from dataset.files import read_npy, write_json
-from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera, to_network_map, to_network_rgb
+from dataset.frames import MILLIMETRES, read_frame, to_network_camera
 from dataset.manifest import Row, fingerprint
+from dataset.packing import ARRAYS, pack_frame
 
 LAYOUT_VERSION = 3  # part of the cache's name: raise it when what is packed changes
-ARRAYS = {  # name: (dtype, channels, value where a frame has none); sizes are [N, height, width, channels]
-    "rgb": (np.uint8, 3, 0),
-    "depth": (np.uint16, 1, 0),  # millimetres: float16 metres would step by 8 mm above 8 m
-    "confidence": (np.uint8, 1, 255),  # 0..255 for 0..1
-    "da3_depth": (np.uint16, 1, 0),  # millimetres
-    "sam2_seg": (np.uint8, 1, IGNORE),
-    "seg_confidence": (np.uint8, 1, 255),  # 0..255 for 0..1; a teacher that says nothing of it is sure
-    "labels": (np.uint8, 1, IGNORE),
-}
 TAUGHT = tuple(name for name in ARRAYS if name != "labels")  # what training learns from
 # Scale from metres to metres at the reference focal length: f_ref / f, 1 for a frame without intrinsics.
 FOCAL_FACTOR = "focal_factor"
@@ -74,8 +65,7 @@ class PackedFrames:
     def __init__(
         self, rows: Sequence[Row], cache_dir: Path, size: tuple[int, int], reference_focal: float, workers: int
     ):
-        """
-        Args:
+        """Args:
             rows: frames to pack, in this order.
             cache_dir: where caches are kept; each has a folder named by what is in it.
             size: (width, height) to pack at, of the network's aspect ratio.
@@ -223,28 +213,6 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, Any]:
     }
 
 
-def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
-    """One frame at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
-
-    def millimetres(depth: np.ndarray) -> np.ndarray:
-        return np.minimum(np.rint(depth * MILLIMETRES), np.iinfo(np.uint16).max)
-
-    def of_255(confidence: np.ndarray) -> np.ndarray:
-        return np.rint(confidence * 255)
-
-    units = {"depth": millimetres, "da3_depth": millimetres, "confidence": of_255, "seg_confidence": of_255}
-    packed = {"rgb": to_network_rgb(frame.rgb, width, height)}
-    for name, (dtype, channels, value) in ARRAYS.items():
-        if name == "rgb":
-            continue
-        if (array := getattr(frame, name)) is None:
-            packed[name] = np.full((height, width, channels), value, dtype)
-        else:
-            resized = to_network_map(array, width, height)
-            packed[name] = units.get(name, np.asarray)(resized).astype(dtype)[..., None]
-    return packed
-
-
 def gathered_batches(
     frames: PackedFrames,
     batch_size: int,
@@ -307,13 +275,3 @@ def ordered_batches(
     chosen = range(len(frames))[part]
     for start in range(0, len(chosen), batch_size):
         yield frames.batch(chosen[start : start + batch_size], device)
-
-
-def choose_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:
-    """Rows of a split, at most `limit` of them spread evenly over it; raises UserError when train has none."""
-    chosen = [row for row in rows if row.split == split]
-    if split == "train" and not chosen:
-        raise UserError("the manifest has no frame of the split 'train'")
-    if limit is not None and len(chosen) > limit:
-        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
-    return chosen

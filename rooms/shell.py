@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dataset.rendering import textures
-from dataset.rendering.furniture import PIECES
-from dataset.rendering.geometry import placement
-from dataset.rendering.kit import CLOTHS, WOODS, Kit
-from dataset.rendering.people import person
-from dataset.rendering.render import Light, World
-from dataset.rendering.things import wall_clock, wall_mirror, wall_picture
+from rooms import textures
+from rooms.furniture import PIECES
+from rooms.geometry import placement
+from rooms.kit import CLOTHS, WOODS, Kit
+from rooms.people import person
+from rooms.render import Light, World
+from rooms.things import wall_clock, wall_mirror, wall_picture
 
 WALL_THICKNESS = 0.16
 WALL_PAINTS = [(0.92, 0.9, 0.84), (0.85, 0.87, 0.86), (0.8, 0.84, 0.76), (0.87, 0.78, 0.66), (0.72, 0.79, 0.85),

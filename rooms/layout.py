@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.rendering.furniture import PIECES
-from dataset.rendering.geometry import Mesh, placement
-from dataset.rendering.kit import Kit
-from dataset.rendering.people import person
-from dataset.rendering.shell import (
+from rooms.furniture import PIECES
+from rooms.geometry import Mesh, placement
+from rooms.kit import Kit
+from rooms.people import person
+from rooms.shell import (
     Opening,
     Room,
     add_lamps,
@@ -20,7 +20,7 @@ from dataset.rendering.shell import (
     glaze,
     lay_rug,
 )
-from dataset.rendering.textures import Palette
+from rooms.textures import Palette
 
 
 def living_room(room: Room) -> None:

@@ -2,26 +2,21 @@
 
 import json
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 from cli import UserError
-from config import Config
+
+from config import Recipe, Runtime
 from dataset.frames import to_network_camera
 from dataset.manifest import Row
-from dataset.prepare_rooms import prepare_rooms
 from models.student import Student, load_encoder_weights
-from training.checkpoint import load_student
-from training.feed import PackedFrames
-
-RESUMED_SETTINGS = (
-    *("epochs", "batch_size", "accumulation_steps", "lr", "frozen_statistics", "seed"),
-    *("confidence_threshold", "depth_weight", "segmentation_weight", "dice_weight", "smoothness_weight"),
-    "class_balance",
-    *("encoder", "neck_channels", "reference_focal", "zoom_min", "zoom_max", "texture"),
-)
+from rooms.prepare_rooms import prepare_rooms
+from trainer.checkpoint import load_student
+from trainer.feed import PackedFrames
 
 
-def find_manifest(named: Path | None, config: Config, required: bool) -> tuple[Path, str | None]:
+def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple[Path, str | None]:
     """The manifest to train on, and what to tell the user when it is the rendered rooms' for want of data.
 
     Args:
@@ -30,26 +25,29 @@ def find_manifest(named: Path | None, config: Config, required: bool) -> tuple[P
     """
     if named:
         return named, None
-    manifest = config.teacher_data_dir / "manifest.jsonl"
+    manifest = runtime.teacher_data_dir / "manifest.jsonl"
     if manifest.is_file():
         return manifest, None
-    if required or config.use_corridor_data:
+    if required or runtime.use_corridor_data:
         raise UserError(f"there is no {manifest}: run the teachers first (README), or name one with --manifest")
     notice = (
         f"*** NO DATA: there is no {manifest}. This run trains on RENDERED ROOMS with reference labels. ***\n"
         "*** Its figures say that the code runs, nothing about real rooms. ***"
     )
     print(notice)
-    return prepare_rooms(config.data_root / "rooms_teacher_data"), notice
+    return prepare_rooms(runtime.data_root / "rooms_teacher_data"), notice
 
 
-def pack(rows: list[Row], manifest: Path, config: Config, scale: int) -> PackedFrames:
-    """The rows' packed cache at `scale` times the network's size, kept beside their manifest."""
-    size, focal = (config.width * scale, config.height * scale), config.reference_focal * scale
-    return PackedFrames(rows, manifest.parent / ".cache", size, focal, config.num_workers)
+def pack(rows: list[Row], manifest: Path, recipe: Recipe, scale: int, workers: int) -> PackedFrames:
+    """The rows' packed cache at `scale` times the network's size, kept beside their manifest.
+
+    workers: threads that read frames, where it has to be built.
+    """
+    size, focal = (recipe.width * scale, recipe.height * scale), recipe.reference_focal * scale
+    return PackedFrames(rows, manifest.parent / ".cache", size, focal, workers)
 
 
-def load_start(model: Student, config: Config, weights: str | Path) -> str:
+def load_start(model: Student, recipe: Recipe, weights: str | Path) -> str:
     """Load the weights that training starts from, in place.
 
     Args:
@@ -58,12 +56,12 @@ def load_start(model: Student, config: Config, weights: str | Path) -> str:
 
     Returns: where the weights are from. Raises UserError when they can't be had or don't fit.
     """
-    return _student(model, config, weights) if isinstance(weights, Path) else _encoder(model, config, weights)
+    return _student(model, recipe, weights) if isinstance(weights, Path) else _encoder(model, recipe, weights)
 
 
-def _encoder(model: Student, config: Config, choice: str) -> str:
+def _encoder(model: Student, recipe: Recipe, choice: str) -> str:
     try:
-        start = load_encoder_weights(model, config.encoder, choice)
+        start = load_encoder_weights(model, recipe.encoder, choice)
     except (OSError, RuntimeError) as error:
         raise UserError(f"--encoder-weights {choice}: {error}") from None
     if start == "random" and choice == "auto":
@@ -71,10 +69,12 @@ def _encoder(model: Student, config: Config, choice: str) -> str:
     return start
 
 
-def _student(model: Student, config: Config, path: Path) -> str:
-    student, content = load_student(path)
-    if content["reference_focal"] != config.reference_focal:
+def _student(model: Student, recipe: Recipe, path: Path) -> str:
+    student, trained, content = load_student(path)
+    if trained.reference_focal != recipe.reference_focal:
         raise UserError(f"--init {path}: its metres are those of another reference focal length")
+    if trained.output_range != recipe.output_range:
+        raise UserError(f"--init {path}: its depth has another range, {trained.output_range} m")
     try:
         model.load_state_dict(student.state_dict())
     except RuntimeError:
@@ -82,21 +82,19 @@ def _student(model: Student, config: Config, path: Path) -> str:
     return f"student of {path}, whose encoder started from {content.get('notes', {}).get('encoder_start')}"
 
 
-def refuse_other_settings(path: Path, trained: dict, config: Config) -> None:
-    """Raise UserError when a run that was begun with the settings `trained` would end as another with those of now."""
-    for name in RESUMED_SETTINGS:
-        if name not in trained:
-            raise UserError(f"{path} is of another version of train.py: start anew in another --checkpoint-dir")
-        if trained[name] != getattr(config, name):
+def refuse_other_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
+    """Raise UserError when a run that was begun with the recipe `trained` would end as another with that of now."""
+    for name, value in asdict(recipe).items():
+        if (before := getattr(trained, name)) != value:
             raise UserError(
-                f"{path} was trained with {name} {trained.get(name)}, not {getattr(config, name)}: "
-                "give the same settings, or start anew in another --checkpoint-dir"
+                f"{path} was trained with {name} {before}, not {value}: give the same settings, or start anew in "
+                "another --checkpoint-dir"
             )
 
 
-def describe(rows: list[Row], config: Config) -> dict:
+def describe(rows: list[Row], recipe: Recipe) -> dict:
     """What later stages want to know of the training data: its camera when all of it has one, and its teachers."""
-    size = (config.width, config.height)
+    size = (recipe.width, recipe.height)
     cameras = {to_network_camera(row.intrinsics, *size) if row.intrinsics else None for row in rows}
     camera = cameras.pop() if len(cameras) == 1 else None
     teachers = {json.dumps(row.made_by, sort_keys=True) for row in rows}

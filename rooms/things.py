@@ -6,9 +6,9 @@ Clutter takes the place (x, y, z) it stands on.
 
 import numpy as np
 
-from dataset.rendering import textures
-from dataset.rendering.geometry import placement
-from dataset.rendering.kit import Kit, lean
+from rooms import textures
+from rooms.geometry import placement
+from rooms.kit import Kit, lean
 
 
 def clutter(kit: Kit, x0, x1, y0, y1, z, count: int, room_above: float = 1.0) -> None:

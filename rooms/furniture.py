@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.rendering import textures
-from dataset.rendering.geometry import placement
-from dataset.rendering.kit import Kit, lean
-from dataset.rendering.things import (
+from rooms import textures
+from rooms.geometry import placement
+from rooms.kit import Kit, lean
+from rooms.things import (
     bag,
     cardboard_box,
     clutter,

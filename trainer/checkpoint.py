@@ -7,21 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cli import UserError
+
 import torch
 from torch import nn
 
-from cli import UserError
-from config import CLASS_NAMES, Config
+from config import CLASS_NAMES, Recipe, recipe_from
 from dataset.files import atomic_path
 from models.student import Student
 
-FORMAT = "indoor-student-1"
+FORMAT = "indoor-student-2"
+READ_FORMATS = ("indoor-student-1", FORMAT)  # the first one's config held paths and the cluster's settings, too
 KEYS = {"format", "model", "ema", "config", "class_names", "reference_focal", "step"}
 
 
-def build_student(config: Config) -> Student:
-    """The student of a configuration, with random weights."""
-    return Student(config.encoder, config.neck_channels, len(CLASS_NAMES))
+def build_student(recipe: Recipe) -> Student:
+    """The student of a recipe, with random weights."""
+    widths = (recipe.neck_channels, recipe.decoder_channels)
+    return Student(recipe.encoder, *widths, len(CLASS_NAMES), recipe.output_range)
 
 
 class MovingAverage:
@@ -51,15 +54,11 @@ def freeze_statistics(model: nn.Module) -> None:
             module.eval()
 
 
-def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all; content holds at least KEYS less 'format'."""
+def save_checkpoint(path: str | Path, recipe: Recipe, content: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; content holds the rest of KEYS, plain values and tensors."""
+    own = {"format": FORMAT, "config": asdict(recipe), "class_names": list(CLASS_NAMES)}
     with atomic_path(path) as temporary:
-        torch.save(content | {"format": FORMAT}, temporary)
-
-
-def plain_config(config: Config) -> dict[str, Any]:
-    """The configuration as plain types that load without pickling."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+        torch.save(own | {"reference_focal": recipe.reference_focal} | content, temporary)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -74,23 +73,31 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} holds objects other than tensors and plain values; it was not loaded") from None
     except Exception as error:  # torch's reader fails in any way on a damaged file
         raise UserError(f"{path} is not a readable checkpoint: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= KEYS:
+    if not isinstance(content, dict) or content.get("format") not in READ_FORMATS or not content.keys() >= KEYS:
         raise UserError(f"{path} is not a checkpoint of this student (train.py writes them)")
     return content
 
 
-def load_student(path: str | Path) -> tuple[Student, dict[str, Any]]:
-    """The student in a checkpoint (moving average of its weights), in eval mode on the CPU, and the whole content.
+def recipe_of(content: dict[str, Any], path: str | Path) -> Recipe:
+    """The recipe of a checkpoint's content; raises UserError when it has none that this revision knows."""
+    if not isinstance(content["config"], dict):
+        raise UserError(f"{path} holds no settings")
+    return recipe_from(content["config"], str(path))
 
-    Raises UserError like load_checkpoint, and when the weights do not fit the configuration beside them.
+
+def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:
+    """The student in a checkpoint (moving average of its weights), its recipe, and the whole content.
+
+    The student is in eval mode on the CPU. Raises UserError like load_checkpoint, and when the weights do not fit the
+    recipe beside them.
     """
     content = load_checkpoint(path)
     if tuple(content["class_names"]) != CLASS_NAMES:
         raise UserError(f"{path} was trained on the classes {', '.join(content['class_names'])}")
+    recipe = recipe_of(content, path)
     try:
-        config = content["config"]
-        student = Student(config["encoder"], config["neck_channels"], len(CLASS_NAMES))
+        student = build_student(recipe)
         student.load_state_dict(content["ema"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds the weights of another model: {str(error)[:200]}") from None
-    return student.eval(), content
+    return student.eval(), recipe, content

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dataset.rendering import textures
-from dataset.rendering.geometry import Mesh
-from dataset.rendering.textures import Palette
+from rooms import textures
+from rooms.geometry import Mesh
+from rooms.textures import Palette
 
 WOODS = [(0.55, 0.36, 0.2), (0.72, 0.53, 0.33), (0.38, 0.22, 0.13), (0.82, 0.68, 0.48), (0.46, 0.28, 0.16)]
 CLOTHS = [(0.55, 0.2, 0.2), (0.25, 0.35, 0.5), (0.6, 0.55, 0.45), (0.3, 0.4, 0.3), (0.45, 0.42, 0.4),

@@ -13,7 +13,7 @@ SIZE = 256
 
 
 def to_linear(srgb):
-    """sRGB in 0..1 to linear light (gamma 2.2)."""
+    """SRGB in 0..1 to linear light (gamma 2.2)."""
     return np.asarray(srgb, np.float32) ** np.float32(2.2)
 
 

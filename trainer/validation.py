@@ -6,30 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import CLASS_NAMES, IGNORE, Config
+from config import CLASS_NAMES, IGNORE, Recipe
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel
-from models.metrics import ConfusionMatrix, DepthMetrics
-from training.distributed import Processes
-from training.feed import Batch, PackedFrames, ordered_batches
+from evaluation.metrics import ConfusionMatrix, DepthMetrics
+from trainer.distributed import Processes
+from trainer.feed import Batch, PackedFrames, ordered_batches
 
 PANELS = 4
 
 
 @torch.inference_mode()
 def validate(
-    model: nn.Module, frames: PackedFrames, config: Config, device: torch.device, processes: Processes
+    model: nn.Module, frames: PackedFrames, recipe: Recipe, device: torch.device, processes: Processes
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """Metrics of a student at the network's size, and pictures of the first frames.
 
     Each process scores its share of the frames; all of them return the metrics of all frames, and their own pictures.
     The score: delta1 + mIoU (delta1 alone without classes); NaN without frames.
     """
-    depth_metrics, confusion = DepthMetrics(config.min_depth, config.max_depth), ConfusionMatrix(len(CLASS_NAMES))
+    depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     panels = []
-    for batch in ordered_batches(frames, config.batch_size, device, processes.share(len(frames))):
+    for batch in ordered_batches(frames, recipe.batch_size, device, processes.share(len(frames))):
         depth, seg = model(batch.rgb)
         depth = depth / batch.focal_factor.view(-1, 1, 1, 1)
-        reference = torch.where(batch.confidence >= config.confidence_threshold, batch.depth, 0)
+        reference = torch.where(batch.confidence >= recipe.confidence_threshold, batch.depth, 0)
         classes = seg.argmax(dim=1)
         known = (batch.labels != IGNORE).flatten(1).any(dim=1).view(-1, 1, 1)
         class_reference = torch.where(known, batch.labels, batch.sam2_seg)

@@ -18,7 +18,7 @@ def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -
 
     Args:
         history: one entry an epoch, numbers by their names, among them 'epoch' and 'step'.
-        panels: of validation frames, see training.validation.
+        panels: of validation frames, see trainer.validation.
     """
     write_history(run_dir / "history.csv", history)
     plot_history(run_dir / "curves.png", history)

@@ -13,8 +13,8 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from config import Intrinsics
-from dataset.rendering.geometry import Soup
-from dataset.rendering.textures import GLASS, MIRROR, OPAQUE, MaterialTable, Palette
+from rooms.geometry import Soup
+from rooms.textures import GLASS, MIRROR, OPAQUE, MaterialTable, Palette
 
 NEAR = 1e-3  # metres that a secondary ray starts off its surface
 BLOCK = 4
@@ -99,7 +99,7 @@ class World:
         return np.where(triangle < 0, np.inf, np.where(good, distance, approximate))
 
     def visible(self, origins: np.ndarray, directions: np.ndarray, reach: np.ndarray) -> np.ndarray:
-        """bool [N]: nothing opaque within `reach` (in lengths of the direction vector)."""
+        """Bool [N]: nothing opaque within `reach` (in lengths of the direction vector)."""
         return self._blockers.run(_f32(origins), _f32(directions), dists=_f32(reach), query="OCCLUDED") == -1
 
     def gather(self, origins: np.ndarray, directions: np.ndarray):

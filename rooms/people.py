@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dataset.rendering.geometry import Mesh
-from dataset.rendering.kit import Kit
+from rooms.geometry import Mesh
+from rooms.kit import Kit
 
 TROUSERS = [(0.15, 0.18, 0.28), (0.2, 0.2, 0.2), (0.45, 0.4, 0.32), (0.25, 0.32, 0.45)]
 

@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
+from cli import UserError, resolve_device
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from cli import UserError, resolve_device
 
 LONGEST_WAIT = timedelta(hours=12)  # of processes for the first one, which packs a data set of any size
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.feed import Batch
+from trainer.feed import Batch
 
 FLIP_PROBABILITY = 0.5
 SHORTEST_LENS = 0.2  # the least share of the network's size that the encoder's five halvings leave something of
@@ -47,7 +47,8 @@ class Draws:
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers [1,...] for a frame of a tensor [B,...], on its device and, so many are they, drawn
-        there. One frame's have to do for all of a step: on a CPU, to draw them for each takes longer than to blur."""
+        there. One frame's have to do for all of a step: on a CPU, to draw them for each takes longer than to blur.
+        """
         seed = int(torch.randint(2**62, (), generator=self.generator))
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.randn(1, *like.shape[1:], generator=generator, device=like.device)
@@ -95,7 +96,8 @@ def augment(
 
 def draw_share(generator: torch.Generator, zoom: tuple[float, float]) -> float:
     """A step's image size as a share of the network's, in tenths: from the shortest lens, rounded down, to 1 or the
-    longest lens."""
+    longest lens.
+    """
     least, most = (min(int(SIZES * limit + 1e-6), SIZES) for limit in zoom)
     return int(torch.randint(least, most + 1, (), generator=generator)) / SIZES
 

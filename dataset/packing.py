@@ -1,0 +1,38 @@
+"""A frame as the packed cache and eval_frames.npz hold it: small integers, at the network's size or a multiple."""
+
+import numpy as np
+
+from config import IGNORE
+from dataset.frames import MILLIMETRES, Frame, to_network_map, to_network_rgb
+
+ARRAYS = {  # name: (dtype, channels, value where a frame has none); sizes are [N, height, width, channels]
+    "rgb": (np.uint8, 3, 0),
+    "depth": (np.uint16, 1, 0),  # millimetres: float16 metres would step by 8 mm above 8 m
+    "confidence": (np.uint8, 1, 255),  # 0..255 for 0..1
+    "da3_depth": (np.uint16, 1, 0),  # millimetres
+    "sam2_seg": (np.uint8, 1, IGNORE),
+    "seg_confidence": (np.uint8, 1, 255),  # 0..255 for 0..1; a teacher that says nothing of it is sure
+    "labels": (np.uint8, 1, IGNORE),
+}
+
+
+def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
+    """One frame at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
+
+    def millimetres(depth: np.ndarray) -> np.ndarray:
+        return np.minimum(np.rint(depth * MILLIMETRES), np.iinfo(np.uint16).max)
+
+    def of_255(confidence: np.ndarray) -> np.ndarray:
+        return np.rint(confidence * 255)
+
+    units = {"depth": millimetres, "da3_depth": millimetres, "confidence": of_255, "seg_confidence": of_255}
+    packed = {"rgb": to_network_rgb(frame.rgb, width, height)}
+    for name, (dtype, channels, value) in ARRAYS.items():
+        if name == "rgb":
+            continue
+        if (array := getattr(frame, name)) is None:
+            packed[name] = np.full((height, width, channels), value, dtype)
+        else:
+            resized = to_network_map(array, width, height)
+            packed[name] = units.get(name, np.asarray)(resized).astype(dtype)[..., None]
+    return packed

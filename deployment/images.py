@@ -1,0 +1,38 @@
+"""The images that exported graphs are calibrated on, and compared on where there are no held-out frames."""
+
+from pathlib import Path
+
+from cli import UserError
+
+import numpy as np
+
+from config import Recipe, Runtime
+from dataset.files import read_image
+from dataset.frames import to_network_rgb
+from dataset.manifest import Row, choose_rows, read_manifest
+
+RANDOM_IMAGES = 4  # what graphs are compared on when there are no held-out frames
+
+
+def find_manifest(manifest: Path | None, runtime: Runtime) -> Path | None:
+    """The manifest that is named, else the data folder's, else the rendered rooms'; None when there is none."""
+    candidates = [runtime.teacher_data_dir, runtime.data_root / "rooms_teacher_data"]
+    found = [folder / "manifest.jsonl" for folder in candidates if (folder / "manifest.jsonl").is_file()]
+    return manifest or (found[0] if found else None)
+
+
+def calibration_images(manifest: Path, test_rows: list[Row], limit: int, recipe: Recipe) -> np.ndarray:
+    """Frames of the split 'train' at the network's size, uint8 [N,H,W,3], at most `limit` spread evenly over it.
+
+    Raises UserError when there is none, or when one of them is a test frame: int8 would be tuned to its own test.
+    """
+    rows = choose_rows(read_manifest(manifest), "train", limit)
+    tested = {row.rgb.resolve() for row in test_rows}
+    if shared := [row.stem for row in rows if row.rgb.resolve() in tested]:
+        raise UserError(f"{manifest}: int8 can't be calibrated on test frames, and {shared[0]} is one")
+    return np.stack([to_network_rgb(read_image(row.rgb), recipe.width, recipe.height) for row in rows])
+
+
+def random_images(height: int, width: int) -> np.ndarray:
+    """uint8 [RANDOM_IMAGES,H,W,3], always the same."""
+    return np.random.default_rng(0).integers(0, 256, (RANDOM_IMAGES, height, width, 3), dtype=np.uint8)

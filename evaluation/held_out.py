@@ -1,0 +1,76 @@
+"""The frames that Table III is scored on: held out from training, at the network's size (eval_frames.npz)."""
+
+from pathlib import Path
+
+from cli import UserError
+
+import numpy as np
+
+from config import NYU_INTRINSICS, Recipe
+from dataset.files import atomic_path
+from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera
+from dataset.manifest import Row, choose_rows, read_manifest
+from dataset.packing import pack_frame
+from evaluation.metrics import eigen_crop
+
+
+def find_test_rows(manifest: Path, train_stems: list[str], limit: int) -> tuple[list[Row], str]:
+    """Rows of the test split that the student was not trained on, and what they are in words.
+
+    Raises UserError when the manifest is unreadable or has no such row.
+    """
+    trained = set(train_stems)
+    test_rows = [row for row in read_manifest(manifest) if row.split == "test"]
+    rows = [row for row in test_rows if row.stem not in trained]
+    if len(rows) < len(test_rows):
+        print(f"left out {len(test_rows) - len(rows)} test frames of {manifest}: the student was trained on them")
+    if not rows:
+        raise UserError(f"{manifest} has no frame of the split 'test' that the student was not trained on")
+    rows = choose_rows(rows, "test", limit)
+    return rows, f"{len(rows)} test frames of {manifest.parent.name}/{manifest.name}"
+
+
+def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
+    """The arrays of eval_frames.npz: what Table III is computed from, at the network's size.
+
+    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where the sensor gave
+        none that is trusted or the benchmark of the data does not score; labels uint8 [N,H,W], reference classes, 255
+        = none; focal float32 [N], pixels at this size (the reference's for a frame without intrinsics);
+        stems, fixed-width strings [N].
+    """
+    frames = [read_frame(row) for row in rows]
+    packed = [pack_frame(frame, recipe.width, recipe.height) for frame in frames]
+    return {
+        "rgb": np.stack([maps["rgb"] for maps in packed]),
+        "depth": np.stack([_trusted_depth(*pair, recipe) for pair in zip(frames, packed, strict=True)]),
+        "labels": np.stack([maps["labels"][..., 0] for maps in packed]),
+        "focal": np.array([_focal(frame, recipe) for frame in frames], dtype=np.float32),
+        "stems": np.array([frame.stem for frame in frames]),
+    }
+
+
+def _trusted_depth(frame: Frame, packed: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+    confident = packed["confidence"] >= recipe.confidence_threshold * 255
+    depth = np.where(confident, packed["depth"], 0)[..., 0].astype(np.float32) / np.float32(MILLIMETRES)
+    if frame.intrinsics != NYU_INTRINSICS:
+        return depth
+    scored = np.zeros_like(depth)
+    window = eigen_crop(*depth.shape)
+    scored[window] = depth[window]
+    return scored
+
+
+def _focal(frame: Frame, recipe: Recipe) -> float:
+    if frame.intrinsics is None:
+        return recipe.reference_focal
+    return to_network_camera(frame.intrinsics, recipe.width, recipe.height).focal
+
+
+def write_evaluation_frames(path: Path, frames: dict[str, np.ndarray] | None) -> None:
+    """Write eval_frames.npz; without frames an older one goes away."""
+    if frames:
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, **frames)
+    elif path.is_file():
+        path.unlink()
+        print(f"removed {path}: this export has no held-out frames")

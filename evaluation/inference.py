@@ -1,0 +1,43 @@
+"""A student on images of any size: to the network's size and back, in metres of each image's own camera."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from config import Intrinsics, Recipe
+from dataset.frames import from_network_map, to_network_camera, to_network_rgb
+
+# An image, uint8 [H,W,3], and its camera, if that is known, to depth float32 [H,W] in metres of that camera (of the
+# reference camera without one) and classes uint8 [H,W]; NaN and 255 where there is no answer.
+Predictor = Callable[[np.ndarray, Intrinsics | None], tuple[np.ndarray, np.ndarray]]
+
+
+def focal_scale(camera: Intrinsics | None, recipe: Recipe) -> float:
+    """F / f_ref at the network's size, by which a student's depth is multiplied; 1 for an unknown camera."""
+    if camera is None:
+        return 1.0
+    return to_network_camera(camera, recipe.width, recipe.height).focal / recipe.reference_focal
+
+
+def predictor(student: nn.Module, recipe: Recipe, device: torch.device) -> Predictor:
+    """A student, in eval mode on the device, as a function of an image and its camera.
+
+    Outside the window of the network's aspect ratio it has no answer.
+    """
+
+    @torch.inference_mode()
+    def predict(rgb: np.ndarray, camera: Intrinsics | None) -> tuple[np.ndarray, np.ndarray]:
+        height, width = rgb.shape[:2]
+        tensor = torch.from_numpy(to_network_rgb(rgb, recipe.width, recipe.height)).to(device)
+        depth, logits = student(tensor.permute(2, 0, 1).unsqueeze(0).float() / 255)
+        metres = depth[0, 0].cpu().numpy() * focal_scale(camera, recipe)
+        seg = logits[0].argmax(dim=0).byte().cpu().numpy()
+        return (
+            from_network_map(metres, width, height, cv2.INTER_LINEAR),
+            from_network_map(seg, width, height, cv2.INTER_NEAREST),
+        )
+
+    return predict

@@ -1,0 +1,97 @@
+"""Render the embedded data and run every stage up to the manifest, so that training has something to read.
+
+Reads   nothing.
+Writes  a data folder with a manifest: rendered rooms, depth and object masks from the reference, floor, wall and glass
+        by geometry. Each stage is run as its own process with the command that this script prints.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from cli import ArgumentParser, UserError, positive_float, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENES, FRAMES_PER_SCENE = 20, 4
+
+
+def prepare_rooms(
+    out: Path,
+    scenes: int = SCENES,
+    frames_per_scene: int = FRAMES_PER_SCENE,
+    seed: int = 0,
+    focal_scale: Sequence[float] = (1.0,),
+) -> Path:
+    """Make the data folder `out` unless its manifest is there; returns the manifest's path.
+
+    Raises UserError when a stage fails (its own message stands above).
+    """
+    out = Path(out)
+    manifest = out / "manifest.jsonl"
+    if manifest.is_file():
+        print(f"{manifest} is there already and stays as it is; remove {out} to render anew")
+        return manifest
+    mat = out / "rooms.mat"
+    rgb, depth, confidence = (str(out / name) for name in ("rgb", "depth", "confidence"))
+    da3, sam2 = str(out / "da3_depth"), str(out / "sam2_seg")
+    reference = ["--backend", "reference"]
+    if not mat.is_file():
+        _stage(
+            "rooms/render_rooms.py", "--out", str(mat), "--scenes", str(scenes),
+            "--frames-per-scene", str(frames_per_scene), "--seed", str(seed), "--focal-scale", *map(str, focal_scale),
+        )  # fmt: skip
+    _stage("dataset/nyu_loader.py", "--mat", str(mat), "--out", str(out))
+    _stage(
+        "teacher_infer/verify_teacher_output.py", "--input-dir", rgb, "--gt-depth-dir", depth,
+        "--output-dir", str(out / "gate"), "--n-frames", "5", *reference,
+    )  # fmt: skip
+    _stage("teacher_infer/run_da3.py", "--input-dir", rgb, "--output-dir", da3, *reference)
+    _stage(
+        "teacher_infer/run_sam2.py", "--input-dir", rgb, "--depth-dir", da3, "--output-dir", sam2,
+        "--sensor-depth-dir", depth, "--confidence-dir", confidence, "--save-panels", "6", *reference,
+    )  # fmt: skip
+    _stage(
+        "teacher_infer/build_manifest.py", "--rgb-dir", rgb, "--depth-dir", depth, "--da3-dir", da3,
+        "--sam2-dir", sam2, "--confidence-dir", confidence, "--labels-dir", str(out / "labels"),
+        "--output", str(manifest),
+    )  # fmt: skip
+    return manifest
+
+
+def _stage(script: str, *arguments: str) -> None:
+    print("$ python", script, *arguments, flush=True)
+    code = subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode
+    if code:
+        raise UserError(f"{script} ended with exit code {code}; its message stands above")
+
+
+def main() -> int:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="data folder to write")
+    parser.add_argument("--scenes", type=positive_int, default=SCENES, help="default: %(default)s")
+    parser.add_argument("--frames-per-scene", type=positive_int, default=FRAMES_PER_SCENE, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--focal-scale",
+        type=positive_float,
+        nargs="+",
+        default=[1.0],
+        metavar=("LOW", "HIGH"),
+        help="see render_rooms.py",
+    )
+    arguments = parser.parse_args()
+    manifest = prepare_rooms(
+        arguments.out, arguments.scenes, arguments.frames_per_scene, arguments.seed, arguments.focal_scale
+    )
+    print(f"manifest: {manifest}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,307 @@
+"""Reads nothing; writes rendered rooms as one file laid out like nyu_depth_v2_labeled.mat.
+
+The embedded data of the toolkit: furnished rooms and corridors with people, windows, mirrors and glass doors,
+rendered with exact depth, NYU class ids, instances, and the depth that a time-of-flight sensor would report.
+The same seed gives the same arrays, whatever the number of worker processes.
+"""
+
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+try:
+    from cli import ArgumentParser, UserError, non_negative_int, positive_float, positive_int, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
+import cv2
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from config import CLASS_NAMES, NYU_INTRINSICS, Intrinsics
+from dataset.files import atomic_path, write_png
+from dataset.label_remapper import load_class_table
+from rooms.layout import Room, build_room
+from rooms.render import Pose, World, camera_rays, render
+
+MAX_PITCH, MAX_ROLL = np.radians(15), np.radians(5)
+CANDIDATES = 48  # poses tried for the views of one scene
+PREVIEW_ROWS = 8
+
+
+@dataclass
+class RenderedFrame:
+    """One view. H x W is the camera's size.
+
+    rgb uint8 [H,W,3]; depth float32 [H,W] metres along the optical axis, of the surface of glass and mirrors;
+    sensor_depth float32 [H,W] metres, 0 = hole; labels uint16 [H,W] NYU class ids (0 = nothing there); instances
+    uint8 [H,W], numbered from 1 within each class; scene, scene_type: names; pose, camera: what it was seen from.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    sensor_depth: np.ndarray
+    labels: np.ndarray
+    instances: np.ndarray
+    scene: str
+    scene_type: str
+    pose: Pose
+    camera: Intrinsics
+
+
+@cache
+def class_table() -> tuple[list[str], dict[str, str]]:
+    """The 894 class names in the order of their ids (from 1), and the student class of each name."""
+    rows = load_class_table()
+    return [row.name for row in rows], {row.name: CLASS_NAMES[row.class_id] for row in rows}
+
+
+def render_scene(
+    seed: int, scene_index: int, frames: int, camera: Intrinsics, lenses: tuple[float, float] = (1.0, 1.0)
+) -> list[RenderedFrame]:
+    """Build scene `scene_index` of `seed` and render `frames` views of it; depends on nothing else.
+
+    lenses: range of factors on the camera's focal length, of which each scene draws one (log-uniform).
+    """
+    camera = camera.with_lens(_draw_lens(seed, scene_index, lenses))
+    rng = np.random.default_rng([seed, scene_index])
+    scene_type, room = build_room(rng)
+    world = room.world()
+    poses = choose_poses(world, room, camera, frames, rng)
+    scene = f"{scene_type}_{scene_index + 1:04d}"
+    return [_render_frame(world, camera, pose, rng, scene, scene_type) for pose in poses]
+
+
+def _draw_lens(seed: int, scene_index: int, lenses: tuple[float, float]) -> float:
+    low, high = lenses
+    rng = np.random.default_rng([seed, scene_index, 1])  # its own, so that a scene is the same through any lens
+    return float(low * (high / low) ** rng.random())
+
+
+def _render_frame(world: World, camera: Intrinsics, pose: Pose, rng, scene: str, scene_type: str) -> RenderedFrame:
+    raw = render(world, camera, pose, rng)
+    labels, instances = _number_instances(raw.object, world.soup.classes)
+    return RenderedFrame(raw.rgb, raw.depth, raw.sensor_depth, labels, instances, scene, scene_type, pose, camera)
+
+
+def _number_instances(objects: np.ndarray, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and instances of an image of object ids: instances count from 1 within a class, in this image."""
+    names, _ = class_table()
+    ids = {name: number for number, name in enumerate(names, 1)}
+    label_of, instance_of = np.zeros(len(classes) + 1, np.uint16), np.zeros(len(classes) + 1, np.uint8)
+    seen: dict[str, int] = {}
+    for number in np.unique(objects[objects >= 0]):
+        name = classes[number]
+        seen[name] = min(seen.get(name, 0) + 1, 255)
+        label_of[number], instance_of[number] = ids[name], seen[name]
+    return label_of[objects], instance_of[objects]  # object -1 (nothing) reads the last entry, which is 0
+
+
+def choose_poses(world: World, room: Room, camera: Intrinsics, frames: int, rng: np.random.Generator) -> list[Pose]:
+    """The best of many random poses by what a coarse image shows, no two alike."""
+    coarse = camera.resized(64, 48)
+    poses = [_draw_pose(room, rng) for _ in range(CANDIDATES)]
+    scores = np.array([_score(world, coarse, pose) for pose in poses]) + rng.uniform(0, 0.12, CANDIDATES)
+    chosen: list[Pose] = []
+    for apart in (0.8, 0.4, 0.0):
+        for index in np.argsort(-scores, kind="stable"):
+            pose = poses[index]
+            if len(chosen) < frames and all(_distance(pose, other) > apart for other in chosen):
+                chosen.append(pose)
+    return (chosen * frames)[:frames]
+
+
+def _distance(first: Pose, second: Pose) -> float:
+    turn = np.abs((first.yaw - second.yaw + np.pi) % (2 * np.pi) - np.pi)
+    return float(np.linalg.norm(first.position - second.position) / 2 + turn)
+
+
+def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
+    for _ in range(100):
+        x, y = rng.uniform(0.25, room.width - 0.25), rng.uniform(0.25, room.depth - 0.25)
+        if room.free((x, y, x, y), 0.2):
+            break
+    height = np.clip(rng.normal(1.35, 0.12), 0.9, 1.7)  # held at the chest or mounted on a robot
+    target = rng.uniform(0.1, 0.9, 2) * [room.width, room.depth]
+    yaw = np.arctan2(target[1] - y, target[0] - x)
+    pitch = np.clip(rng.normal(-0.13, 0.09), -MAX_PITCH, MAX_PITCH)
+    roll = np.clip(rng.normal(0, 0.03), -MAX_ROLL, MAX_ROLL)
+    return Pose(np.array([x, y, height]), float(yaw), float(pitch), float(roll))
+
+
+def _score(world: World, coarse: Intrinsics, pose: Pose) -> float:
+    """How much a view shows: furniture, glass, people and floor; far below 0 when it stares at something near."""
+    rays = camera_rays(coarse, pose)
+    hits = world.cast(np.broadcast_to(pose.position, rays.shape), rays)
+    _, class_of = class_table()
+    objects = world.soup.objects[hits.triangle]
+    seen = np.array([class_of[name] for name in world.soup.classes])[objects]
+    mirror = float((np.array(world.soup.classes) == "mirror")[objects].mean())
+    depth = hits.distance.reshape(coarse.height, coarse.width)
+    centre = depth[coarse.height // 4 : -coarse.height // 4, coarse.width // 4 : -coarse.width // 4]
+    share = {name: float((seen == name).mean()) for name in ("furniture", "glass", "person", "floor", "wall")}
+    score = 1.2 * min(share["furniture"], 0.5) + min(share["glass"], 0.12) + 1.2 * min(share["person"], 0.1)
+    score += 0.9 * min(share["floor"], 0.2) - max(0.0, share["wall"] - 0.45) + 1.5 * min(mirror, 0.1)
+    near = float(depth.min() < 0.35) + float((depth < 0.7).mean() > 0.1) + float(np.median(centre) < 1.3)
+    return score - 0.6 * near - 5.0 * float(centre.min() < 0.4)
+
+
+def _job(arguments) -> list[RenderedFrame]:
+    return render_scene(*arguments)
+
+
+def render_scenes(
+    seed: int,
+    scenes: int,
+    frames: int,
+    camera: Intrinsics,
+    workers: int = 1,
+    lenses: tuple[float, float] = (1.0, 1.0),
+) -> Iterator[RenderedFrame]:
+    """All frames of scenes 0 .. scenes-1 in order, rendered by `workers` processes; see render_scene()."""
+    jobs = ((seed, index, frames, camera, lenses) for index in range(scenes))
+    if workers == 1:
+        for job in jobs:
+            yield from _job(job)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for rendered in pool.imap(_job, jobs):
+            yield from rendered
+
+
+def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, width: int, height: int) -> None:
+    """Write `count` frames of width x height pixels in the layout of nyu_depth_v2_labeled.mat, and their cameras.
+
+    images (N,3,W,H) uint8; depths, rawDepths (N,W,H) float32; labels (N,W,H) uint16; instances (N,W,H) uint8;
+    names (1,894), scenes, sceneTypes (1,N) references to uint16 characters; beyond that layout intrinsics (N,4)
+    float64, fx fy cx cy. Frames are written as they come.
+    """
+    kinds = {
+        "images": ((3, width, height), np.uint8),
+        "depths": ((width, height), np.float32),
+        "rawDepths": ((width, height), np.float32),
+        "labels": ((width, height), np.uint16),
+        "instances": ((width, height), np.uint8),
+    }
+    scenes, types, cameras = [], [], []
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        sets = {
+            name: file.create_dataset(
+                name, (count, *shape), dtype, chunks=(1, *shape), compression="gzip", compression_opts=1, shuffle=True
+            )
+            for name, (shape, dtype) in kinds.items()
+        }
+        for index, frame in enumerate(frames):
+            sets["images"][index] = frame.rgb.transpose(2, 1, 0)
+            for name, image in (
+                ("depths", frame.depth),
+                ("rawDepths", frame.sensor_depth),
+                ("labels", frame.labels),
+                ("instances", frame.instances),
+            ):
+                sets[name][index] = image.T
+            scenes.append(frame.scene)
+            types.append(frame.scene_type)
+            cameras.append([frame.camera.fx, frame.camera.fy, frame.camera.cx, frame.camera.cy])
+        if len(scenes) != count:
+            raise ValueError(f"{count} frames were announced, {len(scenes)} came")
+        for name, texts in (("names", class_table()[0]), ("scenes", scenes), ("sceneTypes", types)):
+            _write_cell_array(file, name, texts)
+        file["intrinsics"] = np.array(cameras)
+        file.attrs["rendered"] = 1
+
+
+def _write_cell_array(file: h5py.File, name: str, texts: list[str]) -> None:
+    """A MATLAB cell array of strings: (1,n) references to (k,1) character codes in the group #refs#."""
+    references = file.create_dataset(name, (1, len(texts)), h5py.ref_dtype)
+    references.attrs["MATLAB_class"] = np.bytes_("cell")
+    group = file.require_group("#refs#")
+    for index, text in enumerate(texts):
+        codes = np.array([ord(character) for character in text], np.uint16)[:, None]
+        string = group.create_dataset(f"{name}_{index}", data=codes)
+        string.attrs["MATLAB_class"] = np.bytes_("char")
+        references[0, index] = string.ref
+
+
+def contact_sheet(frames: list[RenderedFrame]) -> np.ndarray:
+    """uint8 RGB picture, one frame a row: colour, depth, labels, sensor depth; near is red, holes are black."""
+    rows = []
+    for frame in frames:
+        farthest = max(float(np.percentile(frame.depth, 98)), 0.1)
+        depth, sensor = (_false_colour(image, farthest) for image in (frame.depth, frame.sensor_depth))
+        palette = np.random.default_rng(3).integers(40, 256, (len(class_table()[0]) + 1, 3)).astype(np.uint8)
+        palette[0] = 0
+        row = np.concatenate([frame.rgb, depth, palette[frame.labels], sensor], 1)
+        rows.append(cv2.resize(row, (1280, 240), interpolation=cv2.INTER_AREA))
+    return np.concatenate(rows)
+
+
+def _false_colour(depth: np.ndarray, farthest: float) -> np.ndarray:
+    scaled = 255 - np.clip(depth / farthest * 255, 0, 255).astype(np.uint8)
+    colour = cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    return np.where(depth[..., None] > 0, colour, 0).astype(np.uint8)
+
+
+def shares(frames_labels: np.ndarray) -> dict[str, float]:
+    """Share of the pixels of labels uint16 [...] in each student class, 0..1."""
+    names, class_of = class_table()
+    counts = np.bincount(frames_labels.ravel(), minlength=len(names) + 1)[1:]
+    total = dict.fromkeys(CLASS_NAMES, 0)
+    for name, count in zip(names, counts, strict=True):
+        total[class_of[name]] += int(count)
+    return {name: count / max(1, frames_labels.size) for name, count in total.items()}
+
+
+def parse_arguments():
+    """Command line of this script."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--out", required=True, metavar="MAT", help="file to write, e.g. rooms.mat")
+    parser.add_argument("--scenes", type=positive_int, default=60, help="number of rooms (default %(default)s)")
+    parser.add_argument("--frames-per-scene", type=positive_int, default=4, help="views of each (default %(default)s)")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything random (default %(default)s)")
+    parser.add_argument(
+        "--focal-scale",
+        type=positive_float,
+        nargs="+",
+        default=[1.0],
+        metavar=("LOW", "HIGH"),
+        help="factor on NYU's focal lengths, above 1 a longer lens; with two each room gets one between them "
+        "(default: 1)",
+    )
+    parser.add_argument("--workers", type=positive_int, default=2, help="processes (default %(default)s)")
+    parser.add_argument("--preview", metavar="PNG", help="also write a contact sheet of the first frames")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.preview and Path(args.preview).suffix.lower() != ".png":
+        raise UserError(f"--preview {args.preview}: the name must end in .png")
+    lenses = (args.focal_scale[0], args.focal_scale[-1])
+    if len(args.focal_scale) > 2 or lenses[0] > lenses[1]:
+        raise UserError("--focal-scale LOW HIGH: one factor, or two and the first is the smaller one")
+    camera = NYU_INTRINSICS
+    count = args.scenes * args.frames_per_scene
+    keep, step = [], args.frames_per_scene
+
+    def watched():
+        frames = render_scenes(args.seed, args.scenes, step, camera, args.workers, lenses)
+        for index, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=None)):
+            if args.preview and index % step == 0 and len(keep) < PREVIEW_ROWS:
+                keep.append(frame)
+            yield frame
+
+    write_mat(args.out, watched(), count, camera.width, camera.height)
+    if args.preview:
+        write_png(args.preview, contact_sheet(keep))
+    focal = " to ".join(f"{factor:g}" for factor in args.focal_scale)
+    print(f"{args.out}: {count} frames of {args.scenes} rooms, seed {args.seed}, focal length {focal} times NYU's")
+
+
+if __name__ == "__main__":
+    run(main)

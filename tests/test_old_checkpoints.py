@@ -1,0 +1,115 @@
+"""A checkpoint of the first format goes on in all stages as it did in the code that wrote it.
+
+tests/data/format_1.pt was written by revision 8c584c8: a small student (timm's test_efficientnet) after one epoch of
+three on the box rooms of small_run.write_data(), all files of which had the time TIME. format_1.json holds what the same
+revision made of it: the run resumed to its end, Table IV, and the outputs of the exported float32 graph.
+"""
+
+import json
+import os
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from small_run import call, write_data
+
+import eval_distillation
+import export_trt
+import predict
+import train
+from cli import UserError
+from config import Recipe, Runtime
+from dataset.files import read_json
+from trainer.checkpoint import load_checkpoint, load_student, recipe_of
+from trainer.distributed import Processes
+
+CHECKPOINT = Path(__file__).with_name("data") / "format_1.pt"
+EXPECTED = json.loads(CHECKPOINT.with_suffix(".json").read_text())
+TIME = 1_700_000_000
+RECIPE = Recipe(encoder="test_efficientnet.r160_in1k", neck_channels=8, epochs=3, batch_size=2, zoom=(0.8, 1.3))
+CAMERA = Path(__file__).resolve().parents[1] / "cameras/nyu.json"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """The manifest that the checkpoint was trained on."""
+    manifest = write_data(tmp_path_factory.mktemp("format_1") / "data")
+    for path in manifest.parent.rglob("*"):
+        if path.is_file():
+            os.utime(path, (TIME, TIME))
+    return manifest
+
+
+def resume(data: Path, out: Path, recipe: Recipe) -> int:
+    arguments = Namespace(manifest=data, data_root=None, require_data=True, data_limit=None, resume=CHECKPOINT)
+    runtime = Runtime(checkpoint_dir=out / "checkpoints", log_dir=out / "runs", num_workers=1)
+    return train.train(arguments, recipe, runtime, Processes(), torch.device("cpu"))
+
+
+def test_its_recipe_is_todays():
+    assert recipe_of(load_checkpoint(CHECKPOINT), CHECKPOINT) == RECIPE
+
+
+def test_a_resumed_run_ends_as_it_would_have(data, tmp_path):
+    assert resume(data, tmp_path, RECIPE) == 0
+    history = load_checkpoint(tmp_path / "checkpoints/last.pt")["notes"]["history"]
+    for entry, expected in zip(history, EXPECTED["resumed"]["history"], strict=True):
+        assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    again = load_student(tmp_path / "checkpoints/last.pt")[1]
+    assert again == RECIPE, "the same run in today's format"
+
+
+@pytest.mark.parametrize("changed", [{"zoom": (0.8, 1.4)}, {"weight_decay": 0.1}, {"width": 160, "height": 120}])
+def test_another_recipe_does_not_resume_it(data, tmp_path, changed):
+    (name, *_) = changed
+    with pytest.raises(UserError, match=f"was trained with {name} "):
+        resume(data, tmp_path, replace(RECIPE, **changed))
+
+
+def test_table_4_is_the_same(data, tmp_path):
+    flags = ("--checkpoint", CHECKPOINT, "--manifest", data, "--output-dir", tmp_path, "--device", "cpu")
+    assert call(eval_distillation.main, *flags) == 0
+    rows = read_json(tmp_path / "table_4.json")["rows"]
+    assert list(rows) == list(EXPECTED["table_4"])
+    for row, parts in EXPECTED["table_4"].items():
+        for part, metrics in parts.items():
+            for name, expected in metrics.items():
+                found = rows[row][part][name]
+                assert found == expected or np.allclose(
+                    np.array(found, float), np.array(expected, float), rtol=1e-4, equal_nan=True
+                ), (row, part, name)
+
+
+def test_its_graph_says_the_same(data, tmp_path):
+    flags = ("--checkpoint", CHECKPOINT, "--manifest", data, "--camera", CAMERA, "--engine-dir", tmp_path)
+    assert call(export_trt.main, *flags, "--skip-trt", "--calibration-frames", 2) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "student_fp32.onnx", providers=["CPUExecutionProvider"])
+    images = np.load(tmp_path / "eval_frames.npz")["rgb"].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    answers = [session.run(["depth", "seg"], {"rgb": image[None]}) for image in images]
+    step = EXPECTED["graph"]["step"]
+    for name, maps in zip(("depth", "seg"), zip(*answers, strict=True), strict=True):
+        sampled = np.concatenate(maps)[:, :, ::step, ::step]
+        np.testing.assert_allclose(sampled, EXPECTED["graph"][name], rtol=1e-4, atol=1e-4)
+
+
+def test_it_predicts(data, tmp_path):
+    flags = ("--checkpoint", CHECKPOINT, "--input", data.parent / "rgb", "--data-limit", 1, "--output-dir", tmp_path)
+    assert call(predict.main, *flags, "--device", "cpu") == 0
+    assert list(tmp_path.rglob("*.png"))
+
+
+def test_settings_that_are_missing_or_wrong_are_refused(tmp_path):
+    content = torch.load(CHECKPOINT, weights_only=True)
+    for change, words in (({"lr": "fast"}, "lr is 'fast'"), ({"lr": None}, "lr is None"), ("lr", "no setting 'lr'")):
+        config = dict(content["config"])
+        if isinstance(change, str):
+            del config[change]
+        else:
+            config |= change
+        torch.save(content | {"config": config}, tmp_path / "changed.pt")
+        with pytest.raises(UserError, match=words):
+            load_student(tmp_path / "changed.pt")
