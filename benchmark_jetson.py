@@ -33,7 +33,8 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from types import ModuleType
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class BenchmarkError(Exception):
 class TensorRTStudent:
     """An engine, with the calls that TensorRT 8.5 to 11 have in common."""
 
-    def __init__(self, path: Path, trt, cuda, loaded=None):
+    def __init__(self, path: Path, trt: ModuleType, cuda: ModuleType, loaded: Any = None):
         """Load an engine onto the GPU, or share one that is; raises BenchmarkError if it was built for another one."""
         self.path, self.trt, self.cuda = path, trt, cuda
         free_before = cuda.mem_get_info()[0]
@@ -72,7 +73,7 @@ class TensorRTStudent:
         types = {trt.float32: np.float32}
         input_types = {**types, trt.uint8: np.uint8}  # the camera's frames as they are (export_trt.py --uint8-input)
         self.host: Dict[str, np.ndarray] = {}
-        self.device = {}
+        self.device: Dict[str, Any] = {}
         for index in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(index)
             dtype = (input_types if name == INPUT else types).get(self.engine.get_tensor_dtype(name))
@@ -133,7 +134,7 @@ class OnnxRuntimeStudent:
 
     memory_bytes = None
 
-    def __init__(self, path: Path, onnxruntime, threads: int):
+    def __init__(self, path: Path, onnxruntime: ModuleType, threads: int):
         """Load an ONNX file; raises BenchmarkError when it is broken or has other tensors."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -164,9 +165,13 @@ class OnnxRuntimeStudent:
         return self.answers[0][0, 0], self.answers[1][0]
 
 
+Student = Union[TensorRTStudent, OnnxRuntimeStudent]
+
+
 def image_size(shape: Sequence[int], dtype: np.dtype) -> Tuple[int, int]:
     """(height, width) of the images for an input of a shape: [1,H,W,3] of uint8, else [1,3,H,W]."""
-    return tuple(shape[1:3] if dtype == np.uint8 else shape[2:])
+    height, width = shape[1:3] if dtype == np.uint8 else shape[2:]
+    return height, width
 
 
 def as_input(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -182,9 +187,9 @@ class Backend(NamedTuple):
     name: str
     device: str
     suffix: str  # of the files that it loads
-    load: Callable  # a file's path to a student
+    load: Callable[[Path], Student]
     notice: Optional[str] = None  # what the reader of the table must know
-    build: Optional[Callable] = None  # (ONNX file, its entry of student.json) to an engine's bytes
+    build: Optional[Callable[[Path, dict], bytes]] = None  # (ONNX file, its entry of student.json) to an engine's bytes
     built_by: Dict[str, str] = {}  # what an engine is bound to, as it is noted in student.json
 
 
@@ -261,7 +266,7 @@ class Sensors:
             )
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.process:
             self.process.terminate()
             self.process.wait()
@@ -299,17 +304,17 @@ def find_models(engine_dir: Path, backend: Backend) -> List[Tuple[str, Path]]:
 WORKSPACE = 1 << 30  # bytes that a layer may take; without a limit TensorRT tries what takes all of a Jetson's memory
 
 
-def identity(trt, gpu: str, capability: Sequence[int]) -> Dict[str, str]:
+def identity(trt: ModuleType, gpu: str, capability: Sequence[int]) -> Dict[str, str]:
     """What an engine built here is bound to."""
     return {"tensorrt": trt.__version__, "gpu": gpu, "compute_capability": ".".join(map(str, capability))}
 
 
-def is_strongly_typed(trt) -> bool:
+def is_strongly_typed(trt: ModuleType) -> bool:
     """Whether this generation (10 and later) can take each tensor's type from the graph."""
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
-def parse_graph(trt, graph: bytes) -> tuple:
+def parse_graph(trt: ModuleType, graph: bytes) -> Tuple[Any, Any, Any]:
     """TensorRT's builder, network and parser of an ONNX graph; all three must live until the engine is built.
 
     Raises BenchmarkError when there is no GPU to build for or the parser does not take the graph.
@@ -329,11 +334,12 @@ def parse_graph(trt, graph: bytes) -> tuple:
     return builder, network, parser
 
 
-def build_engine(trt, graph: bytes, entry: dict, cache: Path) -> bytes:
+def build_engine(trt: ModuleType, graph: bytes, entry: dict, cache: Path) -> bytes:
     """A serialised engine of an ONNX graph, in the graph's own precisions, for the GPU at hand.
 
     Args:
         trt: the tensorrt module, 8.5 or newer.
+        graph: a serialised ONNX model.
         entry: of student.json's precisions: float32_layers, names of the layers that 8.5 and 8.6, whose networks are
             not strongly typed, must compute in float32 (None: all of them), and int8, whether there are quantised ones.
         cache: file of layers' timings, which the next engine's build takes less long with.
@@ -357,7 +363,7 @@ def build_engine(trt, graph: bytes, entry: dict, cache: Path) -> bytes:
     return bytes(engine)
 
 
-def keep_types(trt, network, config, float32_layers: Set[str], int8: bool) -> None:
+def keep_types(trt: ModuleType, network: Any, config: Any, float32_layers: Set[str], int8: bool) -> None:
     """Have 8.5 and 8.6 compute in float16, and int8 if asked, all but the layers of these names."""
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
@@ -433,12 +439,15 @@ def sha256_of(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- latency
 
 
-def measure(student, images: Sequence[np.ndarray], iterations: int, warmup: int, clock: Callable[[], float]) -> dict:
+def measure(
+    student: Student, images: Sequence[np.ndarray], iterations: int, warmup: int, clock: Callable[[], float]
+) -> Dict[str, List[float]]:
     """Time inferences one after the other, from image in host memory to answers in host memory.
 
     Args:
-        student: TensorRTStudent or OnnxRuntimeStudent.
+        student: what is timed.
         images: uint8 [H,W,3], taken in turn; their preparation is not timed.
+        iterations: timed inferences.
         warmup: inferences before the timed ones.
         clock: seconds, as time.perf_counter.
 
@@ -458,7 +467,9 @@ def measure(student, images: Sequence[np.ndarray], iterations: int, warmup: int,
     return samples
 
 
-def throughput(student, images: Sequence[np.ndarray], inferences: int, clock: Callable[[], float]) -> Optional[float]:
+def throughput(
+    student: Student, images: Sequence[np.ndarray], inferences: int, clock: Callable[[], float]
+) -> Optional[float]:
     """Images a second with STREAMS inferences under way at a time, each with its copies; None where none can be."""
     if not hasattr(student, "sibling"):
         return None
@@ -475,10 +486,8 @@ def throughput(student, images: Sequence[np.ndarray], inferences: int, clock: Ca
     return inferences / (clock() - start)
 
 
-def summarise(samples: Dict[str, Sequence[float]]) -> Dict[str, float]:
-    """Mean, median, 90th and 99th percentile, maximum, standard deviation (jitter) and FPS of measure()'s samples.
-
-    And the medians of parts.
+def summarise(samples: Mapping[str, Sequence[float]]) -> Dict[str, float]:
+    """Mean, percentiles, maximum, standard deviation (jitter) and FPS of measure()'s latencies; medians of the parts.
 
     FPS is 1 / mean latency: what a loop that does nothing else reaches.
     """
@@ -529,14 +538,14 @@ def read_evaluation(engine_dir: Path) -> Optional[dict]:
     return frames
 
 
-def accuracy(student, frames: dict) -> Dict[str, Optional[float]]:
+def accuracy(student: Student, frames: dict) -> Dict[str, Optional[float]]:
     """Depth and segmentation metrics over all held-out frames, pooled over pixels; None for what has no reference.
 
     rmse in metres, abs_rel = mean |p - r| / r, delta1 = share with max(p / r, r / p) < 1.25 (Eigen et al., NeurIPS
     2014, arXiv:1406.2283), without scale alignment; miou from one confusion matrix, over the classes that occur.
     """
     nearest, farthest = frames["scored_depth"]
-    sums, confusion = np.zeros(4), 0
+    sums, confusion = np.zeros(4), np.zeros((), np.int64)
     for index in range(len(frames["rgb"])):
         student.prepare(frames["rgb"][index])
         student.run()
@@ -688,7 +697,7 @@ def change(old: Optional[float], new: Optional[float]) -> str:
     return f"{old:.3f} -> {new:.3f}{percent}"
 
 
-def draw_histograms(samples: Dict[str, Sequence[float]], path: Path) -> bool:
+def draw_histograms(samples: Mapping[str, Sequence[float]], path: Path) -> bool:
     """Draw the latencies in milliseconds of each precision; False where matplotlib is not installed."""
     try:
         import matplotlib
@@ -726,9 +735,7 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def benchmark(
-    engine_dir: Path, backend: Backend, iterations: int, warmup: int
-) -> Tuple[dict, Dict[str, Sequence[float]]]:
+def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) -> Tuple[dict, Dict[str, List[float]]]:
     """Table III of a folder as plain values (title, notice, rows, how they were measured); latencies by precision."""
     models = find_models(engine_dir, backend)
     frames, description = read_evaluation(engine_dir), read_description(engine_dir)
@@ -771,7 +778,8 @@ def benchmark(
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one line on a wrong flag."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """End the script with the message."""
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
@@ -786,7 +794,8 @@ def count(text: str) -> int:
     return value
 
 
-def parse_arguments():
+def parse_arguments() -> argparse.Namespace:
+    """The flags of the command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine-dir", type=Path, default=Path("engines"), help="default: %(default)s")
     parser.add_argument("--build", action="store_true", help="build the engines from the .onnx files first")
@@ -801,6 +810,7 @@ def parse_arguments():
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     arguments = parse_arguments()
     try:
         earlier = read_table(arguments.compare) if arguments.compare else None

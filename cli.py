@@ -1,5 +1,7 @@
 """What every script of the toolkit shares at its command line: exit codes, one-line errors, argument types."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import inspect
@@ -12,8 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+
+if TYPE_CHECKING:
+    import torch  # at run time only where it is needed: scripts that need no device start without it
+
+Number = TypeVar("Number", int, float)
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
@@ -34,7 +41,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, and exit."""
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
@@ -115,21 +123,21 @@ class StopSignal:
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: signal.Signals | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.received is not None
 
-    def _remember(self, number, frame):
+    def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
 
 
@@ -151,6 +159,7 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Any, *names: str) -> No
     """Add a flag for each field of a dataclass that was made with flag().
 
     Args:
+        parser: which gets the flags.
         defaults: an instance of the dataclass; what it holds is told as the defaults.
         names: only these fields, in this order.
     """
@@ -203,7 +212,7 @@ def fraction(text: str) -> float:
     return value
 
 
-def _number(text: str, kind: type):
+def _number(text: str, kind: type[Number]) -> Number:
     try:
         return kind(text)
     except ValueError:
@@ -226,9 +235,9 @@ def existing_file(path: str | Path, what: str) -> Path:
     return path
 
 
-def resolve_device(name: str):
+def resolve_device(name: str) -> torch.device:
     """The torch.device of `name` ('auto', 'cpu', 'cuda', 'cuda:1', ...); raises UserError when it can't be had."""
-    import torch  # scripts that need no device start without torch
+    import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

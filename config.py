@@ -190,7 +190,7 @@ def recipe_from(settings: Mapping[str, Any], where: str) -> Recipe:
 
     Raises UserError when a setting is missing or of another type.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for setting in fields(Recipe):
         try:
             known = setting.name in settings or setting.name not in FORMER_SETTINGS

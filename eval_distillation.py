@@ -8,6 +8,7 @@ any scale alignment. Baselines: the training data's mean depth (times f / f_ref,
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from cli import ArgumentParser, UserError, add_flags, given, positive_int, resolve_device, run
@@ -23,7 +24,8 @@ from trainer.checkpoint import load_student
 PICTURES = 6
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     runtime = Runtime()
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
@@ -37,6 +39,7 @@ def parse_arguments():
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     arguments = parse_arguments()
     device = resolve_device(Runtime(**given(arguments, Runtime)).device)
     student, recipe, checkpoint = load_student(arguments.checkpoint)

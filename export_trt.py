@@ -17,8 +17,10 @@ says how).
 """
 
 import platform
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, add_flags, given, positive_int, run
 
@@ -46,6 +48,7 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
     Args:
         camera_file: camera.json of the robot, wins when given.
         trained_camera: the checkpoint's notes on the one camera of its training data, None when there were several.
+        recipe: the student's.
 
     Raises UserError when the file is no camera.json with one camera, or when there is neither.
     """
@@ -124,7 +127,8 @@ def build_engines(description: dict, engine_dir: Path) -> None:
         entry["engine"] = file_entry(onnx_path.with_suffix(".engine")) | bound_to
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
     add_flags(parser, Runtime(), "engine_dir")
@@ -145,6 +149,7 @@ def parse_arguments():
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     arguments = parse_arguments()
     runtime = Runtime(**given(arguments, Runtime))
     student, recipe, content = load_student(arguments.checkpoint)
@@ -157,7 +162,9 @@ def main() -> int:
     trained = notes.get("train_stems", [])
     rows, images_are = find_test_rows(manifest, trained, arguments.eval_frames) if manifest else ([], "random images")
     frames = evaluation_frames(rows, recipe) if rows else None
-    calibration = calibration_images(manifest, rows, arguments.calibration_frames, recipe) if rows else None
+    calibration = None
+    if manifest and rows:
+        calibration = calibration_images(manifest, rows, arguments.calibration_frames, recipe)
     if not frames:
         print(
             "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graphs are compared with "
@@ -182,7 +189,7 @@ def main() -> int:
         entry |= {"onnx": file_entry(path), "engine": None} | layer_types(onnx.load(path))
     evaluation = runtime.engine_dir / "eval_frames.npz"
     write_evaluation_frames(evaluation, frames)
-    description = {"precisions": precisions, "compared_on": images_are}
+    description: dict[str, Any] = {"precisions": precisions, "compared_on": images_are}
     description |= describe(arguments.checkpoint, content, camera, arguments.uint8_input, recipe)
     description["evaluation"] = file_entry(evaluation) | {"frames": len(rows)} if frames else None
     write_json(runtime.engine_dir / "student.json", description)

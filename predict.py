@@ -9,6 +9,7 @@ Depth is in metres of the camera given by --camera or --fx --fy, else of the cam
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -58,7 +59,7 @@ def images(source: Path, limit: int | None) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def camera_of(
-    arguments, cameras: Cameras | None, trained_on: dict | None, stem: str, rgb: np.ndarray
+    arguments: Namespace, cameras: Cameras | None, trained_on: dict | None, stem: str, rgb: np.ndarray
 ) -> Intrinsics | None:
     """The camera of one image: what the flags say, else the one that the student was trained on, if it was one."""
     height, width = rgb.shape[:2]
@@ -76,7 +77,8 @@ def draw(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
     return stack([panel([*tiles, ("classes", colour_classes(seg))])])
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
     parser.add_argument("--input", required=True, help="image, folder, video file, or number of a camera")
@@ -94,13 +96,15 @@ def parse_arguments():
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     arguments = parse_arguments()
     device = resolve_device(Runtime(**given(arguments, Runtime)).device)
     model, recipe, checkpoint = load_student(arguments.checkpoint)
     student = predictor(model.to(device), recipe, device)
     source = Path(arguments.input)
     is_video = not source.is_dir() and source.suffix.lower() not in IMAGE_SUFFIXES
-    frames = (video_frames if is_video else images)(str(source) if is_video else source, arguments.data_limit)
+    limit = arguments.data_limit
+    frames = video_frames(str(source), limit) if is_video else images(source, limit)
     cameras = Cameras.read(arguments.camera) if arguments.camera else None
     trained_on = checkpoint.get("notes", {}).get("camera")
     output, count, video = arguments.output_dir, 0, None
@@ -111,15 +115,15 @@ def main() -> int:
                 print("WARNING: no --camera: depth is in metres of the reference camera", file=sys.stderr)
             depth, seg = student(rgb, camera)
             picture = draw(rgb, depth, seg)
-            if is_video and video is None:
-                path = stack_of_files.enter_context(atomic_path(output / "predictions.mp4"))
-                codec, size = cv2.VideoWriter.fourcc(*"mp4v"), (picture.shape[1], picture.shape[0])
-                video = cv2.VideoWriter(str(path), codec, VIDEO_FPS, size)
-                stack_of_files.callback(video.release)
-            if is_video:
-                video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            else:
+            if not is_video:
                 write_png(output / f"{stem}.png", picture)
+            else:
+                if video is None:
+                    path = stack_of_files.enter_context(atomic_path(output / "predictions.mp4"))
+                    codec, size = cv2.VideoWriter.fourcc(*"mp4v"), (picture.shape[1], picture.shape[0])
+                    video = cv2.VideoWriter(str(path), codec, VIDEO_FPS, size)
+                    stack_of_files.callback(video.release)
+                video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
             if arguments.save_maps:
                 write_npy(output / f"{stem}_depth.npy", depth.astype(np.float32))
                 write_npy(output / f"{stem}_seg.npy", seg)

@@ -6,6 +6,7 @@ Writes  nothing; prints two tables.
 MACs are those of convolutions and matrix products for one image; activations and resizing are not counted.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 from cli import ArgumentParser, run
@@ -50,13 +51,15 @@ def parameters(block: nn.Module) -> int:
     return sum(parameter.numel() for parameter in block.parameters())
 
 
-def parse_arguments():
+def parse_arguments() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="best.pt of train.py (default: an untrained student)")
     return parser.parse_args()
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     arguments = parse_arguments()
     if arguments.checkpoint:
         student, recipe, _ = load_student(arguments.checkpoint)

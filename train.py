@@ -12,9 +12,10 @@ SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume th
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cli import EXIT_STOPPED, StopSignal, UserError, run
 
@@ -52,6 +53,7 @@ from trainer.validation import best_score, validate
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
     with processes_of(runtime.device) as (processes, device):
         return train(arguments, recipe, runtime, processes, device)
@@ -80,7 +82,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         # In place: the checkpoints' names stay. A graph for each of augment's few image sizes: on one for all sizes
         # Inductor of PyTorch 2.14 fails.
         trainer.model.compile(dynamic=False)
-    tell = print if processes.main else lambda text: None
+    tell: Callable[[str], None] = print if processes.main else lambda text: None
     tell(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.size} "
         f"process(es), encoder start {trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, "
@@ -134,7 +136,7 @@ class Trainer:
         self.class_weights = class_weights(shares, recipe.class_balance).to(device)
         torch.manual_seed(recipe.seed % 2**63)
         # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
-        self.model = build_student(recipe).to(device, memory_format=torch.channels_last)
+        self.model = build_student(recipe).to(device).to(memory_format=torch.channels_last)
         if "sam2_seg" not in frames.arrays:
             self.weights.segmentation = self.weights.dice = 0.0
         # a decoder without a loss stays as it starts, and no gradient is computed for it
@@ -156,7 +158,7 @@ class Trainer:
         self.step = 0
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the epoch in hand
         self.shown_loss = torch.zeros((), pin_memory=device.type == "cuda")
-        self.notes = {"data_fingerprint": data, "history": [], "best_score": float("-inf")}
+        self.notes: dict[str, Any] = {"data_fingerprint": data, "history": [], "best_score": float("-inf")}
 
     def start(self, weights: str | Path, description: dict) -> None:
         """Begin a new run: load the weights to start from (see load_start), open a run folder."""
@@ -176,10 +178,12 @@ class Trainer:
         if self.processes.main:
             write_json(self.run_dir / "config.json", settings | revision | data)
 
-    def resume(self, choice: str | None) -> bool:
+    def resume(self, choice: str | Path | None) -> bool:
         """Take up the run of a checkpoint; False when there is none to take up."""
-        path = self.runtime.checkpoint_dir / "last.pt" if choice == "auto" else choice
-        if choice is None or (choice == "auto" and not path.is_file()):
+        if choice is None:
+            return False
+        path = self.runtime.checkpoint_dir / "last.pt" if choice == "auto" else Path(choice)
+        if choice == "auto" and not path.is_file():
             return False
         content = load_checkpoint(path)
         refuse_other_recipe(path, recipe_of(content, path), self.recipe)
@@ -199,6 +203,7 @@ class Trainer:
 
     @property
     def run_dir(self) -> Path:
+        """The run's folder below --log-dir."""
         return self.runtime.log_dir / self.notes["run"]
 
     def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
@@ -324,6 +329,7 @@ class Trainer:
                 self.write_checkpoint(name)
 
     def write_checkpoint(self, name: str) -> None:
+        """Write a checkpoint from this process."""
         save_checkpoint(
             self.runtime.checkpoint_dir / name,
             self.recipe,

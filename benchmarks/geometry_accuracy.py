@@ -45,7 +45,7 @@ def disturb(depth: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return (cv2.GaussianBlur(depth, (0, 0), 2) * (1 + drift.clip(-0.1, 0.1)) * noise).astype(np.float32)
 
 
-def simple_rules(rgb: np.ndarray, depth: np.ndarray, sensor: np.ndarray, *_) -> np.ndarray:
+def simple_rules(rgb: np.ndarray, depth: np.ndarray, sensor: np.ndarray, *_: object) -> np.ndarray:
     """Lower half and near: floor; small gradient of depth: wall; hole with a large gradient of the image: glass."""
     gradient = np.hypot(cv2.Sobel(depth, cv2.CV_32F, 1, 0), cv2.Sobel(depth, cv2.CV_32F, 0, 1))
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
@@ -67,7 +67,7 @@ def evaluate(folder: Path, limit: int | None, seed: int) -> dict[str, ConfusionM
     """{row of the table: confusion matrix}; seed: of what disturbs the depth."""
     cameras, objects = Cameras.read(folder / "camera.json"), Reference(folder)
     ways: dict[str, Callable] = {"simple rules": simple_rules, "geometry": rules}
-    matrices = {}
+    matrices: dict[str, ConfusionMatrix] = {}
     frames = list(find_frames(folder / "rgb").items())[:limit]
     for number, (stem, path) in enumerate(tqdm(frames, disable=None)):
         rgb, labels = read_image(path), read_classes(folder / "labels" / f"{stem}.png")
@@ -90,6 +90,7 @@ def evaluate(folder: Path, limit: int | None, seed: int) -> dict[str, ConfusionM
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data", help="a data folder with labels, instances and camera.json (default: render one)")
     parser.add_argument("--scenes", type=positive_int, default=100, help="rendered, 2 frames each (default: 100)")
@@ -101,6 +102,7 @@ def main() -> None:
     rows = []
     for name, matrix in matrices.items():
         iou = matrix.compute()["iou"]
+        assert isinstance(iou, list)
         rows.append([name, *(iou[class_id] for class_id in CLASSES.values())])
     print(tabulate(rows, ["IoU", *CLASSES], floatfmt=".3f"))
 

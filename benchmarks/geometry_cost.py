@@ -11,7 +11,7 @@ import sys
 import time
 
 try:
-    from cli import ArgumentParser, positive_int, run
+    from cli import ArgumentParser, UserError, positive_int, run
 except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -31,6 +31,7 @@ SEED = 2026
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data", help="a data folder with depth, confidence and camera.json (default: render one)")
     parser.add_argument("--scenes", type=positive_int, default=10, help="rendered, 2 frames each (default: 10)")
@@ -41,7 +42,10 @@ def main() -> None:
         cameras, seconds, before = Cameras.read(folder / "camera.json"), [], peak_memory()
         frames = find_frames(folder / "rgb")
         for stem in frames:
-            depth, confidence = read_depth(find_map(folder / "depth", stem)), find_map(folder / "confidence", stem)
+            depth_map, confidence = find_map(folder / "depth", stem), find_map(folder / "confidence", stem)
+            if depth_map is None:
+                raise UserError(f"{folder}: frame {stem} has no depth")
+            depth = read_depth(depth_map)
             sensor = depth if confidence is None else np.where(read_confidence(confidence) > 0, depth, 0)
             for _ in range(arguments.rounds):
                 start = time.process_time()

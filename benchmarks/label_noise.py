@@ -39,10 +39,11 @@ def away_from_edges(depth: np.ndarray) -> np.ndarray:
 def differences(
     depth: np.ndarray, other: np.ndarray, to_other: np.ndarray, intrinsics: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of all points of one frame that fall on a reading of the other: reading minus expected depth, metres, and whether
-    both lie away from edges.
+    """Compare the points of one frame with the readings of the other that they fall on.
 
     depth, other: float32 [H,W] metres, 0 = none; to_other: [4,4], camera to camera; intrinsics: [3,3].
+
+    Returns: for each such point, reading minus expected depth in metres, and whether both lie away from edges.
     """
     rows, columns = np.nonzero(depth)
     pixels = np.stack([columns, rows, np.ones_like(rows)])
@@ -58,6 +59,7 @@ def differences(
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--frames", type=Path, default=os.environ.get("RGBD_FRAMES"), help="default: $RGBD_FRAMES")
     arguments = parser.parse_args()
@@ -69,13 +71,13 @@ def main() -> None:
         raise UserError(f"{arguments.frames} holds {len(paths)} frames, two are needed")
     poses = [np.loadtxt(str(path).replace(".depth.png", ".pose.txt")) for path in paths]
     depths = [read_depth(path) for path in paths]
-    found, even = [], []
+    found_by_pair, even_by_pair = [], []
     for index in range(len(paths) - 1):
         to_next = np.linalg.inv(poses[index + 1]) @ poses[index]
         difference, smooth = differences(depths[index], depths[index + 1], to_next, intrinsics)
-        found.append(difference)
-        even.append(smooth)
-    found, even = np.concatenate(found), np.concatenate(even)
+        found_by_pair.append(difference)
+        even_by_pair.append(smooth)
+    found, even = np.concatenate(found_by_pair), np.concatenate(even_by_pair)
     table = [
         [name, len(values) / 1e6, np.sqrt(np.mean(values**2)), np.median(np.abs(values))]
         for name, values in (("all readings", found), ("away from depth edges", found[even]))

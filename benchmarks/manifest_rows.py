@@ -39,7 +39,7 @@ def draw(folder: Path, number: int) -> dict[str, Path]:
     random = np.random.default_rng(number)
     size = (NYU_INTRINSICS.height, NYU_INTRINSICS.width)
     depth = random.uniform(1, 5, size).astype(np.float32)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "depth": depth,
         "confidence": np.ones(size, np.float32),
         "da3_depth": depth,
@@ -71,6 +71,7 @@ def make_folder(folder: Path, count: int) -> None:
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--rows", type=positive_int, nargs="+", default=[1000, 10000], help="default: 1000 10000")
     parser.add_argument("--rounds", type=positive_int, default=3, help="default: %(default)s")

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 try:
     from cli import ArgumentParser, positive_int, run
@@ -46,6 +47,7 @@ def write_entries(folder: Path, stem_of: Callable[[int], str], count: int) -> No
 
 
 def seconds(action: Callable[[], object]) -> float:
+    """Wall-clock time of an action."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
@@ -56,13 +58,15 @@ def measure(folder: Path, stem_of: Callable[[int], str], count: int) -> list[flo
     written = seconds(lambda: write_entries(folder, stem_of, count))
     frames: dict[str, Path] = {}
     listed = seconds(lambda: frames.update(find_frames(folder / "rgb")))
-    resumed = seconds(lambda: run_stage(frames, folder / "da3_depth", teacher=None))  # nothing is left for a teacher
+    no_teacher: Any = None  # nothing is left for one
+    resumed = seconds(lambda: run_stage(frames, folder / "da3_depth", teacher=no_teacher))
     some = random.Random(0).sample(list(frames.values()), min(READ, count))
     read = seconds(lambda: [path.read_bytes() for path in some])
     return [written, listed, resumed, 1000 * read / len(some)]
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--frames", type=positive_int, default=1_000_000, help="default: %(default)s")
     arguments = parser.parse_args()

@@ -56,6 +56,7 @@ def operator_times(session: onnxruntime.InferenceSession, image: np.ndarray, rou
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--engine-dir", type=Path, default=Runtime().engine_dir, help="default: %(default)s")
     parser.add_argument("--rounds", type=positive_int, default=100, help="timed runs of each (default: %(default)s)")

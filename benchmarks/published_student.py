@@ -7,6 +7,8 @@ bilinear to full size; a 1x1 head; depth by ReLU. 5.31 M parameters. L1 and 0.1 
 one by one in a DataLoader of two processes.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 import timm
@@ -41,6 +43,7 @@ class TransposedStage(nn.Module):
         )
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """Features [B,inputs,h,w] and the encoder's map [B,skip,H,W] to [B,outputs,H,W]; H and W at most 2h and 2w."""
         up = self.up(features)[..., : skip.shape[-2], : skip.shape[-1]]  # 8 rows make 16, the encoder has 15
         return self.mix(torch.cat([up, skip], dim=1))
 
@@ -56,6 +59,7 @@ class PublishedDecoder(nn.Module):
         self.head = nn.Conv2d(WIDTHS[-1], outputs, 1)
 
     def forward(self, neck: Tensor, skips: list[Tensor]) -> Tensor:
+        """The map that `head` reads; skips: the encoder's finer maps, from fine to coarse."""
         for stage, skip in zip(self.stages, reversed(skips), strict=True):
             neck = stage(neck, skip)
         return neck
@@ -64,10 +68,14 @@ class PublishedDecoder(nn.Module):
 class PublishedStudent(nn.Module):
     """RGB float32 [B,3,H,W] in 0..1 to depth [B,1,H,W] in metres, 0 or more, and logits [B,6,H,W]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, encoder: str):
         super().__init__()
-        self.encoder = timm.create_model(encoder, features_only=True, pretrained=False)
-        channels = self.encoder.feature_info.channels()
+        features: Any = timm.create_model(encoder, features_only=True, pretrained=False)
+        self.encoder: nn.Module = features
+        channels = features.feature_info.channels()
         self.neck = nn.Conv2d(channels[-1], NECK, 1)
         self.depth = PublishedDecoder(channels[:-1], 1)
         self.seg = PublishedDecoder(channels[:-1], len(CLASS_NAMES))
@@ -75,6 +83,7 @@ class PublishedStudent(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB to depth and class logits at its size."""
         *skips, last = self.encoder((rgb - self.mean) / self.std)
         neck = self.neck(last)
 
@@ -117,13 +126,23 @@ def smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
 def loader(rows: list[Row], batch_size: int, seed: int) -> DataLoader:
     """The published loop's batches, in an order that depends on the seed."""
     order = torch.Generator().manual_seed(seed)
-    workers = {"num_workers": LOADER_PROCESSES, "persistent_workers": True, "worker_init_fn": _seed_worker}
-    return DataLoader(DecodedFrames(rows, seed), batch_size, shuffle=True, drop_last=True, generator=order, **workers)
+    return DataLoader(
+        DecodedFrames(rows, seed),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        generator=order,
+        num_workers=LOADER_PROCESSES,
+        persistent_workers=True,
+        worker_init_fn=_seed_worker,
+    )
 
 
 def _seed_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    torch.utils.data.get_worker_info().dataset.random = np.random.default_rng(torch.initial_seed() + worker)
+    info = torch.utils.data.get_worker_info()
+    assert info is not None and isinstance(info.dataset, DecodedFrames)
+    info.dataset.random = np.random.default_rng(torch.initial_seed() + worker)
 
 
 class PublishedTrainer:

@@ -14,8 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 try:
     from cli import ArgumentParser, UserError, non_negative_int, positive_int, run
@@ -44,8 +47,8 @@ METRICS = ("rmse", "image_rmse", "abs_rel", "delta1")
 
 def import_frames(frames: str, folder: Path, train: int, val: int) -> list[Row]:
     """The recording as a data folder whose manifest has this comparison's splits; its rows in the order of time."""
-    flags = ["--input", frames, "--out", str(folder), "--test-frames", str(TEST), "--val-frames", str(val)]
-    flags += ["--gap-frames", "0"]
+    flags: list[str | Path] = ["--input", frames, "--out", str(folder), "--test-frames", str(TEST)]
+    flags += ["--val-frames", str(val), "--gap-frames", "0"]
     subprocess.run([sys.executable, ROOT / "dataset" / "corridor_loader.py", *flags], check=True)
     flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
     flags += ["--output", folder / "manifest.jsonl"]
@@ -113,6 +116,7 @@ def train_ours(
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--frames", default=os.environ.get("RGBD_FRAMES"), help="default: $RGBD_FRAMES")
     parser.add_argument("--epochs", type=positive_int, default=10, help="default: %(default)s")
@@ -126,18 +130,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.frames:
         raise UserError("--frames names the folder of an RGB-D recording")
-    table, flags = [], arguments.train_flags.split()
+    table: list[list[Any]] = []
+    flags = arguments.train_flags.split()
     with tempfile.TemporaryDirectory() as name:
         rows = import_frames(arguments.frames, Path(name), arguments.train_frames, arguments.val_frames)
         for seed in range(arguments.seeds):
             common = (rows, arguments.epochs, arguments.batch_size, seed)
-            runs = {
-                "published": lambda common=common: train_published(*common, Recipe()),
-                "ours": lambda common=common: train_ours(*common, Path(name) / "ours", None, flags),
+            runs: dict[str, Callable[[], list[float]]] = {
+                "published": partial(train_published, *common, Recipe()),
+                "ours": partial(train_ours, *common, Path(name) / "ours", None, flags),
             }
             if arguments.init:
-                runs["pretrained"] = lambda common=common: train_ours(
-                    *common, Path(name) / "pretrained", arguments.init.resolve(), flags
+                runs["pretrained"] = partial(
+                    train_ours, *common, Path(name) / "pretrained", arguments.init.resolve(), flags
                 )
             for student, train in runs.items():
                 if arguments.only in (None, student):

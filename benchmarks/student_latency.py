@@ -11,6 +11,7 @@ import io
 import sys
 import time
 import warnings
+from typing import Any
 
 try:
     from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, positive_int, run
@@ -35,7 +36,7 @@ BOUND = 1.15  # student / encoder: what a robot may pay for depth and classes on
 
 def to_session(model: nn.Module, image: torch.Tensor, threads: int) -> onnxruntime.InferenceSession:
     """A module with one image [1,3,H,W] as input in ONNX Runtime, exported and simplified as export_trt.py does."""
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # the exporter takes it, though annotated for paths alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model.eval(), (image,), buffer, input_names=["rgb"], opset_version=17, dynamo=False)
@@ -59,6 +60,7 @@ def interleaved(sessions: dict[str, onnxruntime.InferenceSession], image: np.nda
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--rounds", type=positive_int, default=200, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--threads", type=positive_int, default=2, help="of ONNX Runtime (default: %(default)s)")

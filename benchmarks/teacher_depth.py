@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
@@ -68,6 +69,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--model", default="da3-small", help="architecture of the package (default: %(default)s)")
     parser.add_argument("--process-res", type=positive_int, default=PROCESS_RESOLUTION, help="default: %(default)s")
@@ -96,7 +98,7 @@ def main() -> None:
     print(f", of the GPU {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MB" if device.type == "cuda" else "")
 
 
-def make_backend(weights: Path, arguments, batch_size: int) -> DA3:
+def make_backend(weights: Path, arguments: Namespace, batch_size: int) -> DA3:
     """The architecture with random weights, through the same path as trained ones."""
     from depth_anything_3.api import DepthAnything3
 
@@ -105,16 +107,21 @@ def make_backend(weights: Path, arguments, batch_size: int) -> DA3:
         return DA3(str(weights), arguments.device, arguments.process_res, batch_size, arguments.compile)
 
 
-def measure(backend: DA3, frames: dict[str, Path], folder: Path, arguments, batch_size: int, device) -> dict:
+def measure(
+    backend: DA3, frames: dict[str, Path], folder: Path, arguments: Namespace, batch_size: int, device: torch.device
+) -> dict[str, list[float]]:
     """{what: seconds of each round}, after one round to warm up."""
     teacher = DepthTeacher(backend, FrameCameras(folder / "rgb", None, None))
     prepared = [backend.prepare(stem, read_image(path), NYU_INTRINSICS) for stem, path in frames.items()]
     batches = [prepared[start : start + batch_size] for start in range(0, len(prepared), batch_size)]
 
-    def loop():
+    def loop() -> None:
         run_stage(frames, folder / "out", teacher, overwrite=True, batch_size=batch_size, workers=arguments.num_workers)
 
-    work = {"model alone": lambda: [backend.infer(batch) for batch in batches], "loop of run_da3.py": loop}
+    work: dict[str, Callable[[], object]] = {
+        "model alone": lambda: [backend.infer(batch) for batch in batches],
+        "loop of run_da3.py": loop,
+    }
     if device.type == "cuda":
         work["one image at a time"] = lambda: one_at_a_time(backend, frames, folder / "single")
     rounds = [{what: seconds(function, device) for what, function in work.items()} for _ in range(arguments.rounds + 1)]

@@ -51,6 +51,7 @@ def draw_boxes(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     parser = ArgumentParser(__doc__)
     sizes = [name.removeprefix("sam2.1_hiera_") for name in SAM2_CONFIGS if name.startswith("sam2.1")]
     parser.add_argument("--size", choices=sizes, default="tiny", help="of SAM2 (default: %(default)s)")
@@ -68,7 +69,7 @@ def main() -> int:
         "one encoding a frame": lambda: backend.masks_of(image, boxes),
         "one encoding a box": lambda: [backend.masks_of(image, box[None]) for box in boxes],
     }
-    rounds = []
+    rounds: list[dict[str, float]] = []
     for _ in range(arguments.frames + 1):
         rounds.append({})
         for way, work in ways.items():

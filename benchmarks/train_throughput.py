@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -49,6 +50,7 @@ SEED = 0
 class Ways:
     """What is timed; each way is a method that goes once through the frames."""
 
+    WAYS: tuple[str, ...]  # names of these methods
     device: torch.device
 
     def seconds(self, way: str) -> float:
@@ -78,15 +80,18 @@ class Ours(Ways):
         self.trainer.model.train()
         self.in_memory = [self.trainer.augmented(batch, step) for step, batch in self.batches()]
 
-    def batches(self):
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """The first epoch's batches, numbered."""
         return enumerate(self.trainer.batches(0, 0, self.device))
 
     def training(self) -> None:
+        """train.py's steps, feed and augmentation included."""
         self.trainer.step = 0
         for _, batch in self.batches():
             self.trainer.train_step(batch)
 
     def arithmetic(self) -> None:
+        """The same steps on batches that are in memory."""
         for batch in self.in_memory:
             self.arithmetic_step(batch)
 
@@ -103,18 +108,21 @@ class Ours(Ways):
         trainer.optimizer.step()
 
     def full_size(self) -> None:
+        """training() with images of the network's size alone."""
         recipe = self.trainer.recipe
         self.trainer.recipe = replace(recipe, zoom=(1.0, recipe.zoom[1]))
         self.training()
         self.trainer.recipe = recipe
 
     def host_feed(self) -> None:
+        """Batches from the packed cache to host memory."""
         recipe = self.trainer.recipe
         pinned = self.device.type == "cuda"
         for _ in gathered_batches(self.trainer.frames, recipe.batch_size, recipe.seed, 0, 0, pinned):
             pass
 
     def feed(self) -> None:
+        """Batches to the device, augmented there."""
         for step, batch in self.batches():
             self.trainer.augmented(batch, step)
 
@@ -143,10 +151,12 @@ class Published(Ways):
         self.decoded = loader(rows, recipe.batch_size, SEED)
 
     def training(self) -> None:
+        """Its steps, decoding included."""
         for batch in self.decoded:
             self.trainer.train_step(*batch)
 
     def host_feed(self) -> None:
+        """Batches decoded and augmented in its processes."""
         for _ in self.decoded:
             pass
 
@@ -154,14 +164,18 @@ class Published(Ways):
 class Worker:
     """One of the two in a process of its own."""
 
-    def __init__(self, kind: type[Ways], *arguments: object):
-        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (kind, *arguments))
+    def __init__(self, kind: Callable[..., Ways], *arguments: object):
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (kind, arguments))
 
     def call(self, method: str, *arguments: object) -> float:
+        """What a method of Ways returns there."""
         return self.pool.submit(_call, method, *arguments).result()
 
 
-def _start(kind: type[Ways], *arguments: object) -> None:
+_ways: Ways  # in a worker's process
+
+
+def _start(kind: Callable[..., Ways], arguments: tuple[object, ...]) -> None:
     global _ways
     _ways = kind(*arguments)
 
@@ -180,6 +194,7 @@ def rooms(folder: Path, frames: int) -> Path:
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--manifest", type=Path, help="train on its frames (default: rendered rooms, depth alone)")
     parser.add_argument("--frames", type=positive_int, default=96, help="how many (default: %(default)s)")
@@ -197,10 +212,11 @@ def main() -> None:
         images = len(rows) // size * size
         if not images:
             raise UserError(f"--batch-size {size} is more than the frames of {manifest}")
-        workers = {kind: Worker(kind, rows, manifest, recipe, device) for kind in (Ours, Published)}
+        kinds: tuple[type[Ways], ...] = (Ours, Published)
+        workers = {kind: Worker(kind, rows, manifest, recipe, device) for kind in kinds}
         for worker in workers.values():
             stack.enter_context(worker.pool)
-        rates = {(kind, way): [] for kind in workers for way in kind.WAYS}
+        rates: dict[tuple[type[Ways], str], list[float]] = {(kind, way): [] for kind in workers for way in kind.WAYS}
         for round_number in range(arguments.rounds + 1):
             for (kind, way), found in rates.items():
                 seconds = workers[kind].call("seconds", way)

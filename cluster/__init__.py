@@ -1,0 +1,1 @@
+"""The cluster's jobs and settings, and what they download."""

@@ -47,9 +47,11 @@ class HubFile:
 
     @property
     def key(self) -> str:
+        """Its name in the lock."""
         return f"{self.model}/{self.name}"
 
     def find(self, runtime: Runtime) -> Path | None:
+        """The file in the hub's cache; None when it, or its link in WEIGHTS_DIR, is missing."""
         found = try_to_load_from_cache(self.model, self.name)
         linked = self.link is None or (runtime.weights_dir / self.link).is_file()
         return Path(found) if isinstance(found, str) and linked else None
@@ -81,12 +83,15 @@ class PlainFile:
 
     @property
     def key(self) -> str:
+        """Its name in the lock."""
         return self.path.name
 
     def find(self, runtime: Runtime) -> Path | None:
+        """The file; None when it is missing."""
         return self.path if self.path.is_file() else None
 
     def fetch(self, runtime: Runtime) -> tuple[Path, str | None]:
+        """Download, from where an earlier try broke off; returns the file and the sha256 that its source publishes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         flags = ["--fail", "--location", "--retry", "5", "--continue-at", "-", "--silent", "--show-error"]
@@ -166,6 +171,7 @@ def fetch_all(files: list[HubFile | PlainFile], lock_path: Path, runtime: Runtim
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--check", action="store_true", help="print what is there; exit code 1 when something is not")
     arguments = parser.parse_args()

@@ -11,8 +11,10 @@ def sensor_scale(depth: np.ndarray, confidence: np.ndarray, teacher: np.ndarray,
     The median, because a sensor's wrong readings (glass, edges) and a teacher's wrong objects are few and far off.
 
     Args:
-        depth, teacher: float32 [H,W], metres, 0 = none.
+        depth: float32 [H,W], metres, 0 = none; the sensor's.
         confidence: float32 [H,W] in 0..1; pixels that reach the threshold count.
+        teacher: float32 [H,W], metres, 0 = none.
+        threshold: least confidence of a pixel that counts.
 
     Returns None where less than SMALLEST_SHARE of the pixels have both.
     """
@@ -37,5 +39,5 @@ def seam_step(depth: np.ndarray, confidence: np.ndarray, teacher: np.ndarray, th
         length = hybrid.shape[axis]
         known = np.take(hybrid, range(length - 1), axis) * np.take(hybrid, range(1, length), axis) > 0
         steps.append(np.abs(np.diff(logarithm, axis=axis))[changes & known])
-    steps = np.concatenate(steps)
-    return float(np.expm1(np.median(steps))) if steps.size else None
+    all_steps = np.concatenate(steps)
+    return float(np.expm1(np.median(all_steps))) if all_steps.size else None

@@ -2,12 +2,14 @@
 
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 try:
     from cli import (
+        EXIT_OK,
         EXIT_STOPPED,
         ArgumentParser,
         StopSignal,
@@ -207,7 +209,8 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def parse_args():
+def parse_args() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(
         "Reads an RGB-D recording: <stem>.color.jpg|png beside <stem>.depth.png, or folders rgb|color/ and depth/;\n"
         "depth is 16-bit PNG in millimetres, registered to the colour images.\n"
@@ -229,14 +232,14 @@ def parse_args():
     return parser.parse_args()
 
 
-def plan_split(args, stems: list[str]) -> dict[str, list[str]]:
+def plan_split(args: Namespace, stems: list[str]) -> dict[str, list[str]]:
     """The split that the flags ask for."""
     test = max(1, len(stems) // 6) if args.test_frames is None else args.test_frames
     val = max(1, len(stems) // 10) if args.val_frames is None else args.val_frames
     return split_by_time(stems, test, val, args.gap_frames)
 
 
-def build_camera(args, folder: Path, size: tuple[int, int]) -> Intrinsics:
+def build_camera(args: Namespace, folder: Path, size: tuple[int, int]) -> Intrinsics:
     """The colour camera; raises UserError when its principal point lies outside the images."""
     flags = {name: getattr(args, name) for name in ("fx", "fy", "cx", "cy") if getattr(args, name) is not None}
     file = existing_file(args.intrinsics, "--intrinsics") if args.intrinsics else None
@@ -249,7 +252,7 @@ def build_camera(args, folder: Path, size: tuple[int, int]) -> Intrinsics:
     return Intrinsics(**values, width=size[0], height=size[1])
 
 
-def describe(args, folder: Path, n_frames: int, split: dict[str, list[str]]) -> dict:
+def describe(args: Namespace, folder: Path, n_frames: int, split: dict[str, list[str]]) -> dict:
     """source.json: what the folder was made from, and how it was cut."""
     return {
         "recording": folder.resolve().name,
@@ -269,7 +272,8 @@ def summary(n_frames: int, split: dict[str, list[str]], failed: dict[str, str]) 
     return line + (f"; {len(failed)} unreadable, listed in failed_frames.jsonl" if failed else "")
 
 
-def main() -> int | None:
+def main() -> int:
+    """Run the script; returns the exit code."""
     args = parse_args()
     folder = existing_dir(args.input, "--input")
     if args.out.resolve() == folder.resolve():
@@ -297,6 +301,7 @@ def main() -> int | None:
     write_json(args.out / "camera.json", asdict(camera))
     write_json(args.out / "splits.json", split)
     print(summary(len(frames), split, failed))
+    return EXIT_OK
 
 
 if __name__ == "__main__":

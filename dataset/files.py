@@ -159,6 +159,7 @@ def claim_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) ->
     """Make a loader's data folder with its source.json and clear it of what a killed run has left half-written.
 
     Args:
+        out: the folder, made where it is missing.
         source: what the folder is made from, and with which settings; plain JSON.
         maps: names of its sub-folders.
 

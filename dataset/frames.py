@@ -122,20 +122,21 @@ def read_frame(row: Row) -> Frame:
     """Read all maps of a manifest's row; raises UserError when one is unreadable or of another size than the image."""
     rgb = read_image(row.rgb)
     depth = read_depth(row.depth)
+    confidence = read_confidence(row.confidence) if row.confidence else (depth > 0).astype(np.float32)
     maps: Mapping[str, np.ndarray | None] = {
-        "confidence": read_confidence(row.confidence) if row.confidence else (depth > 0).astype(np.float32),
         "labels": read_classes(row.labels) if row.labels else None,
         "da3_depth": read_depth(row.da3_depth) if row.da3_depth else None,
         "sam2_seg": read_classes(row.sam2_seg) if row.sam2_seg else None,
         "seg_confidence": read_seg_confidence(row.seg_confidence) if row.seg_confidence else None,
     }
-    for name, array in {"depth": depth, **maps}.items():
+    for name, array in {"depth": depth, "confidence": confidence, **maps}.items():
         if array is not None and array.shape != rgb.shape[:2]:
             raise UserError(
                 f"frame {row.stem}: {name} is {array.shape[1]}x{array.shape[0]} but the image is "
                 f"{rgb.shape[1]}x{rgb.shape[0]}"
             )
-    frame = Frame(row.stem, rgb, depth, **maps, intrinsics=camera_for(row.intrinsics, rgb, row.stem))
+    camera = camera_for(row.intrinsics, rgb, row.stem)
+    frame = Frame(row.stem, rgb, depth, confidence, **maps, intrinsics=camera)
     _ignore_white_border(frame)
     return frame
 
@@ -158,7 +159,7 @@ def white_border(rgb: np.ndarray) -> np.ndarray:
     border = np.zeros(rgb.shape[:2], dtype=bool)
     for axis, columns in ((0, rgb.transpose(1, 0, 2)), (1, rgb)):
         for order in (1, -1):
-            blank = (columns[::order][:WIDEST_BORDER] >= WHITE).all(axis=(1, 2))
+            blank: np.ndarray = np.all(columns[::order][:WIDEST_BORDER] >= WHITE, axis=(1, 2))
             width = len(blank) if blank.all() else int(np.argmin(blank))
             if width < len(blank):  # a picture that is white far inside has no border but a white wall
                 lines = slice(0, width) if order == 1 else slice(rgb.shape[1 - axis] - width, None)

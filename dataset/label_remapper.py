@@ -146,6 +146,7 @@ def format_table() -> str:
 
 
 def main() -> None:
+    """Run the script."""
     parser = ArgumentParser(
         f"Reads dataset/{TABLE.name}; writes nothing.\n\n"
         "Prints which of the student's six classes each of the 894 class names of NYU Depth V2 becomes.\n"

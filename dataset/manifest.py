@@ -65,7 +65,8 @@ def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
         raise UserError(f"{where}: fx, fy, width and height of a camera are above 0")
     if not all(abs(values[name]) < 1e6 for name in ("cx", "cy")):
         raise UserError(f"{where}: cx and cy of a camera are finite numbers of pixels")
-    return Intrinsics(**values | {"width": int(values["width"]), "height": int(values["height"])})
+    width, height = int(values.pop("width")), int(values.pop("height"))
+    return Intrinsics(**values, width=width, height=height)
 
 
 class Cameras:

@@ -8,13 +8,15 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 try:
-    from cli import EXIT_STOPPED, ArgumentParser, StopSignal, UserError, existing_file, run
+    from cli import EXIT_OK, EXIT_STOPPED, ArgumentParser, StopSignal, UserError, existing_file, run
 except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -79,10 +81,10 @@ class NyuFile:
             self.file.close()
             raise
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.file.close()
 
     def __len__(self) -> int:
@@ -150,7 +152,7 @@ class NyuFile:
             return np.ascontiguousarray(self.file[name][index].T)
 
     @contextmanager
-    def _readable(self, what: str):
+    def _readable(self, what: str) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -299,7 +301,8 @@ def summary(split: dict[str, list[str]], counts: np.ndarray) -> str:
     )
 
 
-def parse_args():
+def parse_args() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(
         "Reads nyu_depth_v2_labeled.mat (HDF5) or a file of the same layout.\n"
         "Writes a data folder: rgb/ depth/ confidence/ labels/ instances/ camera.json splits.json source.json\n\n"
@@ -310,7 +313,8 @@ def parse_args():
     return parser.parse_args()
 
 
-def main() -> int | None:
+def main() -> int:
+    """Run the script; returns the exit code."""
     args = parse_args()
     with NyuFile(existing_file(args.mat, "--mat")) as source, StopSignal() as stop:
         names = source.strings("names")
@@ -332,6 +336,7 @@ def main() -> int | None:
         write_json(args.out / "camera.json", camera_file(cameras))
         write_json(args.out / "splits.json", split)
     print(summary(split, counts))
+    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -65,8 +65,10 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], width: int = 320) -> np.nd
         resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
         columns.append(np.vstack([strip, resized]))
     tallest = max(column.shape[0] for column in columns)
-    white = {"borderType": cv2.BORDER_CONSTANT, "value": (255, 255, 255)}
-    return np.hstack([cv2.copyMakeBorder(c, 0, tallest - c.shape[0], 0, 4, **white) for c in columns])
+    white = (255, 255, 255)
+    return np.hstack(
+        [cv2.copyMakeBorder(c, 0, tallest - c.shape[0], 0, 4, cv2.BORDER_CONSTANT, value=white) for c in columns]
+    )
 
 
 def stack(panels: Sequence[np.ndarray], legend: bool = True) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The student as ONNX graphs in three precisions, what each loses, and TensorRT engines."""

@@ -79,8 +79,10 @@ def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, recipe: R
     """RMSE in metres, delta1 and mIoU on held-out frames; NaN for what they have no reference of.
 
     Args:
+        answer: what is scored.
         frames: of evaluation.held_out.evaluation_frames().
         focal: of the camera that the answers' depth is for, in pixels at the network's size.
+        recipe: bounds the depth that is scored.
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     columns = (frames[name] for name in ("rgb", "depth", "labels", "focal"))
@@ -88,7 +90,9 @@ def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, recipe: R
         predicted, seg = answer(image)
         depth_metrics.update(torch.from_numpy(predicted[0, 0] * (own_focal / focal)), torch.from_numpy(depth))
         confusion.update(torch.from_numpy(seg[0].argmax(axis=0)), torch.from_numpy(labels))
-    return {name: depth_metrics.compute()[name] for name in ("rmse", "delta1")} | {"miou": confusion.compute()["miou"]}
+    miou = confusion.compute()["miou"]
+    assert isinstance(miou, float)
+    return {name: depth_metrics.compute()[name] for name in ("rmse", "delta1")} | {"miou": miou}
 
 
 def losses(scores: dict[str, float], base: dict[str, float]) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """TensorRT engines on the machine that exports; benchmark_jetson.py, which runs alone on the robot, has the builder."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from cli import UserError
 
@@ -10,7 +12,7 @@ import torch
 from benchmark_jetson import BenchmarkError, build_engine, identity
 
 
-def import_tensorrt():
+def import_tensorrt() -> ModuleType:
     """The tensorrt module; raises UserError when it is not installed."""
     try:
         import tensorrt
@@ -19,10 +21,12 @@ def import_tensorrt():
     return tensorrt
 
 
-def build(trt, onnx_path: Path, entry: dict) -> tuple[bytes, dict[str, str]]:
+def build(trt: ModuleType, onnx_path: Path, entry: dict) -> tuple[bytes, dict[str, str]]:
     """An engine of an exported graph for the GPU at hand, and what it is bound to.
 
     Args:
+        trt: the tensorrt module, 8.5 or newer.
+        onnx_path: the graph; timing.cache lies beside it.
         entry: the graph's, of student.json's precisions.
 
     Raises UserError when there is no GPU or TensorRT does not take the graph.
@@ -31,7 +35,8 @@ def build(trt, onnx_path: Path, entry: dict) -> tuple[bytes, dict[str, str]]:
         engine = build_engine(trt, onnx_path.read_bytes(), entry, onnx_path.parent / "timing.cache")
     except BenchmarkError as error:
         raise UserError(f"{error}; --skip-trt exports the ONNX alone") from None
-    gpu, capability = "unknown", ()
+    gpu = "unknown"
+    capability: Sequence[int] = ()
     if torch.cuda.is_available():
         gpu, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     return engine, identity(trt, gpu, capability)

@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,6 +35,7 @@ class Deployed(nn.Module):
         self.eval()  # all of it: the exporter puts every part back into the mode that it finds the outermost one in
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """The image to depth [1,1,H,W] and class logits [1,6,H,W]."""
         if self.uint8_input:  # TensorRT does nothing with uint8 but make it another type
             rgb = rgb.float().permute(0, 3, 1, 2) / 255
         depth, seg = self.student(rgb)
@@ -54,7 +56,7 @@ def export_graph(model: Deployed, height: int, width: int) -> onnx.ModelProto:
     torch.export's exporter writes opset 18 whatever is asked for; the TorchScript one writes 17, in three times the
     nodes, which onnxslim folds.
     """
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # the exporter takes it, though annotated for paths alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter itself
         warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
@@ -97,6 +99,7 @@ def half_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     nodes it does, because each tensor is stored as the graph says. in_half(model) run by PyTorch shows the rest.
 
     Args:
+        graph: one of export_graph() or Quantiser.
         images: uint8 [N,H,W,3], N >= 1.
 
     Returns: {tensor: value}, the largest first; empty for a graph without float16.

@@ -33,6 +33,7 @@ class Frames(CalibrationDataReader):
         self.inputs = ({INPUT: as_input(image, uint8_input)} for image in images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next frame as the graph's input; None after the last."""
         return next(self.inputs, None)
 
 
@@ -53,7 +54,7 @@ class Quantiser:
         self.make(self.layers)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.folder.cleanup()
 
     def make(self, layers: Sequence[str]) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,10 +38,14 @@ class Examiner:
         focal: float,
         recipe: Recipe,
     ):
-        """Args:
-        images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
-        frames: to score on, of evaluation_frames(), if there are any.
-        focal: of the camera that the depth is for, in pixels at the network's size.
+        """Take what every graph is measured on.
+
+        Args:
+            model: what the graphs are exported from.
+            images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
+            frames: to score on, of evaluation_frames(), if there are any.
+            focal: of the camera that the depth is for, in pixels at the network's size.
+            recipe: the model's.
         """
         self.model, self.exact = model, by_pytorch(model)
         self.images, self.frames, self.focal, self.recipe = images, frames, focal, recipe
@@ -58,9 +63,10 @@ class Examiner:
         answer = by_onnx_runtime(graph.SerializeToString())
         scores = score(answer, self.frames, self.focal, self.recipe) if self.frames else None
         self.base = self.base or scores
-        entry = {"precision": precision, "opset": OPSET, "nodes": len(graph.graph.node), "scores": scores}
+        nodes = len(graph.graph.node)
+        entry: dict[str, Any] = {"precision": precision, "opset": OPSET, "nodes": nodes, "scores": scores}
         entry["errors"] = compare(answer, self.exact, self.images)
-        entry["losses"] = losses(scores, self.base) if self.frames else {}
+        entry["losses"] = losses(scores, self.base) if scores and self.base else {}
         entry["passed"] = within(entry["errors"], entry["losses"], tolerance)
         if precision != "fp32":
             entry["largest_values"] = dict(list(half_ranges(graph, self.extremes).items())[:LISTED])
@@ -96,7 +102,8 @@ def prove_int8(quantiser: Quantiser, examiner: Examiner) -> tuple[onnx.ModelProt
     half precision until the tolerance holds.
     """
     graph = quantiser.make(quantiser.layers)
-    entry, left, ranking = examiner.examine("int8", graph), 0, {}
+    entry, left = examiner.examine("int8", graph), 0
+    ranking: dict[str, float] = {}
     most = len(quantiser.layers) - 1
     while not entry["passed"] and left < most:
         ranking = ranking or rank(quantiser, examiner.exact, examiner.images[:RANKING_IMAGES])
@@ -114,11 +121,15 @@ def rank(quantiser: Quantiser, exact: Answer, images: np.ndarray) -> dict[str, f
     """
     lost, answers = {}, [exact(image) for image in images]
     for layer in quantiser.layers:
-        known = iter(answers)
         answer = by_onnx_runtime(quantiser.quantise([layer]).SerializeToString())
-        errors = compare(answer, lambda image, known=known: next(known), images)
+        errors = compare(answer, _in_turn(answers), images)
         lost[layer] = errors["mean_depth_share"] + 1 - errors["class_agreement"]
     return dict(sorted(lost.items(), key=lambda pair: -pair[1]))
+
+
+def _in_turn(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> Answer:
+    known = iter(answers)
+    return lambda image: next(known)
 
 
 def print_proof(entries: Sequence[dict], images_are: str) -> None:

@@ -50,7 +50,10 @@ def compare(
     """All rows of the table as {name: results}, in the order in which they are printed.
 
     Args:
+        student: see evaluation.inference.
+        rows: the frames.
         notes: of the student's checkpoint, for the baseline.
+        recipe: the student's.
         pictures: where to draw some of the frames.
     """
     table = {name: Comparison(recipe) for name in ROWS}

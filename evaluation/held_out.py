@@ -70,7 +70,7 @@ def write_evaluation_frames(path: Path, frames: dict[str, np.ndarray] | None) ->
     """Write eval_frames.npz; without frames an older one goes away."""
     if frames:
         with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **frames)
+            np.savez_compressed(temporary, allow_pickle=False, **frames)
     elif path.is_file():
         path.unlink()
         print(f"removed {path}: this export has no held-out frames")

@@ -8,8 +8,10 @@ from dataset.frames import Frame
 from dataset.manifest import Row
 from dataset.pictures import colour_classes, colour_depth, colour_error, depth_range, panel, stack
 
-DEPTH_COLUMNS = ("rmse", "image_rmse", "mae", "abs_rel", "sq_rel", "rmse_log", "log10", "silog")
-DEPTH_COLUMNS += ("delta1", "delta2", "delta3", "median_ratio")
+DEPTH_COLUMNS = (
+    *("rmse", "image_rmse", "mae", "abs_rel", "sq_rel", "rmse_log", "log10", "silog"),
+    *("delta1", "delta2", "delta3", "median_ratio"),
+)
 HEADERS = {"image_rmse": "RMSE/img", "rmse": "RMSE", "mae": "MAE", "abs_rel": "AbsRel", "sq_rel": "SqRel",
               "rmse_log": "RMSElog", "silog": "SILog", "median_ratio": "med.ratio"}  # fmt: skip
 

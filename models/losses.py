@@ -1,5 +1,6 @@
 """What the student learns from: hybrid depth, teacher classes, and smoothness where the image is smooth."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,9 @@ def hybrid_depth(depth: Tensor, confidence: Tensor, teacher: Tensor, threshold: 
     """The depth target: the sensor where its confidence reaches the threshold, the teacher elsewhere.
 
     Args:
-        depth, teacher: float32 [B,1,H,W], metres, 0 = no value (all 0 for a frame without a teacher).
-        confidence: float32 [B,1,H,W] in 0..1.
+        depth: the sensor's, float32 [B,1,H,W], metres, 0 = no value.
+        confidence: of the sensor, float32 [B,1,H,W] in 0..1.
+        teacher: the same as depth; all 0 for a frame without a teacher.
         threshold: tau, in 0..1.
 
     Returns: float32 [B,1,H,W], metres, 0 = nothing to learn.
@@ -117,10 +119,10 @@ def class_weights(shares: Tensor, balance: float) -> Tensor:
 
 
 def target_counts(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:
-    """What the terms of distillation_loss() are means over: pixels with depth, weights of those with a class, classes
-    of all frames, frames.
+    """What the terms of distillation_loss() are means over.
 
-    Arguments as there. Returns [4] of depth_target's dtype.
+    Arguments as there. Returns [4] of depth_target's dtype: pixels with depth, weights of those with a class, classes
+    of all frames, frames.
     """
     pixels = (depth_target > 0).sum().to(depth_target)
     by_class = sums_by_class(seg_weight, seg_target)
@@ -141,26 +143,29 @@ def distillation_loss(
     """The terms that have a weight, and their weighted total.
 
     Args:
-        depth: predicted, float32 [B,1,H,W], metres at the reference focal length, like depth_target (0 = nothing).
-        seg: logits [B,6,H,W]; seg_target: integers [B,H,W], 255 = nothing to learn.
+        depth: predicted, float32 [B,1,H,W], metres at the reference focal length.
+        seg: predicted logits [B,6,H,W].
+        rgb: float32 [B,3,H,W] in 0..1.
+        depth_target: as depth, 0 = nothing to learn.
+        seg_target: integers [B,H,W], 255 = nothing to learn.
         seg_weight: float32 [B,1,H,W], how much a pixel's class counts: the teacher's confidence in it, 0..1, times the
             class's weight, see class_weights().
-        rgb: float32 [B,3,H,W] in 0..1.
+        weights: of the terms.
         share: float32 [4], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
             up to the batch's, however unevenly the targets are spread over them.
 
     Returns: scalars 'depth', 'segmentation', 'dice', 'smoothness', less those of weight 0, and 'total'.
     """
-    losses = {
-        "depth": (depth_l1, depth, depth_target),
-        "segmentation": (segmentation_cross_entropy, seg, seg_target, seg_weight),
-        "dice": (dice_loss, seg, seg_target, seg_weight),
-        "smoothness": (edge_aware_smoothness, depth, rgb),
+    losses: dict[str, Callable[[], Tensor]] = {
+        "depth": lambda: depth_l1(depth, depth_target),
+        "segmentation": lambda: segmentation_cross_entropy(seg, seg_target, seg_weight),
+        "dice": lambda: dice_loss(seg, seg_target, seg_weight),
+        "smoothness": lambda: edge_aware_smoothness(depth, rgb),
     }
     shares = [1.0] * len(losses) if share is None else share
     terms = {
-        name: loss(*arguments) * part
-        for (name, (loss, *arguments)), part in zip(losses.items(), shares, strict=True)
+        name: loss() * part
+        for (name, loss), part in zip(losses.items(), shares, strict=True)
         if getattr(weights, name)
     }
     terms["total"] = sum(getattr(weights, name) * term for name, term in terms.items())

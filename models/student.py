@@ -12,6 +12,7 @@ transformation of Metric3D (Yin et al., ICCV 2023, arXiv:2307.10984, section 3.2
 
 import math
 import pickle
+from typing import Any
 
 import timm
 import torch
@@ -57,6 +58,7 @@ class Neck(nn.Module):
         self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[:-1])
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        """Maps from fine to coarse to the finest one."""
         merged = self.lateral[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             lateral = self.lateral[level](maps[level])
@@ -79,11 +81,13 @@ class Decoder(nn.Module):
         self.head = nn.ConvTranspose2d(refined, outputs, 2, stride=2)
         # As nn.Conv2d starts a 1x1 convolution. All sub-pixels of a cell alike, else the output is a checkerboard.
         start = nn.Conv2d(refined, outputs, 1)
+        assert self.head.bias is not None and start.bias is not None
         with torch.no_grad():
             self.head.weight.copy_(start.weight.transpose(0, 1).expand_as(self.head.weight))
             self.head.bias.copy_(start.bias)
 
     def forward(self, pyramid: Tensor) -> Tensor:
+        """The neck's map to one of twice its height and width."""
         return self.head(self.refine(pyramid))
 
 
@@ -98,11 +102,15 @@ class Student(nn.Module):
         output_range: nearest and farthest depth that it can say, metres at the reference focal length.
     """
 
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, encoder: str, channels: int, refined: int, classes: int, output_range: tuple[float, float]):
         super().__init__()
         self.output_range = output_range
-        self.encoder = timm.create_model(encoder, features_only=True, pretrained=False)
-        self.neck = Neck(self.encoder.feature_info.channels(), channels)
+        features: Any = timm.create_model(encoder, features_only=True, pretrained=False)
+        self.encoder: nn.Module = features
+        self.neck = Neck(features.feature_info.channels(), channels)
         self.depth_decoder = Decoder(channels, refined, 1)
         self.seg_decoder = Decoder(channels, refined, classes)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
@@ -112,9 +120,11 @@ class Student(nn.Module):
                 module.inplace = False  # autograd needs what comes in, and would copy it first
         nearest, farthest = output_range
         position = math.log(INITIAL_DEPTH / nearest) / math.log(farthest / nearest)
+        assert self.depth_decoder.head.bias is not None
         nn.init.constant_(self.depth_decoder.head.bias, math.log(position / (1 - position)))
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB float32 [B,3,H,W] in 0..1 to depth [B,1,H,W] and class logits [B,6,H,W]."""
         # a batch norm of fixed statistics: one pass over the image
         normalised = F.batch_norm(rgb, self.mean, self.variance, eps=0.0).to(self.depth_decoder.head.weight.dtype)
         pyramid = self.neck(self.encoder(normalised))
@@ -138,6 +148,8 @@ def load_encoder_weights(student: Student, encoder: str, choice: str) -> str:
     """Start the encoder from what `choice` says, in place.
 
     Args:
+        student: whose encoder it is.
+        encoder: its name in timm.
         choice: 'imagenet' (timm's weights, from its cache or the hub), 'auto' (the same, but a random start when they
             can't be had), 'none' (random), or a path to a state dict.
 

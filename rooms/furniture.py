@@ -26,24 +26,27 @@ from rooms.things import (
     wall_mirror,
 )
 
+Seats = list[tuple[float, float, float]]
+
 
 @dataclass
 class Piece:
     """A kind of furniture: its builder and the ranges of its width, depth and height in metres."""
 
-    build: Callable
+    build: Callable[[Kit, float, float, float], Seats | None]
     width: tuple[float, float]
     depth: tuple[float, float]
     height: tuple[float, float]
 
     def draw_size(self, rng: np.random.Generator) -> tuple[float, float, float]:
         """A size from the ranges."""
-        return tuple(float(rng.uniform(*limits)) for limits in (self.width, self.depth, self.height))
+        w, d, h = (float(rng.uniform(*limits)) for limits in (self.width, self.depth, self.height))
+        return w, d, h
 
 
 # ---- seats -----------------------------------------------------------------------------------------------------
 
-def sofa(kit: Kit, w: float, d: float, h: float):
+def sofa(kit: Kit, w: float, d: float, h: float) -> Seats:
     """Upholstered sofa or armchair (narrow ones) with seat and back cushions."""
     mesh, rng = kit.mesh, kit.rng
     cloth, arm = kit.pick(kit.cloths), rng.uniform(0.12, 0.22)
@@ -69,7 +72,7 @@ def sofa(kit: Kit, w: float, d: float, h: float):
     return [(x, 0.42, seat) for x in seats if all(np.abs(pillows - x) > 0.35)]
 
 
-def chair(kit: Kit, w: float, d: float, h: float):
+def chair(kit: Kit, w: float, d: float, h: float) -> Seats:
     """Dining chair of wood or moulded plastic with a slatted, solid or padded back."""
     mesh, rng = kit.mesh, kit.rng
     material = kit.wood() if rng.random() < 0.7 else kit.pick(kit.brights)
@@ -97,7 +100,7 @@ def chair(kit: Kit, w: float, d: float, h: float):
     return [(0.0, d * 0.5, seat)]
 
 
-def office_chair(kit: Kit, w: float, d: float, h: float):
+def office_chair(kit: Kit, w: float, d: float, h: float) -> Seats:
     """Swivel chair on a five-armed base with castors, armrests and a curved back."""
     mesh, rng = kit.mesh, kit.rng
     cloth = kit.pick(kit.cloths + [kit.dark])
@@ -119,7 +122,7 @@ def office_chair(kit: Kit, w: float, d: float, h: float):
     return [(0.0, d * 0.5, seat)]
 
 
-def stool(kit: Kit, w: float, d: float, h: float):
+def stool(kit: Kit, w: float, d: float, h: float) -> Seats:
     """Round stool on three or four legs."""
     material = kit.wood()
     with kit.mesh.object("stool"):
@@ -130,7 +133,7 @@ def stool(kit: Kit, w: float, d: float, h: float):
     return [(0.0, d * 0.5, h)]
 
 
-def bench(kit: Kit, w: float, d: float, h: float):
+def bench(kit: Kit, w: float, d: float, h: float) -> Seats:
     """Waiting bench: a padded or slatted seat on metal frames."""
     material = kit.wood()
     with kit.mesh.object("bench"):
@@ -143,7 +146,7 @@ def bench(kit: Kit, w: float, d: float, h: float):
     return [(x, d / 2, h) for x in np.arange(-w / 2 + 0.35, w / 2 - 0.2, 0.6)]
 
 
-def ottoman(kit: Kit, w: float, d: float, h: float):
+def ottoman(kit: Kit, w: float, d: float, h: float) -> Seats:
     """Padded stool without a back."""
     with kit.mesh.object("ottoman"):
         kit.legs(-w / 2 + 0.03, w / 2 - 0.03, 0.03, d - 0.03, 0.1, 0.02, kit.dark)
@@ -153,7 +156,7 @@ def ottoman(kit: Kit, w: float, d: float, h: float):
 
 # ---- tables ----------------------------------------------------------------------------------------------------
 
-def table(kit: Kit, w: float, d: float, h: float, class_name: str = "table", things: int = 5):
+def table(kit: Kit, w: float, d: float, h: float, class_name: str = "table", things: int = 5) -> None:
     """Table with square or round legs, perhaps a cloth; clutter on top."""
     rng, wood = kit.rng, kit.wood()
     with kit.mesh.object(class_name):
@@ -170,7 +173,7 @@ def table(kit: Kit, w: float, d: float, h: float, class_name: str = "table", thi
     clutter(kit, -w / 2 + 0.12, w / 2 - 0.12, inset, d - inset, h, things)
 
 
-def coffee_table(kit: Kit, w: float, d: float, h: float):
+def coffee_table(kit: Kit, w: float, d: float, h: float) -> None:
     """Low table with a shelf under its top."""
     table(kit, w, d, h, "coffee table", 3)
     if kit.rng.random() < 0.5:
@@ -178,7 +181,7 @@ def coffee_table(kit: Kit, w: float, d: float, h: float):
             kit.box((-w / 2 + 0.06, 0.06, 0.12), (w / 2 - 0.06, d - 0.06, 0.14), kit.wood())
 
 
-def desk(kit: Kit, w: float, d: float, h: float):
+def desk(kit: Kit, w: float, d: float, h: float) -> None:
     """Office desk with a drawer block and a computer; the worker sits at +y."""
     rng, wood = kit.rng, kit.wood()
     side = rng.choice([-1, 1])
@@ -197,7 +200,7 @@ def desk(kit: Kit, w: float, d: float, h: float):
     clutter(kit, 0.35, w / 2 - 0.1, 0.1, d - 0.1, h, int(rng.integers(1, 4)))
 
 
-def counter(kit: Kit, w: float, d: float, h: float):
+def counter(kit: Kit, w: float, d: float, h: float) -> None:
     """Kitchen counter with doors, sink or stove, and wall cabinets above it."""
     rng, wood = kit.rng, kit.wood()
     top = kit.palette.solid(rng.choice([(0.25, 0.25, 0.26), (0.8, 0.78, 0.74), (0.5, 0.4, 0.3)]), 0.5)
@@ -230,7 +233,7 @@ def counter(kit: Kit, w: float, d: float, h: float):
 
 # ---- storage ---------------------------------------------------------------------------------------------------
 
-def bookshelf(kit: Kit, w: float, d: float, h: float):
+def bookshelf(kit: Kit, w: float, d: float, h: float) -> None:
     """Open shelves filled with books, boxes and vases."""
     rng, wood = kit.rng, kit.wood()
     levels = max(2, round(h / 0.36))
@@ -264,7 +267,7 @@ def book_row(kit: Kit, x0: float, x1: float, depth: float, z: float, height: flo
             x += thick
 
 
-def cabinet(kit: Kit, w: float, d: float, h: float, class_name: str = "cabinet"):
+def cabinet(kit: Kit, w: float, d: float, h: float, class_name: str = "cabinet") -> None:
     """Closed cabinet with doors, and drawers in low ones; clutter on low tops."""
     rng, wood = kit.rng, kit.wood()
     with kit.mesh.object(class_name):
@@ -278,17 +281,17 @@ def cabinet(kit: Kit, w: float, d: float, h: float, class_name: str = "cabinet")
         else:
             _doors(kit, -w / 2, w / 2, d - 0.02, 0.1, h - 0.02, 0.5, wood)
     if h < 1.5:
-        clutter(kit, -w / 2 + 0.1, w / 2 - 0.1, 0.08, d - 0.1, h, int(rng.integers(1, 3 + 2 * w)))
+        clutter(kit, -w / 2 + 0.1, w / 2 - 0.1, 0.08, d - 0.1, h, int(rng.integers(1, int(3 + 2 * w))))
 
 
-def dresser(kit: Kit, w: float, d: float, h: float):
+def dresser(kit: Kit, w: float, d: float, h: float) -> None:
     """Chest of drawers, sometimes with a mirror above it."""
     cabinet(kit, w, d, h, "dresser")
     if kit.rng.random() < 0.6:
         wall_mirror(kit, w * 0.7, h + 0.08, min(h + 1.0, 2.1))
 
 
-def wardrobe(kit: Kit, w: float, d: float, h: float):
+def wardrobe(kit: Kit, w: float, d: float, h: float) -> None:
     """Tall wardrobe; its doors may be mirrors."""
     rng, wood = kit.rng, kit.wood()
     with kit.mesh.object("wardrobe"):
@@ -307,7 +310,7 @@ def wardrobe(kit: Kit, w: float, d: float, h: float):
                 kit.box((low[0], d - 0.02, low[1]), (high[0], d + 0.012, high[1]), kit.metal)
 
 
-def shelves(kit: Kit, w: float, d: float, h: float):
+def shelves(kit: Kit, w: float, d: float, h: float) -> None:
     """Metal rack with boxes."""
     with kit.mesh.object("shelves"):
         kit.legs(-w / 2, w / 2, 0, d, h, 0.015, kit.metal)
@@ -318,7 +321,7 @@ def shelves(kit: Kit, w: float, d: float, h: float):
         clutter(kit, -w / 2 + 0.15, w / 2 - 0.15, 0.12, d - 0.12, z + 0.02, int(1 + 3 * w), 0.38)
 
 
-def refrigerator(kit: Kit, w: float, d: float, h: float):
+def refrigerator(kit: Kit, w: float, d: float, h: float) -> None:
     """Two-door refrigerator."""
     body = kit.palette.solid(kit.pick([(0.9, 0.9, 0.9), (0.65, 0.66, 0.68), (0.15, 0.15, 0.16)]), 0.4)
     with kit.mesh.object("refridgerator"):
@@ -328,7 +331,7 @@ def refrigerator(kit: Kit, w: float, d: float, h: float):
             kit.mesh.rod((-w / 2 + 0.06, d + 0.03, low + 0.1), (-w / 2 + 0.06, d + 0.03, high - 0.1), 0.012, kit.metal)
 
 
-def tv_stand(kit: Kit, w: float, d: float, h: float):
+def tv_stand(kit: Kit, w: float, d: float, h: float) -> None:
     """Low cabinet with a television."""
     cabinet(kit, w, d, h, "tv stand")
     size = min(w * 0.8, kit.rng.uniform(0.9, 1.4))
@@ -338,7 +341,7 @@ def tv_stand(kit: Kit, w: float, d: float, h: float):
         screen_on_foot(kit, 0.0, d * 0.4, h, size, size * 0.56, picture, 0.06)
 
 
-def bed(kit: Kit, w: float, d: float, h: float):
+def bed(kit: Kit, w: float, d: float, h: float) -> Seats:
     """Bed with headboard at the wall, mattress, blanket and pillows."""
     mesh, rng, wood = kit.mesh, kit.rng, kit.wood()
     sheet = kit.palette.cloth(rng.choice([(0.9, 0.9, 0.88), (0.8, 0.82, 0.88), (0.9, 0.84, 0.75)]))
@@ -356,7 +359,7 @@ def bed(kit: Kit, w: float, d: float, h: float):
     return [(side * (w / 2 - 0.3), d - 0.25, 0.55) for side in (-1, 1)]
 
 
-def night_stand(kit: Kit, w: float, d: float, h: float):
+def night_stand(kit: Kit, w: float, d: float, h: float) -> None:
     """Small chest with a lamp."""
     wood = kit.wood()
     with kit.mesh.object("night stand"):
@@ -365,7 +368,7 @@ def night_stand(kit: Kit, w: float, d: float, h: float):
     table_lamp(kit, 0.0, d / 2, h)
 
 
-def _drawers(kit: Kit, x0, x1, y0, y1, z0, z1, count, wood) -> None:
+def _drawers(kit: Kit, x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, count: int, wood: int) -> None:
     kit.box((x0, y0, z0), (x1, y1, z1), wood)
     step = (z1 - z0) / count
     for i in range(count):
@@ -374,7 +377,7 @@ def _drawers(kit: Kit, x0, x1, y0, y1, z0, z1, count, wood) -> None:
         kit.box((x - 0.06, y1 + 0.018, z - 0.008), (x + 0.06, y1 + 0.035, z + 0.008), kit.metal)
 
 
-def _doors(kit: Kit, x0, x1, y, z0, z1, width, wood) -> None:
+def _doors(kit: Kit, x0: float, x1: float, y: float, z0: float, z1: float, width: float, wood: int) -> None:
     count = max(2, round((x1 - x0) / width))
     step = (x1 - x0) / count
     for i in range(count):

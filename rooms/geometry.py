@@ -4,10 +4,12 @@ Lengths are metres; world z points up. Every primitive is built in a local frame
 the world; pieces of furniture face +y of their local frame.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def placement(x: float, y: float, z: float = 0.0, heading: float = 0.0) -> np.ndarray:
@@ -35,14 +37,14 @@ class Soup:
 class Mesh:
     """Collects primitives; `with mesh.object("chair"):` and `with mesh.placed(matrix):` set what they belong to."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.classes: list[str] = []
         self._objects: list[int] = []
         self._frames = [np.eye(4)]
         self._parts: list[tuple] = []
 
     @contextmanager
-    def object(self, class_name: str):
+    def object(self, class_name: str) -> Iterator[None]:
         """Primitives added inside belong to one new instance of `class_name`."""
         self.classes.append(class_name)
         self._objects.append(len(self.classes) - 1)
@@ -50,7 +52,7 @@ class Mesh:
         self._objects.pop()
 
     @contextmanager
-    def placed(self, matrix: np.ndarray):
+    def placed(self, matrix: np.ndarray) -> Iterator[None]:
         """Primitives added inside are moved by `matrix` (float [4,4]), on top of the enclosing frames."""
         self._frames.append(self._frames[-1] @ matrix)
         yield
@@ -61,7 +63,7 @@ class Mesh:
         """float64 [4,4]: from the current local frame to the world."""
         return self._frames[-1]
 
-    def add(self, vertices, faces, uvs, normals, material: int) -> None:
+    def add(self, vertices: ArrayLike, faces: ArrayLike, uvs: ArrayLike, normals: ArrayLike, material: int) -> None:
         """Add indexed triangles: vertices [V,3], faces [F,3], uvs [V,2], normals [V,3] (any length above 0)."""
         rotation, shift = self.frame[:3, :3], self.frame[:3, 3]
         world = np.asarray(vertices, np.float64) @ rotation.T + shift
@@ -80,7 +82,7 @@ class Mesh:
         keep = np.linalg.norm(cross, axis=1) > 1e-10
         return Soup(vertices[keep], uvs[keep], normals[keep], materials[keep], objects[keep], self.classes)
 
-    def quad(self, corner, edge_u, edge_v, material: int, fit: bool = False) -> None:
+    def quad(self, corner: ArrayLike, edge_u: ArrayLike, edge_v: ArrayLike, material: int, fit: bool = False) -> None:
         """Parallelogram; its normal is edge_u x edge_v. `fit` stretches the texture over it, else uv are metres."""
         corner, edge_u, edge_v = (np.asarray(value, np.float64) for value in (corner, edge_u, edge_v))
         size = (1.0, 1.0) if fit else (np.linalg.norm(edge_u), np.linalg.norm(edge_v))
@@ -90,7 +92,7 @@ class Mesh:
             uvs = uvs + [corner @ edge_u / size[0], corner @ edge_v / size[1]]  # neighbours share the pattern
         self.add(vertices, [[0, 1, 2], [0, 2, 3]], uvs, np.tile(np.cross(edge_u, edge_v), (4, 1)), material)
 
-    def box(self, low, high, material: int) -> None:
+    def box(self, low: ArrayLike, high: ArrayLike, material: int) -> None:
         """Axis-aligned box (local axes) between two corners."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         vertices, uvs, normals = [], [], []
@@ -108,7 +110,7 @@ class Mesh:
         faces = np.concatenate([np.array([[0, 1, 2], [0, 2, 3]]) + 4 * i for i in range(6)])
         self.add(np.concatenate(vertices), faces, np.concatenate(uvs), np.concatenate(normals), material)
 
-    def cushion(self, low, high, material: int, power: float = 6.0, steps: int = 6) -> None:
+    def cushion(self, low: ArrayLike, high: ArrayLike, material: int, power: float = 6.0, steps: int = 6) -> None:
         """Box with rounded edges: the unit ball of the `power` norm (2 = ellipsoid), stretched to two corners."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         half, centre = (high - low) / 2, (high + low) / 2
@@ -128,14 +130,16 @@ class Mesh:
                 uvs.append(vertices[-1][:, [first, second]])
                 normals.append(np.sign(ball) * np.abs(ball) ** (power - 1) / half)
                 faces.append(face + len(a) * (2 * axis + (side > 0)))
-        self.add(*(np.concatenate(part) for part in (vertices, faces, uvs, normals)), material)
+        self.add(
+            np.concatenate(vertices), np.concatenate(faces), np.concatenate(uvs), np.concatenate(normals), material
+        )
 
-    def ellipsoid(self, centre, radii, material: int, steps: int = 5) -> None:
+    def ellipsoid(self, centre: ArrayLike, radii: ArrayLike, material: int, steps: int = 5) -> None:
         """Ellipsoid with axes along the local axes."""
         centre, radii = np.asarray(centre, np.float64), np.asarray(radii, np.float64)
         self.cushion(centre - radii, centre + radii, material, power=2.0, steps=steps)
 
-    def loft(self, centres, radii, material: int, segments: int = 14) -> None:
+    def loft(self, centres: ArrayLike, radii: ArrayLike, material: int, segments: int = 14) -> None:
         """Tube of elliptical rings along a path, closed at both ends.
 
         centres [K,3]; radii [K] or [K,2], where the two are along the side and the depth direction of the path
@@ -145,13 +149,13 @@ class Mesh:
         tangents = np.gradient(centres, axis=0)
         self._rings(centres, tangents / np.linalg.norm(tangents, axis=1, keepdims=True), radii, material, segments)
 
-    def lathe(self, profile, material: int, x: float = 0.0, y: float = 0.0, segments: int = 14) -> None:
+    def lathe(self, profile: ArrayLike, material: int, x: float = 0.0, y: float = 0.0, segments: int = 14) -> None:
         """Solid of revolution about the vertical line at (x, y); profile [K,2] of (radius, height)."""
         radii, heights = np.asarray(profile, np.float64).T
         centres = np.stack([np.full(len(radii), x), np.full(len(radii), y), heights], 1)
         self._rings(centres, np.tile([0.0, 0.0, 1.0], (len(radii), 1)), radii, material, segments)
 
-    def _rings(self, centres, tangents, radii, material: int, segments: int) -> None:
+    def _rings(self, centres: np.ndarray, tangents: np.ndarray, radii: ArrayLike, material: int, segments: int) -> None:
         radii = np.asarray(radii, np.float64)
         radii = np.stack([radii, radii], 1) if radii.ndim == 1 else radii
         helper = np.where(np.abs(tangents[:, 1:2]) < 0.95, [[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]])
@@ -173,12 +177,14 @@ class Mesh:
         for end, sign in ((0, -1), (-1, 1)):
             self._cap(grid[end], centres[end], sign * tangents[end], material)
 
-    def _cap(self, ring, centre, normal, material):
+    def _cap(self, ring: np.ndarray, centre: np.ndarray, normal: np.ndarray, material: int) -> None:
         count = len(ring) - 1
         faces = [[count + 1, i, i + 1] for i in range(count)]
         vertices = np.concatenate([ring, centre[None]])
         self.add(vertices, faces, vertices[:, :2], np.tile(normal, (len(vertices), 1)), material)
 
-    def rod(self, start, end, radius: float, material: int, segments: int = 8) -> None:
+    def rod(
+        self, start: Sequence[float], end: Sequence[float], radius: float, material: int, segments: int = 8
+    ) -> None:
         """Cylinder between two points."""
         self.loft([start, end], [radius, radius], material, segments)

@@ -1,10 +1,15 @@
 """What furniture, people and things of a rendered room are made from: one scene's materials and small helpers."""
 
+from typing import TypeVar
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rooms import textures
 from rooms.geometry import Mesh
 from rooms.textures import Palette
+
+Item = TypeVar("Item")
 
 WOODS = [(0.55, 0.36, 0.2), (0.72, 0.53, 0.33), (0.38, 0.22, 0.13), (0.82, 0.68, 0.48), (0.46, 0.28, 0.16)]
 CLOTHS = [(0.55, 0.2, 0.2), (0.25, 0.35, 0.5), (0.6, 0.55, 0.45), (0.3, 0.4, 0.3), (0.45, 0.42, 0.4),
@@ -39,7 +44,7 @@ class Kit:
         self.hair_of = [palette.cloth(colour, infrared=0.03) for colour in HAIRS]
         self.light_wood = self.woods[0]
 
-    def pick(self, items):
+    def pick(self, items: list[Item]) -> Item:
         """One of `items`, drawn from the scene's generator."""
         return items[self.rng.integers(len(items))]
 
@@ -47,11 +52,14 @@ class Kit:
         """Material of a wooden or lacquered piece; most pieces of a room match."""
         return self.woods[self.rng.choice(3, p=[0.6, 0.25, 0.15])]
 
-    def box(self, low, high, material: int) -> None:
+    def box(self, low: ArrayLike, high: ArrayLike, material: int) -> None:
         """Axis-aligned box between two corners."""
         self.mesh.box(low, high, material)
 
-    def legs(self, x0, x1, y0, y1, height, radius, material, square: bool = True) -> None:
+    def legs(
+        self, x0: float, x1: float, y0: float, y1: float,
+        height: float, radius: float, material: int, square: bool = True,
+    ) -> None:  # fmt: skip
         """Four legs inside a rectangle, square or round and tapered."""
         for x in (x0 + radius, x1 - radius):
             for y in (y0 + radius, y1 - radius):

@@ -1,6 +1,6 @@
 """Furnished rooms and corridors: furniture and people put where they are found in real homes and offices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +77,7 @@ def dining_room(room: Room) -> None:
     _put(room, ["cabinet", "bookshelf", "cabinet", "sofa", "armchair", "plant", "bookshelf", "floor lamp", "chair"])
 
 
-def surround_with_chairs(room: Room, frame: np.ndarray, size, name: str = "chair") -> None:
+def surround_with_chairs(room: Room, frame: np.ndarray, size: tuple[float, float, float], name: str = "chair") -> None:
     """Chairs along both long sides of a table, drawn out by chance, and at its ends."""
     w, d, _ = size
     rng = room.kit.rng
@@ -142,7 +142,7 @@ def corridor(room: Room) -> None:
         room.at_wall(str(name), walls=(1, 3), clearance=min(0.8, room.width - 0.9), tries=8)
 
 
-def _put(room: Room, names) -> None:
+def _put(room: Room, names: Sequence[str]) -> None:
     """Pieces along the walls, in order of importance, then small things on the floor."""
     rng = room.kit.rng
     keep = max(5, int(room.width * room.depth / 2.2))
@@ -241,7 +241,8 @@ def build_room(rng: np.random.Generator) -> tuple[str, Room]:
     name = names[rng.choice(len(names), p=shares / shares.sum())]
     plan = PLANS[name]
     kit = Kit(Mesh(), Palette(rng), rng)
-    room = Room(kit, *(float(rng.uniform(*limits)) for limits in (plan.width, plan.depth, plan.height)))
+    width, depth, height = (float(rng.uniform(*limits)) for limits in (plan.width, plan.depth, plan.height))
+    room = Room(kit, width, depth, height)
     finish = draw_finish(kit, plan.formal)
     draw_openings(room, name)
     build_shell(room, finish)

@@ -1,11 +1,15 @@
 """People of rendered rooms: bodies of tapered tubes and ellipsoids, standing, walking or sitting."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rooms.geometry import Mesh
 from rooms.kit import Kit
 
 TROUSERS = [(0.15, 0.18, 0.28), (0.2, 0.2, 0.2), (0.45, 0.4, 0.32), (0.25, 0.32, 0.45)]
+
+Joints = list[tuple[float, float, float]]  # of a limb, from the trunk outwards
 
 
 def person(kit: Kit, seat: float | None = None) -> None:
@@ -23,7 +27,7 @@ def person(kit: Kit, seat: float | None = None) -> None:
                 _body(kit, 0.88, *_sitting_legs(rng, (seat + 0.10) / size), _resting_arms(rng))
 
 
-def _standing_legs(rng):
+def _standing_legs(rng: np.random.Generator) -> tuple[list[Joints], float]:
     stride = rng.choice([0.0, rng.uniform(0.08, 0.25)])
     paths = []
     for side in (-1, 1):
@@ -32,7 +36,7 @@ def _standing_legs(rng):
     return paths, 0.0
 
 
-def _sitting_legs(rng, hip: float):
+def _sitting_legs(rng: np.random.Generator, hip: float) -> tuple[list[Joints], float]:
     spread, knee = rng.uniform(0.1, 0.16), 0.46
     floor = 0.88 - hip
     paths = []
@@ -42,7 +46,7 @@ def _sitting_legs(rng, hip: float):
     return paths, floor
 
 
-def _hanging_arms(rng):
+def _hanging_arms(rng: np.random.Generator) -> list[Joints]:
     if rng.random() < 0.35:
         return [[(side * 0.168, 0, 1.385), (side * 0.25, -0.03, 1.14), (side * 0.1, 0.25, 1.2)] for side in (-1, 1)]
     swing = rng.uniform(-0.15, 0.2, 2)
@@ -50,12 +54,12 @@ def _hanging_arms(rng):
             for i, side in enumerate((-1, 1))]
 
 
-def _resting_arms(rng):
+def _resting_arms(rng: np.random.Generator) -> list[Joints]:
     reach = rng.uniform(0.25, 0.4)
     return [[(side * 0.168, 0, 1.385), (side * 0.26, 0.04, 1.15), (side * 0.13, reach, 1.03)] for side in (-1, 1)]
 
 
-def _body(kit: Kit, hip, legs, floor, arms) -> None:
+def _body(kit: Kit, hip: float, legs: list[Joints], floor: float, arms: list[Joints]) -> None:
     mesh, rng = kit.mesh, kit.rng
     shirt, trousers = kit.pick(kit.cloths + kit.brights), kit.palette.cloth(kit.pick(TROUSERS), infrared=0.25)
     skin = kit.pick(kit.skin_of)
@@ -78,7 +82,7 @@ def _body(kit: Kit, hip, legs, floor, arms) -> None:
     _head(kit, skin)
 
 
-def _limb(mesh: Mesh, path, radii, upper: int, lower: int | None = None) -> None:
+def _limb(mesh: Mesh, path: Joints, radii: tuple[float, float, float], upper: int, lower: int | None = None) -> None:
     start, joint, end = (np.asarray(point, float) for point in path)
     thick, middle, thin = radii
     mesh.loft([start, start + 0.5 * (joint - start), joint], [thick, (thick + middle) / 2 * 1.04, middle], upper)
@@ -102,6 +106,6 @@ def _head(kit: Kit, skin: int) -> None:
         mesh.ellipsoid((side * 0.076, 0.005, 1.62), (0.012, 0.022, 0.03), skin, 3)
 
 
-def _direction(start, end) -> np.ndarray:
+def _direction(start: Sequence[float], end: Sequence[float]) -> np.ndarray:
     step = np.asarray(end, float) - np.asarray(start, float)
     return step / np.linalg.norm(step)

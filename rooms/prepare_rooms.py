@@ -72,6 +72,7 @@ def _stage(script: str, *arguments: str) -> None:
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="data folder to write")
     parser.add_argument("--scenes", type=positive_int, default=SCENES, help="default: %(default)s")

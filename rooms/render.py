@@ -90,7 +90,9 @@ class World:
         return Hits(triangle, self._exact(triangle, origins, directions, found["tfar"]),
                     np.stack([found["u"], found["v"]], 1))
 
-    def _exact(self, triangle, origins, directions, approximate):
+    def _exact(
+        self, triangle: np.ndarray, origins: np.ndarray, directions: np.ndarray, approximate: np.ndarray
+    ) -> np.ndarray:
         # Embree works in float32. Far off a silhouette's edge-on triangle the plane means nothing: keep Embree's.
         plane = self.plane.take(triangle, axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -102,7 +104,7 @@ class World:
         """Bool [N]: nothing opaque within `reach` (in lengths of the direction vector)."""
         return self._blockers.run(_f32(origins), _f32(directions), dists=_f32(reach), query="OCCLUDED") == -1
 
-    def gather(self, origins: np.ndarray, directions: np.ndarray):
+    def gather(self, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Triangles (-1 none) and distances of the nearest opaque, unlit surfaces along rays [N,3]."""
         found = self._blockers.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
         hit = found["geomID"] >= 0
@@ -157,7 +159,9 @@ def render(world: World, camera: Intrinsics, pose: Pose, rng: np.random.Generato
     return RawFrame(rgb, depth, sensor, objects.astype(np.int32))
 
 
-def follow(world: World, origins, rays, first: Hits):
+def follow(
+    world: World, origins: np.ndarray, rays: np.ndarray, first: Hits
+) -> tuple[Hits, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Carry rays on through panes and off mirrors to the first opaque surface.
 
     Returns hits on opaque surfaces, tint float32 [N,3], length of the path in units of the ray's length [N], and
@@ -185,7 +189,7 @@ def follow(world: World, origins, rays, first: Hits):
     return hits, tint, path, origins, directions
 
 
-def _surface(world: World, hits: Hits, origins, directions, footprint) -> Surface:
+def _surface(world: World, hits: Hits, origins: np.ndarray, directions: np.ndarray, footprint: np.ndarray) -> Surface:
     soup, triangle = world.soup, hits.triangle
     distance = np.where(np.isfinite(hits.distance), hits.distance, 0.0)
     point = (origins + directions * distance[:, None]).astype(np.float32)
@@ -203,7 +207,7 @@ def _surface(world: World, hits: Hits, origins, directions, footprint) -> Surfac
     return Surface(triangle, point, normal, view, material, albedo)
 
 
-def _gathered_light(world: World, surface: Surface, shape, rng) -> np.ndarray:
+def _gathered_light(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Irradiance float32 [N,3] with soft shadows and one bounce."""
     direct = _unshadowed(world, surface)
     arriving, blocked = _light_samples(world, surface, shape, rng)
@@ -213,7 +217,9 @@ def _gathered_light(world: World, surface: Surface, shape, rng) -> np.ndarray:
     return direct * np.minimum(shadow, 1.0) + summed[:, 2:]
 
 
-def _irradiance(light: Light, place, surface: Surface, rows=slice(None)) -> tuple[np.ndarray, np.ndarray]:
+def _irradiance(
+    light: Light, place: np.ndarray, surface: Surface, rows: slice | np.ndarray = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
     """Irradiance before colour, float32 [N], of a point `place` ([3] or [N,3]) of a lamp, and the vectors to it."""
     toward = _f32(place) - surface.point[rows]
     squared = np.maximum(_dot(toward, toward), 0.04)
@@ -229,7 +235,9 @@ def _unshadowed(world: World, surface: Surface) -> np.ndarray:
     return total
 
 
-def _light_samples(world: World, surface: Surface, shape, rng):
+def _light_samples(
+    world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Light reaching each pixel from its DRAWS samples without and with shadows: two float32 [N,1]."""
     brightness = np.array([light.power.sum() for light in world.lights])
     count = BLOCK * BLOCK * DRAWS
@@ -251,7 +259,7 @@ def _light_samples(world: World, surface: Surface, shape, rng):
     return open_light, arriving
 
 
-def _bounce_samples(world: World, surface: Surface, shape, rng) -> np.ndarray:
+def _bounce_samples(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Light off other surfaces, float32 [N,3], from one cosine-distributed ray a pixel."""
     count = BLOCK * BLOCK
     grid = (np.stack(np.divmod(np.arange(count), BLOCK), 1) + rng.random((count, 2))) / BLOCK
@@ -273,7 +281,7 @@ def _bounce_samples(world: World, surface: Surface, shape, rng) -> np.ndarray:
     return world.ambient * np.where((triangle < 0)[:, None], SKY, colour).astype(np.float32)
 
 
-def _join_blocks(values: np.ndarray, surface: Surface, shape, world: World) -> np.ndarray:
+def _join_blocks(values: np.ndarray, surface: Surface, shape: tuple[int, int], world: World) -> np.ndarray:
     """Mean of `values` [N,C] over the 4x4 pixels around each that lie on the same surface, rows first."""
     height, width = shape
     normal = surface.normal.reshape(height, width, 3)
@@ -300,7 +308,10 @@ def _emitted_or_lit(world: World, surface: Surface, irradiance: np.ndarray) -> n
     return np.where((surface.triangle >= 0)[:, None], radiance, SKY)
 
 
-def _add_reflections(world: World, radiance, first: Hits, surface: Surface, origins, rays, pixel_angle) -> None:
+def _add_reflections(
+    world: World, radiance: np.ndarray, first: Hits, surface: Surface,
+    origins: np.ndarray, rays: np.ndarray, pixel_angle: float,
+) -> None:  # fmt: skip
     """Add what panes and glossy surfaces reflect (Schlick's Fresnel term) to `radiance`, in place."""
     gloss = np.where(first.triangle >= 0, world.table.gloss[world.soup.materials[first.triangle]], 0)
     kind = np.where(first.triangle >= 0, world.triangle_kind[first.triangle], MIRROR)
@@ -339,7 +350,9 @@ def develop(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.clip(film, 0, 1) ** np.float32(1 / 2.2) * 255 + 0.5).astype(np.uint8)
 
 
-def sense(world: World, first: Hits, path, rays, shape, rng: np.random.Generator) -> np.ndarray:
+def sense(
+    world: World, first: Hits, path: np.ndarray, rays: np.ndarray, shape: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
     """Depth as a time-of-flight sensor reports it: float32 [H,W] metres, 0 = hole.
 
     The signal falls with infrared albedo * cos(incidence) / distance^2; below a threshold there is no reading, and
@@ -368,7 +381,7 @@ def sense(world: World, first: Hits, path, rays, shape, rng: np.random.Generator
     return _drop_edges(np.maximum(reading, 0).astype(np.float32).reshape(shape), rng)
 
 
-def _drop_edges(reading: np.ndarray, rng) -> np.ndarray:
+def _drop_edges(reading: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     kernel = np.ones((3, 3), np.uint8)
     far, near = cv2.dilate(reading, kernel), cv2.erode(reading, kernel)
     jump = (far - near > 0.04 * np.maximum(reading, 0.5)) & (near > 0)
@@ -378,13 +391,13 @@ def _drop_edges(reading: np.ndarray, rng) -> np.ndarray:
     return np.where(lost, 0, np.where(flying, mixed, reading)).astype(np.float32)
 
 
-def _smooth_noise(shape, cell: float, rng) -> np.ndarray:
+def _smooth_noise(shape: tuple[int, int], cell: float, rng: np.random.Generator) -> np.ndarray:
     coarse = rng.standard_normal((max(2, int(shape[0] / cell)), max(2, int(shape[1] / cell))), np.float32)
     noise = cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
     return noise / noise.std()
 
 
-def _block_index(shape) -> np.ndarray:
+def _block_index(shape: tuple[int, int]) -> np.ndarray:
     y, x = np.indices(shape)
     return (y % BLOCK * BLOCK + x % BLOCK).ravel()
 
@@ -403,5 +416,5 @@ def _length(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(_dot(vectors, vectors))
 
 
-def _f32(values) -> np.ndarray:
+def _f32(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)

@@ -5,6 +5,7 @@ rendered with exact depth, NYU class ids, instances, and the depth that a time-o
 The same seed gives the same arrays, whatever the number of worker processes.
 """
 
+import argparse
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -83,7 +84,9 @@ def _draw_lens(seed: int, scene_index: int, lenses: tuple[float, float]) -> floa
     return float(low * (high / low) ** rng.random())
 
 
-def _render_frame(world: World, camera: Intrinsics, pose: Pose, rng, scene: str, scene_type: str) -> RenderedFrame:
+def _render_frame(
+    world: World, camera: Intrinsics, pose: Pose, rng: np.random.Generator, scene: str, scene_type: str
+) -> RenderedFrame:
     raw = render(world, camera, pose, rng)
     labels, instances = _number_instances(raw.object, world.soup.classes)
     return RenderedFrame(raw.rgb, raw.depth, raw.sensor_depth, labels, instances, scene, scene_type, pose, camera)
@@ -151,7 +154,7 @@ def _score(world: World, coarse: Intrinsics, pose: Pose) -> float:
     return score - 0.6 * near - 5.0 * float(centre.min() < 0.4)
 
 
-def _job(arguments) -> list[RenderedFrame]:
+def _job(arguments: tuple[int, int, int, Intrinsics, tuple[float, float]]) -> list[RenderedFrame]:
     return render_scene(*arguments)
 
 
@@ -257,8 +260,8 @@ def shares(frames_labels: np.ndarray) -> dict[str, float]:
     return {name: count / max(1, frames_labels.size) for name, count in total.items()}
 
 
-def parse_arguments():
-    """Command line of this script."""
+def parse_arguments() -> argparse.Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--out", required=True, metavar="MAT", help="file to write, e.g. rooms.mat")
     parser.add_argument("--scenes", type=positive_int, default=60, help="number of rooms (default %(default)s)")
@@ -279,6 +282,7 @@ def parse_arguments():
 
 
 def main() -> None:
+    """Run the script."""
     args = parse_arguments()
     if args.preview and Path(args.preview).suffix.lower() != ".png":
         raise UserError(f"--preview {args.preview}: the name must end in .png")
@@ -287,9 +291,10 @@ def main() -> None:
         raise UserError("--focal-scale LOW HIGH: one factor, or two and the first is the smaller one")
     camera = NYU_INTRINSICS
     count = args.scenes * args.frames_per_scene
-    keep, step = [], args.frames_per_scene
+    keep: list[RenderedFrame] = []
+    step = args.frames_per_scene
 
-    def watched():
+    def watched() -> Iterator[RenderedFrame]:
         frames = render_scenes(args.seed, args.scenes, step, camera, args.workers, lenses)
         for index, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=None)):
             if args.preview and index % step == 0 and len(keep) < PREVIEW_ROWS:

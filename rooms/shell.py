@@ -3,8 +3,9 @@
 A room is the box 0..width x 0..depth x 0..height. Each wall has a frame of its own: x along it, y into the room.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -51,22 +52,24 @@ class Room:
     def wall(self, index: int) -> tuple[float, np.ndarray]:
         """Length and frame float64 [4,4] of wall 0..3 (south, east, north, west)."""
         w, d = self.width, self.depth
-        corner = ((0, 0), (w, 0), (w, d), (0, d))[index]
-        return (w, d, w, d)[index], placement(*corner, heading=index * np.pi / 2)
+        x, y = ((0, 0), (w, 0), (w, d), (0, d))[index]
+        return (w, d, w, d)[index], placement(x, y, heading=index * np.pi / 2)
 
     def world(self) -> World:
         """The finished scene, ready for rays."""
         area = 2 * (self.width * self.depth + (self.width + self.depth) * self.height)
         return World(self.kit.mesh.soup(), self.kit.palette, self.lights, area)
 
-    def free(self, rectangle, margin: float = 0.0) -> bool:
+    def free(self, rectangle: tuple[float, float, float, float], margin: float = 0.0) -> bool:
         """Whether a floor rectangle lies inside the room and touches nothing taken."""
         x0, y0, x1, y1 = np.asarray(rectangle) + np.array([-margin, -margin, margin, margin])
         if x0 < -1e-6 or y0 < -1e-6 or x1 > self.width + 1e-6 or y1 > self.depth + 1e-6:
             return False
         return all(x1 <= a or x0 >= c or y1 <= b or y0 >= d for a, b, c, d in self.taken)
 
-    def place(self, name: str, frame: np.ndarray, size=None, clearance: float = 0.0) -> bool:
+    def place(
+        self, name: str, frame: np.ndarray, size: tuple[float, float, float] | None = None, clearance: float = 0.0
+    ) -> bool:
         """Build the piece `name` at a frame, unless its footprint (with clearance in front) is taken."""
         piece = PIECES[name]
         size = piece.draw_size(self.kit.rng) if size is None else size
@@ -79,7 +82,9 @@ class Room:
         self.seats += [(frame @ placement(x, y), seat) for x, y, seat in seats]
         return True
 
-    def at_wall(self, name: str, walls=(0, 1, 2, 3), clearance: float = 0.45, tries: int = 14):
+    def at_wall(
+        self, name: str, walls: Sequence[int] = (0, 1, 2, 3), clearance: float = 0.45, tries: int = 14
+    ) -> tuple[np.ndarray, tuple[float, float, float]] | None:
         """Build a piece with its back to a wall; returns its frame and size, or None where there is no space."""
         rng = self.kit.rng
         for _ in range(tries):
@@ -99,7 +104,9 @@ class Room:
                 return frame, size
         return None
 
-    def in_middle(self, name: str, margin: float = 0.5, tries: int = 20, size=None):
+    def in_middle(
+        self, name: str, margin: float = 0.5, tries: int = 20, size: tuple[float, float, float] | None = None
+    ) -> tuple[np.ndarray, tuple[float, float, float]] | None:
         """Build a piece away from the walls; returns its frame and size, or None."""
         rng = self.kit.rng
         for _ in range(tries):
@@ -118,7 +125,7 @@ class Room:
                 return True
         return False
 
-    def wall_gap(self, width: float, tries: int = 12):
+    def wall_gap(self, width: float, tries: int = 12) -> tuple[np.ndarray, float] | None:
         """A free stretch of wall at eye height: (wall frame, x of its middle), or None."""
         rng = self.kit.rng
         for _ in range(tries):
@@ -134,7 +141,7 @@ class Room:
         return None
 
 
-def _footprint(frame: np.ndarray, width: float, depth: float):
+def _footprint(frame: np.ndarray, width: float, depth: float) -> tuple[float, float, float, float]:
     corners = np.array([[-width / 2, 0], [width / 2, 0], [width / 2, depth], [-width / 2, depth]])
     ground = corners @ frame[:2, :2].T + frame[:2, 3]
     return (*ground.min(0), *ground.max(0))
@@ -213,10 +220,10 @@ def build_shell(room: Room, finish: Finish) -> None:
                 room.taken.append(_footprint(frame @ placement((opening.start + opening.end) / 2, 0), 0.8, 0.7))
 
 
-def _wall(kit: Kit, length, height, openings, paint, trim) -> None:
+def _wall(kit: Kit, length: float, height: float, openings: list[Opening], paint: int, trim: int) -> None:
     mesh = kit.mesh
 
-    def panel(x0, x1, z0, z1):
+    def panel(x0: float, x1: float, z0: float, z1: float) -> None:
         if x1 - x0 > 1e-6 and z1 - z0 > 1e-6:
             mesh.quad((x1, 0, z0), (x0 - x1, 0, 0), (0, 0, z1 - z0), paint)
 
@@ -243,7 +250,7 @@ def _wall(kit: Kit, length, height, openings, paint, trim) -> None:
     _baseboard(kit, x, length, trim)
 
 
-def _baseboard(kit: Kit, x0, x1, trim) -> None:
+def _baseboard(kit: Kit, x0: float, x1: float, trim: int) -> None:
     if x1 > x0:
         kit.box((x0, 0, 0), (x1, 0.014, 0.09), trim)
 
@@ -284,7 +291,9 @@ def _window(room: Room, opening: Opening, finish: Finish) -> None:
                              frame[:3, 2] * (high - low) / 2, frame[:3, 1], power * np.array([0.92, 0.97, 1.05])))
 
 
-def glaze(kit: Kit, opening: Opening, frame_name, pane_name, count, material, bar: bool = False) -> None:
+def glaze(
+    kit: Kit, opening: Opening, frame_name: str, pane_name: str, count: int, material: int, bar: bool = False
+) -> None:
     """Frame bars and `count` panes side by side filling an opening; panes of a glass door get a handle."""
     a, b, low, high = opening.start, opening.end, opening.low, opening.high
     step, rim, y0, y1 = (b - a) / count, 0.045, -0.11, -0.06
@@ -335,7 +344,7 @@ def _curtains(kit: Kit, opening: Opening, height: float) -> None:
             kit.mesh.add(vertices, faces, np.c_[np.tile(s * width * 2, 2), vertices[:, 2]], normals, cloth)
 
 
-def _door_trim(kit: Kit, opening: Opening, trim) -> None:
+def _door_trim(kit: Kit, opening: Opening, trim: int) -> None:
     a, b, high = opening.start, opening.end, opening.high
     with kit.mesh.object("door frame"):
         kit.box((a - 0.07, 0, 0), (a, 0.02, high + 0.07), trim)
@@ -343,7 +352,7 @@ def _door_trim(kit: Kit, opening: Opening, trim) -> None:
         kit.box((a - 0.07, 0, high), (b + 0.07, 0.02, high + 0.07), trim)
 
 
-def _door_leaf(kit: Kit, a, b, high, y: float = -0.06) -> None:
+def _door_leaf(kit: Kit, a: float, b: float, high: float, y: float = -0.06) -> None:
     wood = kit.wood()
     with kit.mesh.object("door"):
         kit.box((a, y - 0.04, 0), (b, y, high), wood)
@@ -402,7 +411,7 @@ def add_lamps(room: Room, formal: bool) -> None:
             room.lights.append(Light(np.array([x, y, low]), half * right, half * forward, -up, power))
 
 
-def _lamp(kit: Kit, x, y, h, glow, formal):
+def _lamp(kit: Kit, x: float, y: float, h: float, glow: int, formal: bool) -> tuple[float, float]:
     mesh = kit.mesh
     if formal:
         kit.box((x - 0.32, y - 0.32, h - 0.03), (x + 0.32, y + 0.32, h - 0.001), kit.metal)
@@ -429,12 +438,12 @@ def decorate_walls(room: Room, pictures: int, mirror: float, board: float) -> No
     for _ in range(pictures):
         width, low = rng.uniform(0.35, 1.1), rng.uniform(1.25, 1.5)
         tall = width * rng.uniform(0.65, 1.3)
-        _hang(room, width, lambda w, low=low, tall=tall: wall_picture(kit, w, low, min(low + tall, room.height - 0.2)))
+        _hang(room, width, partial(wall_picture, kit, low=low, high=min(low + tall, room.height - 0.2)))
     if rng.random() < 0.4:
         _hang(room, 0.4, lambda w: wall_clock(kit, min(2.05, room.height - 0.3)))
 
 
-def _hang(room: Room, width: float, build: Callable) -> None:
+def _hang(room: Room, width: float, build: Callable[[float], None]) -> None:
     gap = room.wall_gap(width)
     if gap is not None:
         with room.kit.mesh.placed(gap[0] @ placement(gap[1], 0)):

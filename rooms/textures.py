@@ -4,15 +4,17 @@ Textures are float32 [S,S,3] in 0..1, sRGB, S a power of two; those that are lai
 """
 
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 OPAQUE, GLASS, MIRROR = 0, 1, 2
 SIZE = 256
 
 
-def to_linear(srgb):
+def to_linear(srgb: ArrayLike) -> np.ndarray:
     """SRGB in 0..1 to linear light (gamma 2.2)."""
     return np.asarray(srgb, np.float32) ** np.float32(2.2)
 
@@ -35,6 +37,12 @@ class Material:
     infrared: float = -1.0
 
 
+class _More(TypedDict, total=False):
+    emission: float
+    kind: int
+    infrared: float
+
+
 class Palette:
     """The materials of one scene. Methods return a material's id."""
 
@@ -44,19 +52,21 @@ class Palette:
         self._smooth = self._texture(0.94 + 0.02 * fractal_noise(rng, 64, 1.0)[..., None] * np.ones(3))
         self._fabric = self._texture(_weave(rng))
 
-    def solid(self, colour, gloss: float = 0.0, **more) -> int:
+    def solid(self, colour: ArrayLike, gloss: float = 0.0, **more: Unpack[_More]) -> int:
         """Painted, moulded or metal surface of one sRGB colour."""
         return self._add(Material(self._smooth, (0.4, 0.4), to_linear(colour), gloss, **more))
 
-    def cloth(self, colour, **more) -> int:
+    def cloth(self, colour: ArrayLike, **more: Unpack[_More]) -> int:
         """Woven surface of one sRGB colour."""
         return self._add(Material(self._fabric, (0.16, 0.16), to_linear(colour), **more))
 
-    def image(self, texture: np.ndarray, size=(1.0, 1.0), gloss: float = 0.0, **more) -> int:
+    def image(
+        self, texture: np.ndarray, size: tuple[float, float] = (1.0, 1.0), gloss: float = 0.0, **more: Unpack[_More]
+    ) -> int:
         """Surface with a texture of its own."""
         return self._add(Material(self._texture(texture), size, np.ones(3, np.float32), gloss, **more))
 
-    def glass(self, tint=(0.93, 0.96, 0.95)) -> int:
+    def glass(self, tint: ArrayLike = (0.93, 0.96, 0.95)) -> int:
         """Pane that is seen through."""
         return self.solid(tint, gloss=1.0, kind=GLASS)
 
@@ -64,11 +74,11 @@ class Palette:
         """Mirror of slightly greenish silver."""
         return self.solid((0.93, 0.95, 0.94), gloss=1.0, kind=MIRROR)
 
-    def light(self, colour, strength: float) -> int:
+    def light(self, colour: ArrayLike, strength: float) -> int:
         """Lamp that shines by itself."""
         return self.solid(colour, emission=strength)
 
-    def _texture(self, texture) -> int:
+    def _texture(self, texture: np.ndarray) -> int:
         self.textures.append(np.clip(np.asarray(texture, np.float32), 0, 1))
         return len(self.textures) - 1
 
@@ -133,7 +143,9 @@ class MaterialTable:
         return (bottom * (1 - fy) + top * fy) * self._tint.take(material, 0)
 
 
-def fractal_noise(rng, size: int = SIZE, slope: float = 1.5, stretch=(1.0, 1.0)) -> np.ndarray:
+def fractal_noise(
+    rng: np.random.Generator, size: int = SIZE, slope: float = 1.5, stretch: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray:
     """float32 [size,size], zero mean, unit deviation, seamless; amplitude falls as frequency^-slope.
 
     stretch: factors on the vertical and horizontal frequency; a large one makes streaks across that axis short.
@@ -145,14 +157,14 @@ def fractal_noise(rng, size: int = SIZE, slope: float = 1.5, stretch=(1.0, 1.0))
     return (noise / noise.std()).astype(np.float32)
 
 
-def wood(rng, colour, streak: float = 0.16) -> np.ndarray:
+def wood(rng: np.random.Generator, colour: ArrayLike, streak: float = 0.16) -> np.ndarray:
     """Grain along the vertical axis."""
     rings = fractal_noise(rng, SIZE, 1.6, (0.15, 3.0))
     grain = np.sin(3.0 * rings) * 0.6 + 0.3 * fractal_noise(rng, SIZE, 0.6, (0.05, 6.0))
     return np.asarray(colour) * (1 + streak * grain[..., None] * [0.8, 1.0, 1.2])
 
 
-def planks(rng, colour, rows: int = 6) -> np.ndarray:
+def planks(rng: np.random.Generator, colour: ArrayLike, rows: int = 6) -> np.ndarray:
     """Floor boards along the horizontal axis, `rows` across the tile."""
     size = 2 * SIZE
     grain = fractal_noise(rng, size, 1.2, (5.0, 0.12))
@@ -171,7 +183,9 @@ def planks(rng, colour, rows: int = 6) -> np.ndarray:
     return image
 
 
-def tiles(rng, colour, grout, count: int = 4, marble: float = 0.06) -> np.ndarray:
+def tiles(
+    rng: np.random.Generator, colour: ArrayLike, grout: ArrayLike, count: int = 4, marble: float = 0.06
+) -> np.ndarray:
     """Square tiles with joints, `count` a side, each of its own tone; count 2 with two tones is a chessboard."""
     size = 2 * SIZE
     cell = size // count
@@ -183,14 +197,14 @@ def tiles(rng, colour, grout, count: int = 4, marble: float = 0.06) -> np.ndarra
     return image
 
 
-def chessboard(rng, light, dark) -> np.ndarray:
+def chessboard(rng: np.random.Generator, light: ArrayLike, dark: ArrayLike) -> np.ndarray:
     """Tiles of two colours in turn."""
     image = tiles(rng, light, np.asarray(dark) * 0.8, 4)
     odd = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((SIZE // 2, SIZE // 2)))[..., None] > 0
     return np.where(odd, image * (np.asarray(dark) / np.asarray(light)), image)
 
 
-def carpet(rng, colour, second=None) -> np.ndarray:
+def carpet(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike | None = None) -> np.ndarray:
     """Pile; with `second` a woven pattern of two colours."""
     pile = 0.10 * fractal_noise(rng, SIZE, 0.1) + 0.05 * fractal_noise(rng, SIZE, 1.5)
     image = np.ones((SIZE, SIZE, 3)) * np.asarray(colour)
@@ -201,13 +215,13 @@ def carpet(rng, colour, second=None) -> np.ndarray:
     return image * (1 + pile[..., None])
 
 
-def plaster(rng, colour) -> np.ndarray:
+def plaster(rng: np.random.Generator, colour: ArrayLike) -> np.ndarray:
     """Painted wall: the roller's fine grain and faint stains."""
     grain, stains = fractal_noise(rng, SIZE, 0.3), fractal_noise(rng, SIZE, 2.0)
     return np.asarray(colour) * (1 + 0.018 * grain + 0.022 * stains)[..., None]
 
 
-def wallpaper(rng, colour, second) -> np.ndarray:
+def wallpaper(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike) -> np.ndarray:
     """Stripes, dots or a flowing motif of two colours."""
     y, x = np.indices((SIZE, SIZE)) / SIZE
     style = rng.integers(4)
@@ -225,7 +239,7 @@ def wallpaper(rng, colour, second) -> np.ndarray:
     return (np.asarray(colour) * (1 - mask) + np.asarray(second) * mask) * (1 + 0.02 * fractal_noise(rng)[..., None])
 
 
-def bricks(rng, colour, mortar=(0.75, 0.73, 0.7)) -> np.ndarray:
+def bricks(rng: np.random.Generator, colour: ArrayLike, mortar: ArrayLike = (0.75, 0.73, 0.7)) -> np.ndarray:
     """Running bond, 8 courses of 3 bricks."""
     y, x = np.indices((SIZE, SIZE))
     course = y // 32
@@ -237,7 +251,7 @@ def bricks(rng, colour, mortar=(0.75, 0.73, 0.7)) -> np.ndarray:
     return image
 
 
-def ceiling_tiles(rng) -> np.ndarray:
+def ceiling_tiles(rng: np.random.Generator) -> np.ndarray:
     """Suspended ceiling: one square panel with specks and its metal rail."""
     image = np.ones((SIZE, SIZE, 3)) * rng.uniform(0.82, 0.92)
     image[rng.random((SIZE, SIZE)) < 0.04] *= 0.85
@@ -245,7 +259,7 @@ def ceiling_tiles(rng) -> np.ndarray:
     return image
 
 
-def striped_cloth(rng, colour, second) -> np.ndarray:
+def striped_cloth(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike) -> np.ndarray:
     """Woven stripes, plaid or a printed pattern."""
     y, x = np.indices((SIZE, SIZE)) / SIZE
     style = rng.integers(3)
@@ -259,7 +273,7 @@ def striped_cloth(rng, colour, second) -> np.ndarray:
     return (np.asarray(colour) * (1 - mask[..., None]) + np.asarray(second) * mask[..., None]) * weave[..., None]
 
 
-def rug(rng, colour, second, third) -> np.ndarray:
+def rug(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike, third: ArrayLike) -> np.ndarray:
     """Rug with a border and a medallion, fitted to its quad."""
     y, x = np.abs(np.indices((SIZE, SIZE)) / (SIZE / 2) - 1)
     image = np.ones((SIZE, SIZE, 3)) * np.asarray(colour)
@@ -273,7 +287,7 @@ def rug(rng, colour, second, third) -> np.ndarray:
     return image * (1 + 0.1 * fractal_noise(rng, SIZE, 0.2)[..., None])
 
 
-def painting(rng) -> np.ndarray:
+def painting(rng: np.random.Generator) -> np.ndarray:
     """Picture for a wall: a landscape, colour fields or a dark print."""
     y, x = np.indices((SIZE, SIZE)) / SIZE
     style = rng.integers(3)
@@ -288,7 +302,7 @@ def painting(rng) -> np.ndarray:
     return image * (1 + 0.05 * fractal_noise(rng)[..., None])
 
 
-def landscape(rng, horizon: float = 0.5, town: bool = True, size: int = SIZE) -> np.ndarray:
+def landscape(rng: np.random.Generator, horizon: float = 0.5, town: bool = True, size: int = SIZE) -> np.ndarray:
     """View out of a window, row 0 at the bottom: ground, buildings or hills, trees, sky with clouds."""
     y = np.linspace(0, 1, size)[:, None, None]
     x = np.linspace(0, 1, size)
@@ -308,10 +322,10 @@ def landscape(rng, horizon: float = 0.5, town: bool = True, size: int = SIZE) ->
     return image * (1 + 0.06 * fractal_noise(rng, size, 0.8)[..., None])
 
 
-def _buildings(rng, image, horizon):
+def _buildings(rng: np.random.Generator, image: np.ndarray, horizon: float) -> None:
     size = len(image)
     for _ in range(rng.integers(3, 8)):
-        left, width = rng.integers(size), rng.integers(size // 12, size // 4)
+        left, width = int(rng.integers(size)), int(rng.integers(size // 12, size // 4))
         top = int(size * min(0.97, horizon + rng.uniform(0.1, 0.45)))
         bottom, right = int(size * horizon), min(left + width, size)
         front = rng.choice([[0.7, 0.66, 0.6], [0.6, 0.42, 0.35], [0.8, 0.8, 0.78]])
@@ -322,7 +336,7 @@ def _buildings(rng, image, horizon):
                 image[row:row + step // 2, column:column + step // 2] = rng.choice([0.25, 0.35, 0.55])
 
 
-def _trees(rng, image, horizon):
+def _trees(rng: np.random.Generator, image: np.ndarray, horizon: float) -> None:
     size = len(image)
     canvas = np.ascontiguousarray(image, np.float32)
     for _ in range(rng.integers(2, 9)):
@@ -337,7 +351,7 @@ def _trees(rng, image, horizon):
     image[:] = canvas
 
 
-def screen(rng) -> np.ndarray:
+def screen(rng: np.random.Generator) -> np.ndarray:
     """Computer desktop with windows of text, row 0 at the bottom."""
     image = np.ones((SIZE, SIZE, 3), np.float32) * rng.uniform(0.1, 0.6, 3)
     for _ in range(rng.integers(1, 4)):
@@ -350,7 +364,7 @@ def screen(rng) -> np.ndarray:
     return image
 
 
-def scribbles(rng, ground=0.95) -> np.ndarray:
+def scribbles(rng: np.random.Generator, ground: float = 0.95) -> np.ndarray:
     """Whiteboard, notice or sheet of paper with lines of writing, row 0 at the bottom."""
     image = np.ones((SIZE, SIZE, 3), np.float32) * ground
     ink = [(0.1, 0.15, 0.5), (0.6, 0.1, 0.1), (0.1, 0.1, 0.1)]
@@ -364,7 +378,7 @@ def scribbles(rng, ground=0.95) -> np.ndarray:
     return image
 
 
-def _weave(rng) -> np.ndarray:
+def _weave(rng: np.random.Generator) -> np.ndarray:
     y, x = np.indices((64, 64))
     threads = 0.85 + 0.05 * ((x // 2 + y // 2) % 2) + 0.04 * fractal_noise(rng, 64, 0.3)
     return threads[..., None] * np.ones(3)

@@ -11,7 +11,9 @@ from rooms.geometry import placement
 from rooms.kit import Kit, lean
 
 
-def clutter(kit: Kit, x0, x1, y0, y1, z, count: int, room_above: float = 1.0) -> None:
+def clutter(
+    kit: Kit, x0: float, x1: float, y0: float, y1: float, z: float, count: int, room_above: float = 1.0
+) -> None:
     """Up to `count` small things on a surface, none higher than `room_above`, none overlapping."""
     taken: list[tuple[float, float]] = []
     builders = [_bottle, _cup, _book_stack, _vase, _small_box, _bowl, _papers]
@@ -26,7 +28,7 @@ def clutter(kit: Kit, x0, x1, y0, y1, z, count: int, room_above: float = 1.0) ->
             kit.pick(builders)(kit, x, y, z)
 
 
-def _bottle(kit: Kit, x, y, z) -> None:
+def _bottle(kit: Kit, x: float, y: float, z: float) -> None:
     r, h = kit.rng.uniform(0.03, 0.045), kit.rng.uniform(0.2, 0.3)
     with kit.mesh.object("bottle"):
         body = kit.pick(kit.brights + [kit.leaf])
@@ -34,12 +36,12 @@ def _bottle(kit: Kit, x, y, z) -> None:
         kit.mesh.lathe([(r * 1.02, z + 0.2 * h), (r * 1.02, z + 0.5 * h)], kit.paper, x, y)
 
 
-def _cup(kit: Kit, x, y, z) -> None:
+def _cup(kit: Kit, x: float, y: float, z: float) -> None:
     with kit.mesh.object("cup"):
         kit.mesh.lathe([(0.03, z), (0.04, z + 0.09), (0.034, z + 0.09), (0.03, z + 0.02)], kit.pick(kit.brights), x, y)
 
 
-def _bowl(kit: Kit, x, y, z) -> None:
+def _bowl(kit: Kit, x: float, y: float, z: float) -> None:
     with kit.mesh.object("bowl"):
         kit.mesh.lathe([(0.05, z), (0.1, z + 0.04), (0.13, z + 0.09), (0.12, z + 0.09), (0.06, z + 0.03)],
                        kit.pick(kit.brights), x, y, 20)
@@ -49,7 +51,7 @@ def _bowl(kit: Kit, x, y, z) -> None:
             kit.mesh.ellipsoid((x + dx, y + dy, z + 0.09), (0.04, 0.04, 0.038), kit.pick(kit.brights[:4]), 4)
 
 
-def _book_stack(kit: Kit, x, y, z) -> None:
+def _book_stack(kit: Kit, x: float, y: float, z: float) -> None:
     with kit.mesh.object("book"), kit.mesh.placed(placement(x, y, z, kit.rng.uniform(0, np.pi))):
         top = 0.0
         for _ in range(kit.rng.integers(1, 5)):
@@ -62,7 +64,7 @@ def _book_stack(kit: Kit, x, y, z) -> None:
             top += thick
 
 
-def _vase(kit: Kit, x, y, z) -> None:
+def _vase(kit: Kit, x: float, y: float, z: float) -> None:
     h = kit.rng.uniform(0.15, 0.3)
     with kit.mesh.object("vase"):
         t = np.linspace(0, 1, 12)
@@ -70,26 +72,26 @@ def _vase(kit: Kit, x, y, z) -> None:
         kit.mesh.lathe(np.stack([radii, z + h * t], 1), kit.pick(kit.brights), x, y, 20)
 
 
-def _flowers(kit: Kit, x, y, z) -> None:
+def _flowers(kit: Kit, x: float, y: float, z: float) -> None:
     _vase(kit, x, y, z)
     with kit.mesh.object("plant"):
         _leaves(kit, (x, y, z + 0.2), 10, 0.22, 0.03)
 
 
-def _small_box(kit: Kit, x, y, z) -> None:
+def _small_box(kit: Kit, x: float, y: float, z: float) -> None:
     w, d, h = kit.rng.uniform((0.06, 0.05, 0.05), (0.13, 0.1, 0.22))
     with kit.mesh.object("box"), kit.mesh.placed(placement(x, y, z, kit.rng.uniform(0, 3))):
         kit.box((-w, -d, 0), (w, d, h), kit.pick(kit.brights + kit.woods[:1]))
         kit.box((-w * 0.3, -d - 0.001, h * 0.3), (w * 0.5, d + 0.001, h * 0.7), kit.paper)
 
 
-def _papers(kit: Kit, x, y, z) -> None:
+def _papers(kit: Kit, x: float, y: float, z: float) -> None:
     sheet = kit.palette.image(textures.scribbles(kit.rng))
     with kit.mesh.object("paper"), kit.mesh.placed(placement(x, y, z + 0.004, kit.rng.uniform(0, 6))):
         kit.mesh.quad((-0.105, -0.148, 0), (0.21, 0, 0), (0, 0.297, 0), sheet, fit=True)
 
 
-def _laptop(kit: Kit, x, y, z) -> None:
+def _laptop(kit: Kit, x: float, y: float, z: float) -> None:
     view = kit.palette.image(textures.screen(kit.rng), emission=0.9, infrared=0.03)
     with kit.mesh.object("laptop"), kit.mesh.placed(placement(x, y - 0.1, z, kit.rng.uniform(-0.4, 0.4))):
         kit.box((-0.17, 0, 0), (0.17, 0.24, 0.016), kit.metal)
@@ -107,7 +109,10 @@ def monitor(kit: Kit, x: float, y: float, z: float) -> None:
         screen_on_foot(kit, x, y, z, 0.54, 0.32, view, 0.12)
 
 
-def screen_on_foot(kit: Kit, x, y, z, width, height, picture, lift) -> None:
+def screen_on_foot(
+    kit: Kit, x: float, y: float, z: float, width: float, height: float, picture: int, lift: float
+) -> None:
+    """Flat screen that shows the material `picture` towards +y, its lower edge `lift` above z; the foot stands on z."""
     kit.box((x - 0.12, y - 0.09, z), (x + 0.12, y + 0.09, z + 0.012), kit.dark)
     kit.box((x - 0.03, y - 0.03, z), (x + 0.03, y - 0.01, z + lift + 0.05), kit.dark)
     kit.box((x - width / 2 - 0.015, y - 0.02, z + lift - 0.015),
@@ -123,14 +128,14 @@ def table_lamp(kit: Kit, x: float, y: float, z: float) -> None:
         kit.mesh.lathe([(0.15, z + 0.22), (0.1, z + 0.44)], kit.shade, x, y, 20)
 
 
-def floor_lamp(kit: Kit, w: float, d: float, h: float):
+def floor_lamp(kit: Kit, w: float, d: float, h: float) -> None:
     """Standing lamp."""
     with kit.mesh.object("lamp"):
         kit.mesh.lathe([(w / 2.2, 0), (w / 2.2, 0.02), (0.015, 0.04), (0.012, h - 0.25)], kit.dark, y=d / 2)
         kit.mesh.lathe([(w / 2, h - 0.3), (w / 3.2, h)], kit.shade, y=d / 2, segments=20)
 
 
-def potted_plant(kit: Kit, w: float, d: float, h: float):
+def potted_plant(kit: Kit, w: float, d: float, h: float) -> None:
     """Plant in a pot: bushy, or stems with broad leaves."""
     with kit.mesh.object("plant pot"):
         kit.mesh.lathe([(w * 0.26, 0), (w * 0.36, h * 0.27), (w * 0.33, h * 0.27), (w * 0.3, h * 0.2)],
@@ -143,7 +148,7 @@ def potted_plant(kit: Kit, w: float, d: float, h: float):
             _leaves(kit, (x, d / 2 + y, top * 0.8), 26, w * 0.6, 0.05)
 
 
-def _leaves(kit: Kit, root, count: int, length: float, width: float) -> None:
+def _leaves(kit: Kit, root: tuple[float, float, float], count: int, length: float, width: float) -> None:
     angle = kit.rng.uniform(0, 2 * np.pi, count)
     rise = kit.rng.uniform(-0.2, 1.3, count)
     reach = length * kit.rng.uniform(0.5, 1.0, count)
@@ -158,14 +163,14 @@ def _leaves(kit: Kit, root, count: int, length: float, width: float) -> None:
     kit.mesh.add(vertices, faces, vertices[:, :2], normals, kit.leaf)
 
 
-def garbage_bin(kit: Kit, w: float, d: float, h: float):
+def garbage_bin(kit: Kit, w: float, d: float, h: float) -> None:
     """Open waste bin."""
     with kit.mesh.object("garbage bin"):
         profile = [(w * 0.38, 0), (w / 2, h), (w * 0.47, h), (w * 0.36, 0.05)]
         kit.mesh.lathe(profile, kit.pick(kit.brights + [kit.metal, kit.dark]), y=d / 2, segments=20)
 
 
-def cardboard_box(kit: Kit, w: float, d: float, h: float):
+def cardboard_box(kit: Kit, w: float, d: float, h: float) -> None:
     """Moving box with tape."""
     card = kit.palette.solid((0.68, 0.52, 0.35))
     tape = kit.palette.solid((0.78, 0.68, 0.5), 0.3)
@@ -174,7 +179,7 @@ def cardboard_box(kit: Kit, w: float, d: float, h: float):
         kit.box((-w / 2 - 0.001, d / 2 - 0.03, h - 0.1), (w / 2 + 0.001, d / 2 + 0.03, h + 0.001), tape)
 
 
-def bag(kit: Kit, w: float, d: float, h: float):
+def bag(kit: Kit, w: float, d: float, h: float) -> None:
     """Backpack on the floor."""
     cloth = kit.pick(kit.cloths)
     with kit.mesh.object("backpack"):

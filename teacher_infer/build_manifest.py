@@ -1,6 +1,7 @@
 """Join images, depth and the teachers' maps into one manifest."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,8 @@ SAMPLED_FRAMES = 100  # evenly spread, read whole: their values are checked, too
 SHOWN = 5  # problems or stems named in one message
 
 
-def parse_args():
+def parse_args() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(
         "Reads the folders of images, depth and teachers' maps, with splits.json, camera.json and the teachers'\n"
         "provenance.json; writes the manifest, one JSON object a frame, and beside it the same name with .json:\n"
@@ -91,7 +93,7 @@ class Folders:
     allow_missing_teachers: bool
 
 
-def find_folders(args) -> Folders:
+def find_folders(args: Namespace) -> Folders:
     """The folders that the flags name or that lie beside the images; UserError when one that must be there is not."""
     rgb = existing_dir(args.rgb_dir, "--rgb-dir")
     maps = {"depth": existing_dir(args.depth_dir, "--depth-dir")}
@@ -174,7 +176,10 @@ def join_frames(
     every = max(1, len(frames) // SAMPLED_FRAMES)
     for number, (stem, rgb) in enumerate(frames.items()):
         try:
-            row = Row(stem, rgb, depth=None, split=splits.get(stem) if splits else None)
+            depth = find_map(folders.maps["depth"], stem)
+            if depth is None:
+                raise UserError(f"frame {stem} has no depth in {folders.maps['depth']}")
+            row = Row(stem, rgb, depth, split=splits.get(stem) if splits else None)
             _add_maps(row, folders, join)
             shape = header("rgb", rgb)
             _check_maps(row, shape, whole=number % every == 0)
@@ -189,9 +194,8 @@ def join_frames(
 
 def _add_maps(row: Row, folders: Folders, join: Join) -> None:
     for column, folder in folders.maps.items():
-        setattr(row, column, find_map(folder, row.stem))
-    if row.depth is None:
-        raise UserError(f"frame {row.stem} has no depth in {folders.maps['depth']}")
+        if column != "depth":
+            setattr(row, column, find_map(folder, row.stem))
     for column in TEACHERS:
         if getattr(row, column) is None:
             join.missing[column].append(row.stem)
@@ -286,10 +290,11 @@ def align(rows: list[Row], threshold: float) -> None:
         if row.da3_scale is None:
             continue
         scales.append(row.da3_scale)
-        steps = [seam_step(depth, confidence, t, threshold) for t in (teacher, teacher * np.float32(row.da3_scale))]
-        if None not in steps:
-            before.append(steps[0])
-            after.append(steps[1])
+        aligned = teacher * np.float32(row.da3_scale)
+        step, aligned_step = (seam_step(depth, confidence, t, threshold) for t in (teacher, aligned))
+        if step is not None and aligned_step is not None:
+            before.append(step)
+            after.append(aligned_step)
     if not scales:
         raise UserError("--align-to-sensor: no frame has enough pixels with both the sensor's depth and the teacher's")
     low, middle, high = np.percentile(scales, (5, 50, 95))
@@ -299,6 +304,7 @@ def align(rows: list[Row], threshold: float) -> None:
 
 
 def main() -> None:
+    """Run the script."""
     args = parse_args()
     folders, output = find_folders(args), Path(args.output)
     if output.suffix != ".jsonl":

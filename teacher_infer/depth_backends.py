@@ -7,15 +7,17 @@ Each works in three steps, so that a stage can read and write in threads while t
     finish(Prepared, output)   -> depth      float32 [H,W] at the image's size, metres, 0 = none
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cli import UserError, existing_dir, positive_int, resolve_device
+from cli import UserError, existing_dir, positive_int, remedy, resolve_device
 
 import cv2
 import numpy as np
@@ -24,6 +26,9 @@ from config import Intrinsics
 from dataset.files import sha256_of
 from dataset.frames import find_map, read_depth
 from teacher_infer.stage import versions_of
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_MODELS = {
     "da3": "depth-anything/da3metric-large",
@@ -113,7 +118,8 @@ class DA3:
             "versions": versions_of(("depth-anything-3", "torch")),
         }
 
-    def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics) -> Prepared:
+    def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
+        """The image as DA3's own processor makes it; raises UserError when it is too small."""
         _check_size(rgb)
         images, _, _ = self.network.input_processor([rgb], process_res=self.process_resolution, sequential=True)
         return Prepared(images[0], rgb.shape[:2], camera)
@@ -136,9 +142,13 @@ class DA3:
         return [(raw, sky, bool(getattr(output, "is_metric", 0))) for raw, sky in zip(depth, skies, strict=True)]
 
     def finish(self, prepared: Prepared, output: tuple[np.ndarray, np.ndarray | None, bool]) -> np.ndarray:
+        """Metres by the focal length, unless the output is metres already; sky gets 0."""
         raw, sky, is_metric = output
         height, width = raw.shape
-        scale = 1 if is_metric else processed_focal(prepared.camera, width, height) / CANONICAL_FOCAL
+        scale = 1.0
+        if not is_metric:
+            assert prepared.camera is not None
+            scale = processed_focal(prepared.camera, width, height) / CANONICAL_FOCAL
         valid = np.isfinite(raw) & (raw > 0)
         if sky is not None:
             valid &= sky < SKY
@@ -164,6 +174,7 @@ class Transformers:
         }
 
     def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
+        """The image as the library's processor makes it; raises UserError when it is too small."""
         _check_size(rgb)
         return Prepared(self.processor(images=rgb, return_tensors="pt")["pixel_values"][0], rgb.shape[:2], camera)
 
@@ -182,6 +193,7 @@ class Transformers:
         return [entry["predicted_depth"].float().cpu().numpy() for entry in found]
 
     def finish(self, prepared: Prepared, output: np.ndarray) -> np.ndarray:
+        """Depth float32 [H,W], 0 where the output is none."""
         return np.where(np.isfinite(output) & (output > 0), output, 0).astype(np.float32).reshape(prepared.shape)
 
 
@@ -193,6 +205,7 @@ class Reference:
         self.provenance = {"backend": "reference", "model": f"reference depth in {depth_dir.resolve().name}/"}
 
     def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
+        """The frame's reference depth; raises UserError when it is missing or not of the image's size."""
         path = find_map(self.depth_dir, stem)
         if path is None:
             raise UserError(f"{self.depth_dir} has no depth for frame {stem}")
@@ -203,9 +216,11 @@ class Reference:
         return Prepared(depth, rgb.shape[:2], camera)
 
     def infer(self, prepared: list[Prepared]) -> list[np.ndarray]:
+        """The depth as it was read."""
         return [p.image for p in prepared]
 
     def finish(self, prepared: Prepared, output: np.ndarray) -> np.ndarray:
+        """The depth as it was read."""
         return output
 
 
@@ -245,7 +260,7 @@ def _check_size(rgb: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def _inference(device):
+def _inference(device: torch.device) -> Iterator[None]:
     """inference_mode, half precision on a GPU, and a GPU's lack of memory as advice."""
     import torch
 
@@ -257,7 +272,7 @@ def _inference(device):
         raise UserError("the GPU's memory is too small for the batch: give a smaller --batch-size") from None
 
 
-def _compiled(module):
+def _compiled(module: torch.nn.Module) -> Callable[..., Any]:
     import torch
 
     return torch.compile(module)
@@ -274,14 +289,14 @@ def _not_loaded(model_id: str, error: Exception) -> UserError:
     return UserError(f"weights of {model_id} can't be loaded ({reason}): {ADVICE}")
 
 
-def _load_da3(model_id: str):
+def _load_da3(model_id: str) -> Any:
     _check_model_folder(model_id)
     os.environ.setdefault("DA3_LOG_LEVEL", "ERROR")  # its remarks are about 3D export, and two a frame
     try:
         from depth_anything_3.api import DepthAnything3
     except ImportError as error:
         raise UserError(
-            f"the package depth-anything-3 is not installed completely ({error}): see requirements.txt, or {ADVICE}"
+            f"depth-anything-3 is not installed completely ({error}): {remedy('depth_anything_3')}, or {ADVICE}"
         ) from None
     try:
         return DepthAnything3.from_pretrained(model_id)
@@ -289,13 +304,13 @@ def _load_da3(model_id: str):
         raise _not_loaded(model_id, error) from None
 
 
-def _load_transformers(model_id: str):
+def _load_transformers(model_id: str) -> tuple[Any, Any]:
     _check_model_folder(model_id)
     try:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
     except ImportError as error:
         raise UserError(
-            f"the package transformers is not installed ({error}): see requirements.txt, or {ADVICE}"
+            f"the package transformers is not installed ({error}): {remedy('transformers')}, or {ADVICE}"
         ) from None
     try:
         processor = AutoImageProcessor.from_pretrained(model_id)
@@ -307,7 +322,7 @@ def _load_transformers(model_id: str):
     return processor, network
 
 
-def _provenance(backend: str, model_id: str, architecture: str, device) -> dict:
+def _provenance(backend: str, model_id: str, architecture: str, device: torch.device) -> dict:
     folder = Path(model_id)
     weights = folder / WEIGHTS_FILE
     if not folder.is_dir():

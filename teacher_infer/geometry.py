@@ -11,6 +11,7 @@ Normals, gravity and planes that drift smoothly are planes.py's.
 The rest, ceilings among it, is other: what can't be told is not guessed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -80,7 +81,9 @@ SILL = 0.25  # metres above the floor that windows begin at: lower are doors, wh
 
 @dataclass
 class GeometryResult:
-    """classes: uint8 [H,W], floor, wall, glass or other (config.CLASS_NAMES). gravity: float64 [3], unit vector that
+    """What geometry tells of one frame.
+
+    classes: uint8 [H,W], floor, wall, glass or other (config.CLASS_NAMES). gravity: float64 [3], unit vector that
     points down in camera axes. confidence: float32 [H,W] in 0..1, 1 = lies on the middle of its plane, 0 = other.
     """
 
@@ -93,7 +96,7 @@ def classify(
     depth: np.ndarray,
     intrinsics: Intrinsics,
     sensor_depth: np.ndarray | None = None,
-    gravity: np.ndarray | None = None,
+    gravity: np.ndarray | Sequence[float] | None = None,
 ) -> GeometryResult:
     """Floor, wall, glass and other of one frame.
 
@@ -137,8 +140,9 @@ def find_floor(scene: Scene, down: np.ndarray) -> Surface | None:
 
 
 def _floating(scene: Scene, members: np.ndarray, above: int = 2 * COARSE) -> float:
-    """Share of the columns of `members` in which depth jumps back `above` pixels over their far edge (normals are
-    blurred by COARSE pixels, so the last members lie as far before it).
+    """Share of the columns of `members` in which depth jumps back `above` pixels over their far edge.
+
+    Normals are blurred by COARSE pixels, so the last members lie as far before it.
 
     A floor ends where something stands on it or before it; behind the edge of a table top the view goes on.
     """
@@ -261,7 +265,8 @@ def _is_side(scene: Scene, surface: Surface, down: np.ndarray) -> bool:
     stick out, too. Narrow planes with such a corner are sides of furniture.
     """
     low, high = np.percentile(scene.points[surface.members] @ np.cross(down, surface.plane.normal), (2, 98))
-    behind, steps = _behind(scene, surface), SIDE_STEPS
+    behind = _behind(scene, surface)
+    steps: tuple[int, ...] = SIDE_STEPS
     if high - low > NARROW:
         behind, steps = behind & (surface.distance > -STANDS_BEFORE[1]), SIDE_STEPS[:1]
     rows = np.flatnonzero(surface.members.sum(axis=1) >= 3)
@@ -316,6 +321,7 @@ def _nearest_layer(shape: tuple[int, ...], layers: list[tuple]) -> tuple[np.ndar
     What lies on two belongs to the one that its viewing ray meets first: the foot of a wall hides the floor behind it.
 
     Args:
+        shape: of the places.
         layers: of each surface: itself, its class, and at all places their distance from it in metres, its inverse
             depth, and whether they may face as it does.
     """
@@ -332,8 +338,9 @@ def _nearest_layer(shape: tuple[int, ...], layers: list[tuple]) -> tuple[np.ndar
 def find_glass(
     scene: Scene, down: np.ndarray, floor: Surface | None, walls: list[Surface]
 ) -> list[tuple[np.ndarray, float]]:
-    """Panes as (bool [h,w] with a window's frame, share of holes in it without the frame): what holes cover, bars and
-    smears among them closed.
+    """Panes: what holes cover, bars and smears among them closed.
+
+    Returns each as (bool [h,w] with a window's frame, share of holes in it without the frame).
     """
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)

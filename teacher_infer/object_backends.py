@@ -3,13 +3,16 @@
 Both take some images at once and give the objects of each: find([(stem, rgb)]) -> [[DetectedObject]].
 """
 
+from __future__ import annotations
+
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from cli import UserError, existing_dir, existing_file, resolve_device
+from cli import UserError, existing_dir, existing_file, remedy, resolve_device
 
 import cv2
 import numpy as np
@@ -18,6 +21,9 @@ from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Runtime
 from dataset.files import read_png_raw, sha256_of
 from dataset.frames import find_map, read_classes
 from teacher_infer.stage import versions_of
+
+if TYPE_CHECKING:
+    import torch
 
 PERSON, FURNITURE, OTHER = (CLASS_NAMES.index(name) for name in ("person", "furniture", "other"))
 
@@ -85,10 +91,11 @@ class YoloSam2:
         }
 
     def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
+        """The objects of each frame; images of one size are one batch to the detector."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, (_, rgb) in enumerate(frames):
             by_size.setdefault(rgb.shape[:2], []).append(index)
-        found = [[] for _ in frames]
+        found: list[list[DetectedObject]] = [[] for _ in frames]
         for indices in by_size.values():  # ultralytics pads images of several sizes to squares: other boxes come of it
             bgr = [np.ascontiguousarray(frames[index][1][..., ::-1]) for index in indices]  # as it takes arrays
             results = self.detector.predict(bgr, conf=DETECTION_CONFIDENCE, device=str(self.device), verbose=False)
@@ -96,7 +103,7 @@ class YoloSam2:
                 found[index] = self._outline(frames[index][1], result.boxes)
         return found
 
-    def _outline(self, rgb: np.ndarray, boxes) -> list[DetectedObject]:
+    def _outline(self, rgb: np.ndarray, boxes: Any) -> list[DetectedObject]:
         if len(boxes) == 0:
             return []
         corners, names = boxes.xyxy.cpu().numpy(), [self.classes[i] for i in boxes.cls.int().tolist()]
@@ -147,7 +154,7 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     return kept | small[gaps]
 
 
-def _load_yolo(weights: Path):
+def _load_yolo(weights: Path) -> tuple[Any, dict[int, str]]:
     os.environ.setdefault("YOLO_OFFLINE", "true")  # compute nodes have no way out
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     try:
@@ -155,7 +162,7 @@ def _load_yolo(weights: Path):
         from ultralytics.utils import ROOT, YAML
     except ImportError as error:
         raise UserError(
-            f"the package ultralytics is not installed ({error}): see requirements.txt, or {ADVICE}"
+            f"the package ultralytics is not installed ({error}): {remedy('ultralytics')}, or {ADVICE}"
         ) from None
     try:
         detector = YOLO(str(weights))
@@ -176,12 +183,12 @@ def _config_of(checkpoint: Path) -> str:
     raise UserError(f"--sam2-checkpoint {checkpoint.name}: can't tell its size from the name; give --sam2-config")
 
 
-def _load_sam2(checkpoint: Path, config: str, device):
+def _load_sam2(checkpoint: Path, config: str, device: torch.device) -> Any:
     try:
         from sam2.build_sam import build_sam2
         from sam2.sam2_image_predictor import SAM2ImagePredictor
     except ImportError as error:
-        raise UserError(f"the package sam2 is not installed ({error}): see requirements.txt, or {ADVICE}") from None
+        raise UserError(f"the package sam2 is not installed ({error}): {remedy('sam2')}, or {ADVICE}") from None
     try:
         return SAM2ImagePredictor(build_sam2(config, str(checkpoint), device=str(device)))
     except Exception as error:  # hydra, torch and sam2 each raise their own kinds
@@ -205,6 +212,7 @@ class Reference:
         self.provenance = {"backend": "reference", "model": f"reference {kind}"}
 
     def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
+        """The objects of each frame; raises UserError when a map is missing or not of its image's size."""
         return [self._find(stem, rgb) for stem, rgb in frames]
 
     def _find(self, stem: str, rgb: np.ndarray) -> list[DetectedObject]:
@@ -214,7 +222,7 @@ class Reference:
         instances = self._read(self.instances, stem, read_png_raw, rgb)
         return _instances(labels, instances)
 
-    def _read(self, folder: Path, stem: str, read, rgb: np.ndarray) -> np.ndarray:
+    def _read(self, folder: Path, stem: str, read: Callable[[Path], np.ndarray], rgb: np.ndarray) -> np.ndarray:
         path = find_map(folder, stem)
         if path is None:
             raise UserError(f"{folder} has no map for frame {stem}")

@@ -56,8 +56,10 @@ SPREADS = 3.0  # spreads that a reading may lie off beyond that
 
 @dataclass
 class Scene:
-    """The working copy of a frame: points, normals, rays float [h,w,3], inverse depth [h,w] (0 = none), valid, planar,
-    hole bool [h,w] and area float [h,w], the square metres that a pixel shows. rays are points at depth 1.
+    """The working copy of a frame.
+
+    points, normals, rays: float [h,w,3], rays being points at depth 1; inverse: float [h,w], inverse depth, 0 = none;
+    valid, planar, hole: bool [h,w]; area: float [h,w], the square metres that a pixel shows.
     """
 
     points: np.ndarray
@@ -100,9 +102,11 @@ class Plane:
 
 @dataclass
 class Surface:
-    """A plane with drift. inverse float [h,w]: its inverse depth along each ray; distance float32 [h,w]: signed metres
-    of what is seen in front of it (inf where it can't be); tolerance: metres that what lies on it may be off;
-    members bool [h,w]: planar places on it that face as it does.
+    """A plane with drift.
+
+    inverse: float [h,w], its inverse depth along each ray; distance: float32 [h,w], signed metres of what is seen in
+    front of it (inf where it can't be); tolerance: metres that what lies on it may be off; members: bool [h,w],
+    planar places on it that face as it does.
     """
 
     plane: Plane
@@ -167,14 +171,16 @@ def _normals(inverse: np.ndarray, valid: np.ndarray, rays: np.ndarray) -> tuple[
     return normals, (smooth | (residual < PLANAR / 2)) & valid
 
 
-def _fit_inverse_depth(inverse, valid, rays, radius: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit_inverse_depth(
+    inverse: np.ndarray, valid: np.ndarray, rays: np.ndarray, radius: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Normals [h,w,3] towards the camera and the relative rms residual [h,w] of a plane in each window.
 
     n . X = d with X = z (u, v, 1) means 1/z = (n/d) . (u, v, 1): linear least squares in inverse depth.
     """
     u, v, weight = rays[..., 0], rays[..., 1], valid.astype(np.float64)
 
-    def mean(values):
+    def mean(values: np.ndarray) -> np.ndarray:
         return cv2.boxFilter(values * weight, cv2.CV_64F, (2 * radius + 1,) * 2, borderType=cv2.BORDER_CONSTANT)
 
     total = np.maximum(mean(np.ones_like(u)), 1e-9)

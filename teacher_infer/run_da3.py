@@ -1,6 +1,7 @@
 """Depth teacher over a folder of images."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 try:
@@ -23,7 +24,8 @@ from teacher_infer.stage import (
 )
 
 
-def parse_args():
+def parse_args() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(
         "Reads the images below --input-dir and camera.json beside that folder; writes --output-dir/<stem>.npy,\n"
         "float32 [H,W] metres at the image's size, 0 = no depth, with provenance.json and failed_frames.jsonl.\n\n"
@@ -47,11 +49,13 @@ class DepthTeacher:
         self.provenance = backend.provenance | {"camera": cameras.settings() if cameras else None}
 
     def prepare(self, stem: str, path: Path) -> Prepared:
+        """Read an image and bring it to the network's size, with its camera where the backend needs one."""
         rgb = read_image(path)
         return self.backend.prepare(stem, rgb, self.cameras.of(stem, rgb) if self.cameras else None)
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)

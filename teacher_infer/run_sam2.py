@@ -4,7 +4,8 @@ import hashlib
 import json
 import sys
 import threading
-from collections.abc import Collection
+from argparse import Namespace
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,8 @@ UNTOLD = 0.5  # confidence in `other` where geometry recognises nothing
 CONFIDENCE_DIR = "seg_confidence"  # beside --output-dir
 
 
-def parse_args():
+def parse_args() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(
         "Reads the images below --input-dir, their depth and camera.json beside the image folder; writes\n"
         "--output-dir/<stem>.npy, uint8 [H,W], 0..5: " + ", ".join(CLASS_NAMES) + ", with provenance.json and\n"
@@ -139,7 +141,7 @@ def _given_or_beside(given: str | None, beside: Path, flag: str) -> Path | None:
     return beside if beside.is_dir() else None
 
 
-def _read_map(folder: Path, stem: str, read, shape: tuple[int, int]) -> np.ndarray:
+def _read_map(folder: Path, stem: str, read: Callable[[Path], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     path = find_map(folder, stem)
     if path is None:
         raise UserError(f"{folder} has no map for frame {stem}")
@@ -214,8 +216,12 @@ class FrameGravity:
 
     @staticmethod
     def _checked(vector: object, where: str) -> list[float]:
-        numbers = isinstance(vector, list) and all(type(value) in (int, float) for value in vector)
-        if not numbers or len(vector) != 3 or not 1e-3 < np.linalg.norm(vector) < 1e6:
+        if (
+            not isinstance(vector, list)
+            or not all(type(value) in (int, float) for value in vector)
+            or len(vector) != 3
+            or not 1e-3 < np.linalg.norm(vector) < 1e6
+        ):
             raise UserError(f"{where}: gravity is three numbers x y z that have a direction")
         return vector
 
@@ -264,13 +270,16 @@ class SegmentationTeacher:
         self.panel_stems: set[str] = set()
 
     def prepare(self, stem: str, path: Path) -> SceneMaps:
+        """Read an image, its depths and its camera."""
         rgb = read_image(path)
         return SceneMaps(stem, rgb, *self.maps.read(stem, rgb.shape[:2]), self.cameras.of(stem, rgb))
 
     def infer(self, prepared: list[SceneMaps]) -> list[list[DetectedObject]]:
+        """The objects of each frame."""
         return self.find_objects.find([(scene.stem, scene.rgb) for scene in prepared])
 
     def finish(self, prepared: SceneMaps, output: list[DetectedObject]) -> np.ndarray:
+        """Classes uint8 [H,W]; writes their confidence, and a picture of the frame when it is of `panel_stems`."""
         geometry = classify(prepared.depth, prepared.camera, prepared.sensor, self.gravity.of(prepared.stem))
         classes, confidence = merge(geometry, output, prepared.depth)
         with self.counting:
@@ -289,6 +298,7 @@ class SegmentationTeacher:
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)

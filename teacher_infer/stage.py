@@ -117,7 +117,8 @@ class FrameCameras:
         """The camera of one frame at its image's size; raises UserError when camera.json does not fit the image."""
         height, width = rgb.shape[:2]
         known = camera_for(self.cameras.of(stem), rgb, stem) if self.cameras else None
-        if not self.fx:
+        if not self.fx or not self.fy:
+            assert known is not None  # without flags there are cameras
             return known
         if known is None:
             return Intrinsics(self.fx, self.fy, (width - 1) / 2, (height - 1) / 2, width, height)
@@ -133,6 +134,7 @@ class FrameCameras:
         """For provenance: where focal lengths came from and, when all frames share one camera, what they are."""
         if self.fx:
             return {"source": "flags", "fx": self.fx, "fy": self.fy}
+        assert self.cameras is not None
         if self.cameras.common:
             camera = self.cameras.common
             return {"source": self.source, "fx": camera.fx, "fy": camera.fy, "width": camera.width}
@@ -237,7 +239,10 @@ def run_stage(
 
     Args:
         frames: {stem: image file}.
+        output_dir: where the results go, made where it is missing.
+        teacher: what is run.
         part: (i, n), do every n-th frame from the i-th on.
+        overwrite: do finished frames again.
         batch_size: frames that infer() gets at once.
         workers: threads that prepare, and as many that finish and write.
         side_folders: where finish() writes further files of a frame, to be cleared of half-written ones.
@@ -261,7 +266,7 @@ def run_stage(
     write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in waiting if s in tally.failed})
     print(
         f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
-        + (f", {left} left ({stop.received.name}); run the same command again" if left else "")
+        + (f", {left} left ({stop.received.name}); run the same command again" if left and stop.received else "")
     )
     if left:
         return EXIT_STOPPED
@@ -366,7 +371,7 @@ def _infer(teacher: Teacher, prepared: dict[str, Any], tally: Tally) -> dict[str
         if len(prepared) == 1:
             tally.failed[next(iter(prepared))] = _one_line(error)
             return {}
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for stem, frame in prepared.items():
         outputs |= _infer(teacher, {stem: frame}, tally)
     return outputs

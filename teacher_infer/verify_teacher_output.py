@@ -1,6 +1,7 @@
 """The gate before hours of teacher inference: is the depth teacher's output metric, on this data, with this camera?"""
 
 import sys
+from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def compare(teacher: np.ndarray, reference: np.ndarray | None, shape: tuple[int,
         float(farthest),
     )
     both = valid & (reference > 0) if reference is not None and teacher.shape == reference.shape else np.zeros(0, bool)
-    if both.any():
+    if reference is not None and both.any():
         a, b = teacher[both].astype(np.float64), reference[both].astype(np.float64)
         result.ratio = float(np.median(a / b))
         result.abs_rel = float((np.abs(a - b) / b).mean())
@@ -102,7 +103,8 @@ def find_problems(
     """
     problems = [f"frame {stem}: {text}" for stem, c in comparisons.items() for text in _frame_problems(c)]
     measured = {stem: c for stem, c in comparisons.items() if c.ratio is not None}
-    if not measured:
+    pooled = pooled_ratio(list(measured.values()))
+    if pooled is None:
         return problems
     correlation, spearman, spread = (
         float(np.median([getattr(c, name) for c in measured.values()]))
@@ -120,9 +122,8 @@ def find_problems(
             f" {spread:.0%} off at any scale: not a depth of these images; random weights, or stems that name other"
             " frames?"
         )
-    pooled = pooled_ratio(list(measured.values()))
     low, high = ratio_range
-    outside = [stem for stem, c in measured.items() if not low <= c.ratio <= high]
+    outside = [stem for stem, c in measured.items() if c.ratio is not None and not low <= c.ratio <= high]
     if not low <= pooled <= high:
         problems.append(
             f"scale: median teacher / reference is {pooled:.3g}, not in {low}..{high}: {_scale_cause(pooled, resize)}"
@@ -164,7 +165,8 @@ def _scale_cause(ratio: float, resize: float) -> str:
     return f"wrong intrinsics? depth is proportional to focal length, and this one would fit divided by {ratio:.3g}"
 
 
-def parse_args():
+def parse_args() -> Namespace:
+    """Flags of the command line."""
     parser = ArgumentParser(
         "Reads images, camera.json beside their folder and reference depth; runs the depth teacher on a few frames;\n"
         "writes gate.json and, a frame, <stem>.png (image | teacher | reference | ratio) to --output-dir.\n\n"
@@ -199,6 +201,7 @@ def choose_frames(frames: dict[str, Path], reference_dir: Path | None, n: int) -
 def read_reference(folder: Path, stem: str, shape: tuple[int, int]) -> np.ndarray:
     """Reference depth of a frame, float32 [H,W] metres; UserError when it is not of the image's size."""
     path = find_map(folder, stem)
+    assert path is not None  # choose_frames() takes frames that have one
     reference = read_depth(path)
     if reference.shape != shape:
         raise UserError(f"{path} is {reference.shape[1]}x{reference.shape[0]}, its image {shape[1]}x{shape[0]}")
@@ -239,6 +242,7 @@ def table(comparisons: dict[str, Comparison]) -> str:
 
 
 def main() -> int:
+    """Run the script; returns the exit code."""
     args = parse_args()
     limit_threads()
     resolve_device(args.device)

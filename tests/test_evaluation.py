@@ -13,6 +13,8 @@ from box_room import CAMERA, render
 from small_run import SIZE, call, copy_data
 
 import eval_distillation
+import export_trt
+import predict
 from config import NYU_INTRINSICS, Intrinsics, Recipe
 from dataset.files import read_image, write_npy, write_png
 from dataset.frames import read_frame, to_network_map
@@ -20,7 +22,8 @@ from dataset.manifest import Row, read_manifest
 from evaluation import report
 from evaluation.comparison import ROWS, Comparison, compare
 from evaluation.inference import focal_scale, predictor
-from trainer.checkpoint import load_student
+from models.student import Student
+from trainer.checkpoint import build_student, load_student, save_checkpoint
 from trainer.feed import PackedFrames
 
 CPU = torch.device("cpu")
@@ -133,6 +136,32 @@ def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
     np.testing.assert_allclose(far, near * 1.25, rtol=1e-6)
     np.testing.assert_array_equal(seg, same_seg)
     assert (near.shape, near.dtype, seg.shape, seg.dtype) == (rgb.shape[:2], np.float32, rgb.shape[:2], np.uint8)
+
+
+def test_a_student_of_another_size_is_run_at_its_own(manifest, tmp_path, monkeypatch):
+    """By evaluation, prediction and export; at 320 x 240 its metres would be those of another lens."""
+    recipe = Recipe(width=160, height=120, reference_focal=RECIPE.reference_focal / 2)
+    student = build_student(recipe)
+    content = {"model": {}, "ema": student.state_dict(), "step": 0, "notes": {}}
+    save_checkpoint(tmp_path / "checkpoints/best.pt", recipe, content)
+    sizes, forward = set(), Student.forward
+
+    def watched(self, rgb):
+        sizes.add(tuple(map(int, rgb.shape[2:])))
+        return forward(self, rgb)
+
+    monkeypatch.setattr(Student, "forward", watched)
+    evaluate(manifest, tmp_path, tmp_path / "table")
+    flags = ("--checkpoint", tmp_path / "checkpoints/best.pt", "--device", "cpu")
+    camera = manifest.parent / "camera.json"
+    images = ("--input", manifest.parent / "rgb", "--camera", camera, "--output-dir", tmp_path / "predictions")
+    assert call(predict.main, *flags, *images) == 0
+    assert sizes == {(120, 160)}
+    out = ("--camera", camera, "--engine-dir", tmp_path / "engines", "--skip-trt", "--calibration-frames", 1)
+    call(export_trt.main, *flags[:2], "--manifest", manifest, *out)
+    assert sizes == {(120, 160)}
+    found = load_student(tmp_path / "checkpoints/best.pt")[1]
+    assert focal_scale(CAMERA.resized(160, 120), found) == pytest.approx(focal_scale(CAMERA, RECIPE))
 
 
 def test_labels_to_the_reference_camera_and_back(manifest, tmp_path):

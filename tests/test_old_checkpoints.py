@@ -1,8 +1,8 @@
 """A checkpoint of the first format goes on in all stages as it did in the code that wrote it.
 
 tests/data/format_1.pt was written by revision 8c584c8: a small student (timm's test_efficientnet) after one epoch of
-three on the box rooms of small_run.write_data(), all files of which had the time TIME. format_1.json holds what the same
-revision made of it: the run resumed to its end, Table IV, and the outputs of the exported float32 graph.
+three on the box rooms of small_run.write_data(), all files of which had the time TIME. format_1.json holds what the
+same revision made of it: the run resumed to its end, Table IV, and the outputs of the exported float32 graph.
 """
 
 import json
@@ -10,6 +10,8 @@ import os
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+
+from cli import UserError
 
 import numpy as np
 import onnxruntime
@@ -21,7 +23,6 @@ import eval_distillation
 import export_trt
 import predict
 import train
-from cli import UserError
 from config import Recipe, Runtime
 from dataset.files import read_json
 from trainer.checkpoint import load_checkpoint, load_student, recipe_of

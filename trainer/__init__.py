@@ -1,0 +1,1 @@
+"""The parts of the training loop: feed, augmentation, exact resume, processes, validation."""

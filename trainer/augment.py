@@ -46,8 +46,9 @@ class Draws:
         return drawn[:, self.first : self.first + self.count]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers [1,...] for a frame of a tensor [B,...], on its device and, so many are they, drawn
-        there. One frame's have to do for all of a step: on a CPU, to draw them for each takes longer than to blur.
+        """Standard normal numbers [1,...] for a frame of a tensor [B,...], drawn on its device.
+
+        One frame's have to do for all of a step: on a CPU, to draw them for each takes longer than to blur.
         """
         seed = int(torch.randint(2**62, (), generator=self.generator))
         generator = torch.Generator(like.device).manual_seed(seed)
@@ -71,8 +72,11 @@ def augment(
             student reads the zoom off the blur instead of off what is in the picture.
         zoom: range of the factor on the focal length, from SHORTEST_LENS on.
         size: (height, width) of the largest copy, which the copy is a share of.
+        seed: of the run.
+        step: number of the step in the run.
         texture: how much sharpness and noise vary, 0 (not at all) to 1.
-        rank, processes: the batch is part number `rank` of so many equal parts of the step's.
+        rank: which part of the step's batch this one is.
+        processes: how many equal parts that has.
     """
     generator, frames = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63), len(batch)
     draws = Draws(generator, rank * frames, frames, processes * frames)
@@ -95,8 +99,9 @@ def augment(
 
 
 def draw_share(generator: torch.Generator, zoom: tuple[float, float]) -> float:
-    """A step's image size as a share of the network's, in tenths: from the shortest lens, rounded down, to 1 or the
-    longest lens.
+    """A step's image size as a share of the network's, in tenths.
+
+    It lies between the shortest lens, rounded down, and the longest one, or 1.
     """
     least, most = (min(int(SIZES * limit + 1e-6), SIZES) for limit in zoom)
     return int(torch.randint(least, most + 1, (), generator=generator)) / SIZES

@@ -25,7 +25,11 @@ class Processes:
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
-        self.hosts = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) if size > 1 else None
+        self.hosts: distributed.ProcessGroup | None = None
+        if size > 1:
+            group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+            assert isinstance(group, distributed.ProcessGroup)
+            self.hosts = group
 
     @property
     def main(self) -> bool:
@@ -111,7 +115,7 @@ class Processes:
 
     def gradients_of(self, model: nn.Module, complete: bool) -> AbstractContextManager:
         """For a forward and a backward pass of what parallel() returned: gradients are exchanged once complete."""
-        return nullcontext() if complete or self.size == 1 else model.no_sync()
+        return nullcontext() if complete or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 @contextmanager

@@ -65,7 +65,9 @@ class PackedFrames:
     def __init__(
         self, rows: Sequence[Row], cache_dir: Path, size: tuple[int, int], reference_focal: float, workers: int
     ):
-        """Args:
+        """Open the cache, or build it first.
+
+        Args:
             rows: frames to pack, in this order.
             cache_dir: where caches are kept; each has a folder named by what is in it.
             size: (width, height) to pack at, of the network's aspect ratio.
@@ -136,7 +138,9 @@ class PackedFrames:
         dtype, channels, value = ARRAYS[name]
         return np.broadcast_to(np.array(value, dtype), (*self.arrays["rgb"].shape[1:3], channels))
 
-    def gather(self, indices: Sequence[int], pin: bool, names: Iterable[str] = ARRAYS) -> dict[str, Tensor]:
+    def gather(
+        self, indices: Sequence[int] | np.ndarray, pin: bool, names: Iterable[str] = ARRAYS
+    ) -> dict[str, Tensor]:
         """The packed arrays of those names of the given frames, [B,H,W,C] each, and focal_factor [B], in memory.
 
         In pinned memory for a GPU. Arrays that no frame has are left out.
@@ -170,7 +174,7 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
             return moved[name].permute(0, 3, 1, 2)
         return torch.full((1, 1, 1, 1), ARRAYS[name][-1], dtype=torch.uint8, device=device)
 
-    def floats(name: str, unit: int) -> Tensor:
+    def floats(name: str, unit: float) -> Tensor:
         return raw(name).to(torch.float32).div_(unit).expand(frames, -1, height, width)
 
     def classes(name: str) -> Tensor:
@@ -192,6 +196,7 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, Any]:
     """Mean of the depth target and frequency of the classes, from up to STATISTICS_FRAMES frames spread over the data.
 
     Args:
+        frames: the training data.
         threshold: confidence from which the sensor teaches, see models.losses.hybrid_depth.
 
     Returns: mean_depth in metres at the reference focal length and majority_class, which the baselines of Table IV
@@ -203,7 +208,7 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, Any]:
         depth, teacher = (frames.array(name, index).astype(np.float64) for name in ("depth", "da3_depth"))
         confident = (frames.array("confidence", index) >= threshold * 255) & (depth > 0)
         target = np.where(confident, depth, teacher) / MILLIMETRES * frames.focal_factor[index]
-        total, pixels = total + target.sum(), pixels + np.count_nonzero(target)
+        total, pixels = total + float(target.sum()), pixels + int(np.count_nonzero(target))
         counts += np.bincount(frames.array("sam2_seg", index).ravel(), minlength=256)
     counts = counts[: len(CLASS_NAMES)]
     return {

@@ -1,5 +1,7 @@
 """A step whose loss is not finite is skipped and counted, and several of them in a row end the run."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,7 +16,7 @@ class FiniteGuard:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device):
-        self.optimizer = optimizer
+        self.optimizer: Any = optimizer  # torch declares no found_inf
         self.statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # of batch norm
         self.counts = torch.zeros(4, dtype=torch.int64, device=device)  # skipped, in a row, longest row, the last one
         self.seen = torch.zeros(4, dtype=torch.int64, pin_memory=device.type == "cuda")
@@ -62,8 +64,10 @@ class FiniteGuard:
         return int(self.counts[3])
 
     def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs, for a checkpoint."""
         return {"counts": self.counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what state_dict() gave."""
         self.counts.copy_(state["counts"])
         self.seen.copy_(state["counts"])

@@ -17,6 +17,7 @@ def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -
     """Write all that a run folder holds, whole files each time; TensorBoard gets the last epoch.
 
     Args:
+        run_dir: the run's folder.
         history: one entry an epoch, numbers by their names, among them 'epoch' and 'step'.
         panels: of validation frames, see trainer.validation.
     """

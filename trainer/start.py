@@ -21,6 +21,7 @@ def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple
 
     Args:
         named: the one that the user names.
+        runtime: where data lies.
         required: whether it is an error that there is none.
     """
     if named:
@@ -51,6 +52,8 @@ def load_start(model: Student, recipe: Recipe, weights: str | Path) -> str:
     """Load the weights that training starts from, in place.
 
     Args:
+        model: the student to train.
+        recipe: what it was made by.
         weights: a Path is another run's checkpoint, all of whose student is taken; a string is a choice of
             load_encoder_weights().
 

@@ -25,7 +25,7 @@ def validate(
     The score: delta1 + mIoU (delta1 alone without classes); NaN without frames.
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
-    panels = []
+    panels: list[np.ndarray] = []
     for batch in ordered_batches(frames, recipe.batch_size, device, processes.share(len(frames))):
         depth, seg = model(batch.rgb)
         depth = depth / batch.focal_factor.view(-1, 1, 1, 1)
