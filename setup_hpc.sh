@@ -88,7 +88,7 @@ if ! has_pip; then # or it was interrupted while it was made
 fi
 
 if ! has_packages; then
-    "$python" -m pip install --editable "$REPOSITORY[teachers,export,rooms,dev]"
+    "$python" -m pip install --editable "${REPOSITORY}[teachers,export,rooms,dev]"
     da3=$(sed -n 's/^DA3_VERSION := //p' "$REPOSITORY/Makefile")
     "$python" -m pip install --no-deps "depth-anything-3==$da3" # its own pins don't go with the others
     "$python" -m pip install --requirement "$REPOSITORY/requirements-da3.txt"

@@ -16,7 +16,7 @@ import eval_distillation
 import export_trt
 import predict
 from config import NYU_INTRINSICS, Intrinsics, Recipe
-from dataset.files import read_image, write_npy, write_png
+from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import read_frame, to_network_map
 from dataset.manifest import Row, read_manifest
 from evaluation import report
@@ -147,7 +147,7 @@ def test_a_student_of_another_size_is_run_at_its_own(manifest, tmp_path, monkeyp
     sizes, forward = set(), Student.forward
 
     def watched(self, rgb):
-        sizes.add(tuple(map(int, rgb.shape[2:])))
+        sizes.add(tuple(rgb.shape[2:]))
         return forward(self, rgb)
 
     monkeypatch.setattr(Student, "forward", watched)
@@ -157,9 +157,10 @@ def test_a_student_of_another_size_is_run_at_its_own(manifest, tmp_path, monkeyp
     images = ("--input", manifest.parent / "rgb", "--camera", camera, "--output-dir", tmp_path / "predictions")
     assert call(predict.main, *flags, *images) == 0
     assert sizes == {(120, 160)}
+    monkeypatch.undo()
     out = ("--camera", camera, "--engine-dir", tmp_path / "engines", "--skip-trt", "--calibration-frames", 1)
-    call(export_trt.main, *flags[:2], "--manifest", manifest, *out)
-    assert sizes == {(120, 160)}
+    assert call(export_trt.main, *flags[:2], "--manifest", manifest, *out) == 0
+    assert read_json(tmp_path / "engines/student.json")["input"]["shape"] == [1, 3, 120, 160]
     found = load_student(tmp_path / "checkpoints/best.pt")[1]
     assert focal_scale(CAMERA.resized(160, 120), found) == pytest.approx(focal_scale(CAMERA, RECIPE))
 

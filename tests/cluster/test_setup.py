@@ -183,6 +183,13 @@ def test_setup_twice(run_setup):
     assert lock["yolov8x.pt"] == {"bytes": 250_000, "sha256": digest, "verified": True}
     assert not lock["nyu_depth_v2_labeled.mat"]["verified"] and len(lock) == 6
 
+    assert f"project:     {ROOT}\n" in out
+    (installed,) = (run_setup.scratch / "conda_envs/nchsb_ml").rglob("__editable__*.pth")
+    installed.unlink()
+    code, out = run_setup("--check")
+    assert code == 1 and "project:     MISSING" in out
+    assert run_setup()[0] == 0 and run_setup("--check")[0] == 0
+
     (weights / "yolov8x.pt").unlink()
     assert run_setup(FREE="10000")[0] == 0, "it asks for the room that the packages would take again"
 
