@@ -566,12 +566,14 @@ def accuracy(student: Student, frames: dict) -> Dict[str, Optional[float]]:
 def depth_sums(predicted: np.ndarray, reference: np.ndarray, nearest: float, farthest: float) -> np.ndarray:
     """[pixels, sum of squared errors, of relative errors, pixels within 1.25] of one image, both [H,W] in metres.
 
-    A prediction that is no number counts as the farthest: it must not vanish from the score.
+    A pixel without an answer (NaN, 0 or less) counts as the end of the range that is farther from the reference, and
+    not as within 1.25: the less a student says, the worse it is.
     """
     mask = (reference >= nearest) & (reference <= farthest)
     p, r = predicted[mask].astype(np.float64), reference[mask].astype(np.float64)
-    p = np.clip(np.where(np.isfinite(p), p, farthest), nearest, farthest)
-    close = np.maximum(p / r, r / p) < 1.25
+    answered = p > 0
+    p = np.clip(np.where(answered, p, np.where(r - nearest > farthest - r, nearest, farthest)), nearest, farthest)
+    close = answered & (np.maximum(p / r, r / p) < 1.25)
     return np.array([len(r), ((p - r) ** 2).sum(), (np.abs(p - r) / r).sum(), close.sum()], dtype=np.float64)
 
 

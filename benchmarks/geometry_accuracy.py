@@ -24,7 +24,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from benchmarks.rendered import data_folder
-from config import CLASS_NAMES, Intrinsics
+from config import CLASS_NAMES, IGNORE, Intrinsics
 from dataset.files import read_image
 from dataset.frames import find_frames, read_classes, read_confidence, read_depth
 from dataset.manifest import Cameras
@@ -85,7 +85,7 @@ def evaluate(folder: Path, limit: int | None, seed: int) -> dict[str, ConfusionM
                 merged = merge(blank, found, depth)[0]
                 for map_, what in ((classes, "alone"), (merged, "with reference objects")):
                     matrix = matrices.setdefault(f"{kind}, {way}, {what}", ConfusionMatrix(len(CLASS_NAMES)))
-                    matrix.update(torch.from_numpy(map_), torch.from_numpy(labels))
+                    matrix.update(*map(torch.from_numpy, (map_, labels, labels != IGNORE)))
     return matrices
 
 

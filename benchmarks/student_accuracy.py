@@ -38,6 +38,7 @@ from dataset.frames import read_depth
 from dataset.manifest import Row, read_manifest, write_manifest
 from evaluation.inference import predictor
 from evaluation.metrics import DepthMetrics
+from evaluation.pixels import scored_depth
 from trainer.checkpoint import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +72,8 @@ def score(model: torch.nn.Module, rows: list[Row], split: str, scaled: bool, rec
         if row.split == split:
             depth, _ = student(read_image(row.rgb), row.intrinsics if scaled else None)
             depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is an answer, not a missing one
-            metrics.update(torch.from_numpy(depth), torch.from_numpy(read_depth(row.depth)))
+            truth = read_depth(row.depth)
+            metrics.update(*map(torch.from_numpy, (depth, truth, scored_depth(truth, None, recipe, row.intrinsics))))
     return metrics.compute()
 
 

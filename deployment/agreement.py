@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from config import CLASS_NAMES, Recipe
+from config import CLASS_NAMES, IGNORE, Recipe
 from dataset.frames import MILLIMETRES
 from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input, open_session, takes_uint8
 from evaluation.metrics import ConfusionMatrix, DepthMetrics
@@ -88,8 +88,9 @@ def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, recipe: R
     columns = (frames[name] for name in ("rgb", "depth", "labels", "focal"))
     for image, depth, labels, own_focal in zip(*columns, strict=True):
         predicted, seg = answer(image)
-        depth_metrics.update(torch.from_numpy(predicted[0, 0] * (own_focal / focal)), torch.from_numpy(depth))
-        confusion.update(torch.from_numpy(seg[0].argmax(axis=0)), torch.from_numpy(labels))
+        metres = predicted[0, 0] * (own_focal / focal)
+        depth_metrics.update(*map(torch.from_numpy, (metres, depth, depth > 0)))
+        confusion.update(*map(torch.from_numpy, (seg[0].argmax(axis=0), labels, labels != IGNORE)))
     miou = confusion.compute()["miou"]
     assert isinstance(miou, float)
     return {name: depth_metrics.compute()[name] for name in ("rmse", "delta1")} | {"miou": miou}

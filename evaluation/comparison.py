@@ -1,17 +1,19 @@
 """The rows of Table IV: student, baseline and teacher, each against teacher and reference."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import CLASS_NAMES, NYU_INTRINSICS, Recipe
+from config import CLASS_NAMES, IGNORE, Recipe
 from dataset.files import write_png
 from dataset.frames import Frame, read_frame
 from dataset.manifest import Row
 from evaluation.inference import Predictor, focal_scale
-from evaluation.metrics import ConfusionMatrix, DepthMetrics, eigen_crop
+from evaluation.metrics import ConfusionMatrix, DepthMetrics
+from evaluation.pixels import is_nyu, scored_classes, scored_depth
 from evaluation.report import picture
 
 ROWS = (
@@ -21,27 +23,87 @@ ROWS = (
     "baseline vs reference",
     "teacher vs reference",
 )
-Maps = tuple[np.ndarray | None, np.ndarray | None]  # depth float32 [H,W] metres and classes uint8 [H,W] of one frame
+# Of NYU's frames, whose depth was filled in where the sensor had none, also where it is not to be believed.
+FILLED_ROWS = ("student vs filled reference", "baseline vs filled reference", "teacher vs filled reference")
+
+
+@dataclass
+class Maps:
+    """Depth float32 [H,W] in metres and classes uint8 [H,W] of one frame; None for what there is none of."""
+
+    depth: np.ndarray | None
+    seg: np.ndarray | None
+
+
+@dataclass
+class Truth(Maps):
+    """What answers are compared with, and bool [H,W] where it counts (see evaluation.pixels)."""
+
+    scored_depth: np.ndarray
+    scored_seg: np.ndarray
 
 
 class Comparison:
-    """One row of the table: the sums of comparing two pairs of maps over a set."""
+    """One row of the table: the sums of comparing answers with a truth over a set.
 
-    def __init__(self, recipe: Recipe):
+    Args:
+        recipe: the student's.
+        leave_holes_out: whether a pixel without an answer is left out rather than wrong: a teacher's holes are no
+            mistakes, they teach nothing.
+    """
+
+    def __init__(self, recipe: Recipe, leave_holes_out: bool = False):
         self.depth = DepthMetrics(recipe.min_depth, recipe.max_depth)
         self.seg = ConfusionMatrix(len(CLASS_NAMES))
+        self.leave_holes_out = leave_holes_out
+        self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # answered, of so many that count
 
-    def update(self, answer: Maps, truth: Maps, crop: tuple[slice, slice]) -> None:
-        """Add one frame; depth is compared inside the crop, and what either side lacks is not compared."""
-        if answer[0] is not None and truth[0] is not None:
-            self.depth.update(torch.from_numpy(answer[0][crop]), torch.from_numpy(truth[0][crop]))
-        if answer[1] is not None and truth[1] is not None:
-            self.seg.update(torch.from_numpy(answer[1]), torch.from_numpy(truth[1]))
+    def update(self, answer: Maps, truth: Truth) -> None:
+        """Add one frame; what a truth has not, and what an answer has nothing of, is not compared."""
+        if answer.depth is not None and truth.depth is not None:
+            answered = np.nan_to_num(answer.depth) > 0
+            scored = self._scored("depth", truth.scored_depth, answered)
+            self.depth.update(*map(torch.from_numpy, (answer.depth, truth.depth, scored)))
+        if answer.seg is not None and truth.seg is not None:
+            scored = self._scored("seg", truth.scored_seg, answer.seg != IGNORE)
+            self.seg.update(*map(torch.from_numpy, (answer.seg, truth.seg, scored)))
 
-    def results(self) -> dict:
-        """Metrics of what was compared: 'depth' and 'seg', each absent when no pixel was."""
-        results = {"depth": self.depth.compute()} if self.depth.sums else {}
-        return results | ({"seg": self.seg.compute()} if self.seg.counts.any() else {})
+    def _scored(self, part: str, counts: np.ndarray, answered: np.ndarray) -> np.ndarray:
+        both = counts & answered
+        self.pixels[part] += (np.count_nonzero(both), np.count_nonzero(counts))
+        return both if self.leave_holes_out else counts
+
+    def results(self) -> dict[str, dict]:
+        """Metrics of what was compared: 'depth' and 'seg', each absent when no pixel was.
+
+        Beside the metrics 'coverage': the share of the truth's pixels that have an answer.
+        """
+        results: dict[str, dict] = {}
+        if self.depth.sums:
+            results["depth"] = self.depth.compute() | {"coverage": self._coverage("depth")}
+        if self.seg.counts.any():
+            results["seg"] = self.seg.compute() | {"coverage": self._coverage("seg")}
+        return results
+
+    def _coverage(self, part: str) -> float:
+        answered, counted = self.pixels[part]
+        return float(answered / counted)
+
+
+def truths_of(frame: Frame, recipe: Recipe) -> dict[str, Truth]:
+    """The truths of a frame by the names that the table's rows give them."""
+    camera = frame.intrinsics
+    nothing = np.zeros(frame.rgb.shape[:2], dtype=bool)
+
+    def truth(depth: np.ndarray | None, seg: np.ndarray | None, confidence: np.ndarray | None = None) -> Truth:
+        counts = nothing if depth is None else scored_depth(depth, confidence, recipe, camera)
+        return Truth(depth, seg, counts, nothing if seg is None else scored_classes(seg, recipe))
+
+    truths = {
+        "teacher": truth(frame.da3_depth, frame.sam2_seg),
+        "reference": truth(frame.depth, frame.labels, frame.confidence),
+    }
+    return truths | ({"filled reference": truth(frame.depth, None)} if is_nyu(camera) else {})
 
 
 def compare(
@@ -56,33 +118,29 @@ def compare(
         recipe: the student's.
         pictures: where to draw some of the frames.
     """
-    table = {name: Comparison(recipe) for name in ROWS}
+    table = {name: Comparison(recipe, name.startswith("teacher")) for name in ROWS + FILLED_ROWS}
     drawn = dict(zip(np.linspace(0, len(rows) - 1, len(pictures)).round().astype(int), pictures, strict=True))
     for index, row in enumerate(tqdm(rows, desc="evaluating", disable=None)):
         frame = read_frame(row)
-        predicted = student(frame.rgb, frame.intrinsics)
+        depth, seg = student(frame.rgb, frame.intrinsics)
         answers = {
-            "student": predicted,
+            "student": Maps(depth, seg),
             "baseline": baseline(frame.rgb.shape[:2], focal_scale(frame.intrinsics, recipe), notes),
-            "teacher": (frame.da3_depth, frame.sam2_seg),
+            "teacher": Maps(frame.da3_depth, frame.sam2_seg),
         }
-        truths = {"teacher": (frame.da3_depth, frame.sam2_seg), "reference": (frame.depth, frame.labels)}
-        crop = eigen_crop(*frame.depth.shape) if is_nyu(frame) else (slice(None), slice(None))
+        truths = truths_of(frame, recipe)
         for name, comparison in table.items():
             answer, truth = name.split(" vs ")
-            comparison.update(answers[answer], truths[truth], crop)
+            if truth in truths:
+                comparison.update(answers[answer], truths[truth])
         if index in drawn:
-            write_png(drawn[index], picture(frame, *predicted))
-    return {name: comparison.results() for name, comparison in table.items()}
+            write_png(drawn[index], picture(frame, depth, seg))
+    results = {name: comparison.results() for name, comparison in table.items()}
+    return {name: row for name, row in results.items() if row or name in ROWS}
 
 
 def baseline(shape: tuple[int, int], scale: float, notes: dict) -> Maps:
     """What needs no learning: the training data's mean depth (through this lens) and most frequent class."""
     mean, majority = notes.get("mean_depth"), notes.get("majority_class")
     depth = None if mean is None else np.full(shape, mean * scale, dtype=np.float32)
-    return depth, None if majority is None else np.full(shape, majority, dtype=np.uint8)
-
-
-def is_nyu(frame: Frame) -> bool:
-    """Whether a frame has NYU's size and camera, so that the Eigen crop applies."""
-    return frame.intrinsics == NYU_INTRINSICS
+    return Maps(depth, None if majority is None else np.full(shape, majority, dtype=np.uint8))

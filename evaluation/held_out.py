@@ -6,12 +6,12 @@ from cli import UserError
 
 import numpy as np
 
-from config import NYU_INTRINSICS, Recipe
+from config import Recipe
 from dataset.files import atomic_path
 from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera
 from dataset.manifest import Row, choose_rows, read_manifest
 from dataset.packing import pack_frame
-from evaluation.metrics import eigen_crop
+from evaluation.pixels import scored_depth
 
 
 def find_test_rows(manifest: Path, train_stems: list[str], limit: int) -> tuple[list[Row], str]:
@@ -33,8 +33,8 @@ def find_test_rows(manifest: Path, train_stems: list[str], limit: int) -> tuple[
 def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
     """The arrays of eval_frames.npz: what Table III is computed from, at the network's size.
 
-    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where the sensor gave
-        none that is trusted or the benchmark of the data does not score; labels uint8 [N,H,W], reference classes, 255
+    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where it does not
+        count (see evaluation.pixels); labels uint8 [N,H,W], reference classes, 255
         = none; focal float32 [N], pixels at this size (the reference's for a frame without intrinsics);
         stems, fixed-width strings [N].
     """
@@ -50,14 +50,9 @@ def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def _trusted_depth(frame: Frame, packed: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
-    confident = packed["confidence"] >= recipe.confidence_threshold * 255
-    depth = np.where(confident, packed["depth"], 0)[..., 0].astype(np.float32) / np.float32(MILLIMETRES)
-    if frame.intrinsics != NYU_INTRINSICS:
-        return depth
-    scored = np.zeros_like(depth)
-    window = eigen_crop(*depth.shape)
-    scored[window] = depth[window]
-    return scored
+    depth = packed["depth"][..., 0].astype(np.float32) / np.float32(MILLIMETRES)
+    confidence = packed["confidence"][..., 0].astype(np.float32) / np.float32(255)
+    return np.where(scored_depth(depth, confidence, recipe, frame.intrinsics), depth, np.float32(0))
 
 
 def _focal(frame: Frame, recipe: Recipe) -> float:

@@ -4,20 +4,13 @@ Depth: Eigen et al., NeurIPS 2014 (arXiv:1406.2283) and the KITTI and NYU benchm
 given twice: pooled over all pixels, and as the mean over images. There is no scale alignment.
 Segmentation: one confusion matrix over the whole set; IoU = TP / (TP + FP + FN) a class, mIoU its mean over the
 classes that occur in reference or prediction.
+
+Which pixels count is said by evaluation.pixels. A pixel that counts and has no answer is an error, never left out: else
+the less a student says, the better it would look.
 """
 
 import torch
 from torch import Tensor
-
-# Eigen's crop of NYU's 640x480 frames, rows 45..470 and columns 41..600, as fractions of the height and width.
-EIGEN_CROP = (45 / 480, 471 / 480, 41 / 640, 601 / 640)
-IGNORE = 255
-
-
-def eigen_crop(height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of an image of the given size that NYU's depth is scored in."""
-    top, bottom, left, right = EIGEN_CROP
-    return slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width))
 
 
 class DepthMetrics:
@@ -26,18 +19,28 @@ class DepthMetrics:
     ERRORS = ("mae", "abs_rel", "sq_rel", "log10", "delta1", "delta2", "delta3")
 
     def __init__(self, min_depth: float, max_depth: float):
-        """Pixels whose reference lies outside min_depth..max_depth (metres) are not scored."""
+        """min_depth, max_depth: the range of what is scored, in metres; answers outside are taken as its ends."""
         self.min_depth, self.max_depth = min_depth, max_depth
         self.sums: list[Tensor] = []  # one row an image, see _row()
         self.median_ratios: list[Tensor] = []
 
-    def update(self, predicted: Tensor, reference: Tensor) -> None:
-        """Add one image: two maps [H,W] in metres; pixels without prediction or reference are 0 or NaN."""
-        predicted, reference = predicted.double(), reference.double()
-        mask = (reference >= self.min_depth) & (reference <= self.max_depth) & (predicted > 0)
-        if mask.any():
-            self.median_ratios.append((predicted[mask] / reference[mask]).median().cpu())
-            self.sums.append(self._row(predicted[mask].clamp(self.min_depth, self.max_depth), reference[mask]).cpu())
+    def update(self, predicted: Tensor, reference: Tensor, scored: Tensor) -> None:
+        """Add one image.
+
+        Args:
+            predicted: metres [H,W]; NaN, 0 or less where there is no answer. That counts as the end of the range that
+                is farther from the reference, and as wrong for every delta.
+            reference: metres [H,W].
+            scored: bool [H,W], the pixels that count; the reference lies within the range there.
+        """
+        if not scored.any():
+            return
+        answer, truth = predicted[scored].double(), reference[scored].double()
+        answered = answer > 0
+        worst = torch.where(truth - self.min_depth > self.max_depth - truth, self.min_depth, self.max_depth)
+        answer = torch.where(answered, answer, worst.to(answer))
+        self.median_ratios.append((answer / truth).median().cpu())
+        self.sums.append(self._row(answer.clamp(self.min_depth, self.max_depth), truth, answered).cpu())
 
     def extend(self, other: "DepthMetrics") -> None:
         """Add the images that another one has seen."""
@@ -45,7 +48,7 @@ class DepthMetrics:
         self.median_ratios += other.median_ratios
 
     @staticmethod
-    def _row(p: Tensor, r: Tensor) -> Tensor:
+    def _row(p: Tensor, r: Tensor, answered: Tensor) -> Tensor:
         difference, log_difference = p - r, p.log() - r.log()
         ratio = torch.maximum(p / r, r / p)
         per_pixel = [
@@ -57,7 +60,7 @@ class DepthMetrics:
             difference.abs() / r,
             difference**2 / r,
             (p.log10() - r.log10()).abs(),
-            *((ratio < 1.25**power).double() for power in (1, 2, 3)),
+            *(((ratio < 1.25**power) & answered).double() for power in (1, 2, 3)),
         ]
         return torch.stack([values.sum() for values in per_pixel])
 
@@ -89,19 +92,24 @@ class DepthMetrics:
 
 
 class ConfusionMatrix:
-    """Counts of (reference class, predicted class) over a whole set."""
+    """Counts [C,C+1] of (reference class, predicted class) over a whole set; the last column is for no answer."""
 
     def __init__(self, classes: int):
         self.classes = classes
-        self.counts = torch.zeros(classes, classes, dtype=torch.int64)
+        self.counts = torch.zeros(classes, classes + 1, dtype=torch.int64)
 
-    def update(self, predicted: Tensor, reference: Tensor) -> None:
-        """Add class maps of one shape, any integer dtype; pixels that are 255 in either are not counted."""
-        predicted, reference = predicted.long().flatten(), reference.long().flatten()
-        mask = (reference != IGNORE) & (predicted != IGNORE)
-        index = reference[mask] * self.classes + predicted[mask]
-        counts = torch.bincount(index, minlength=self.classes**2)
-        self.counts += counts.reshape(self.classes, self.classes).cpu()
+    def update(self, predicted: Tensor, reference: Tensor, scored: Tensor) -> None:
+        """Add class maps of one shape, any integer dtype.
+
+        Args:
+            predicted: a class; any other number, such as 255, is no answer, which is wrong.
+            reference: a class where scored.
+            scored: bool, the pixels that count.
+        """
+        answer, truth = predicted[scored].long(), reference[scored].long()
+        answer = torch.where((answer >= 0) & (answer < self.classes), answer, self.classes)
+        counts = torch.bincount(truth * (self.classes + 1) + answer, minlength=self.counts.numel())
+        self.counts += counts.reshape(self.counts.shape).cpu()
 
     def extend(self, other: "ConfusionMatrix") -> None:
         """Add the pixels that another one has counted."""
@@ -111,7 +119,7 @@ class ConfusionMatrix:
         """miou, pixel_accuracy (fractions) and iou, one a class, NaN for a class that occurs nowhere."""
         counts = self.counts.double()
         hits = counts.diag()
-        iou = hits / (counts.sum(dim=0) + counts.sum(dim=1) - hits)
+        iou = hits / (counts.sum(dim=0)[: self.classes] + counts.sum(dim=1) - hits)
         return {
             "miou": iou.nanmean().item(),
             "pixel_accuracy": (hits.sum() / counts.sum()).item(),

@@ -10,7 +10,7 @@ from dataset.pictures import colour_classes, colour_depth, colour_error, depth_r
 
 DEPTH_COLUMNS = (
     *("rmse", "image_rmse", "mae", "abs_rel", "sq_rel", "rmse_log", "log10", "silog"),
-    *("delta1", "delta2", "delta3", "median_ratio"),
+    *("delta1", "delta2", "delta3", "median_ratio", "coverage"),
 )
 HEADERS = {"image_rmse": "RMSE/img", "rmse": "RMSE", "mae": "MAE", "abs_rel": "AbsRel", "sq_rel": "SqRel",
               "rmse_log": "RMSElog", "silog": "SILog", "median_ratio": "med.ratio"}  # fmt: skip
@@ -45,7 +45,7 @@ def as_markdown(heading: str, results: dict[str, dict]) -> str:
     """The depth table and the segmentation table as Markdown."""
     depth = [[name, *(r["depth"][c] for c in DEPTH_COLUMNS)] for name, r in results.items() if "depth" in r]
     seg = [
-        [name, r["seg"]["miou"], r["seg"]["pixel_accuracy"], *r["seg"]["iou"]]
+        [name, r["seg"]["miou"], r["seg"]["pixel_accuracy"], *r["seg"]["iou"], r["seg"]["coverage"]]
         for name, r in results.items()
         if "seg" in r
     ]
@@ -54,10 +54,17 @@ def as_markdown(heading: str, results: dict[str, dict]) -> str:
         headers = ["depth", *(HEADERS.get(column, column) for column in DEPTH_COLUMNS)]
         parts.append(tabulate(depth, headers, tablefmt="github", floatfmt=".3f"))
     if seg:
-        headers = ["classes", "mIoU", "pixel acc.", *CLASS_NAMES]
+        headers = ["classes", "mIoU", "pixel acc.", *CLASS_NAMES, "coverage"]
         parts.append(tabulate(seg, headers, tablefmt="github", floatfmt=".3f"))
     parts.append(
         "RMSE, MAE, SqRel in metres; RMSE and all else pooled over pixels, RMSE/img the mean over images; the "
-        "baseline predicts the training data's mean depth and its majority class everywhere."
+        "baseline predicts the training data's mean depth and its majority class everywhere. Rows against one truth "
+        "cover the same pixels of it; coverage is the share of them with an answer. A pixel without one counts as "
+        "wrong, but a teacher's is left out."
     )
+    if any("filled" in name for name in results):
+        parts.append(
+            "The filled reference is NYU's depth as it was filled in, where the sensor had none, too: confidence is "
+            "ignored."
+        )
     return "\n\n".join(parts) + "\n"

@@ -179,21 +179,27 @@ class Answering:
         return self.last
 
 
+def scored(depth: np.ndarray) -> np.ndarray:
+    return (depth >= 0.1) & (depth <= 10)
+
+
 def test_accuracy_is_that_of_the_training_metrics():
     frames = evaluation_frames() | {"engine_focal": 250.0, "scored_depth": [0.1, 10.0]}
     generator = np.random.default_rng(2)
     depths = frames["depth"] * generator.uniform(0.7, 1.5, frames["depth"].shape).astype(np.float32) + 0.2
     segs = generator.normal(size=(len(depths), CLASSES, HEIGHT, WIDTH)).astype(np.float32)
     segs[:, -1] = -100  # a class that occurs neither in reference nor prediction counts nowhere
-    metrics, confusion = DepthMetrics(0.1, 10.0), ConfusionMatrix(CLASSES)
+    metrics, confusion, unanswered = DepthMetrics(0.1, 10.0), ConfusionMatrix(CLASSES), []
     for depth, seg, reference, labels, focal in zip(
         depths, segs, frames["depth"], frames["labels"], frames["focal"], strict=True
     ):
-        metrics.update(torch.from_numpy(depth * focal / 250), torch.from_numpy(reference))
-        confusion.update(torch.from_numpy(seg.argmax(axis=0)), torch.from_numpy(labels))
+        depth = np.where(generator.random(depth.shape) < 0.1, np.nan, depth)  # pixels without an answer
+        unanswered.append(depth)
+        metrics.update(*map(torch.from_numpy, (depth * focal / 250, reference, scored(reference))))
+        confusion.update(*map(torch.from_numpy, (seg.argmax(axis=0), labels, labels != 255)))
     expected = {name: metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
     expected["miou"] = confusion.compute()["miou"]
-    assert accuracy(Answering(depths, segs), frames) == pytest.approx(expected, rel=1e-5)
+    assert accuracy(Answering(unanswered, segs), frames) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_prediction_that_is_no_number_costs():
@@ -246,8 +252,9 @@ def test_accuracy_takes_frame_and_camera_to_their_focal_lengths(engine_dir, monk
     depths, segs = answer(frames["rgb"].transpose(0, 3, 1, 2).astype(np.float32) / 255, weights)
     metrics, confusion = DepthMetrics(0.1, 10.0), ConfusionMatrix(CLASSES)
     for depth, reference, focal in zip(depths[:, 0], frames["depth"], frames["focal"], strict=True):
-        metrics.update(torch.from_numpy(depth * focal / 250), torch.from_numpy(reference))
-    confusion.update(torch.from_numpy(segs.argmax(axis=1)), torch.from_numpy(frames["labels"]))
+        metrics.update(*map(torch.from_numpy, (depth * focal / 250, reference, scored(reference))))
+    labels = frames["labels"]
+    confusion.update(*map(torch.from_numpy, (segs.argmax(axis=1), labels, labels != 255)))
     (row,) = json.loads((engine_dir / "table_3.json").read_text())["rows"]
     assert row["rmse"] == pytest.approx(metrics.compute()["rmse"], rel=1e-4)
     assert row["miou"] == pytest.approx(confusion.compute()["miou"], rel=1e-6)

@@ -20,8 +20,9 @@ from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import read_frame, to_network_map
 from dataset.manifest import Row, read_manifest
 from evaluation import report
-from evaluation.comparison import ROWS, Comparison, compare
+from evaluation.comparison import ROWS, Comparison, Maps, Truth, compare
 from evaluation.inference import focal_scale, predictor
+from evaluation.pixels import scored_classes, scored_depth
 from models.student import Student
 from trainer.checkpoint import build_student, load_student, save_checkpoint
 from trainer.feed import PackedFrames
@@ -54,7 +55,8 @@ def test_a_teacher_that_is_the_reference_is_perfect(table):
     assert depth["rmse"] == depth["abs_rel"] == depth["image_rmse"] == 0
     assert depth["delta1"] == depth["median_ratio"] == 1
     assert seg["miou"] == seg["pixel_accuracy"] == 1
-    assert table["student vs teacher"] == table["student vs reference"]
+    assert table["student vs teacher"]["seg"] == table["student vs reference"]["seg"]
+    assert table["student vs teacher"]["depth"] != table["student vs reference"]["depth"], "the sensor's holes"
 
 
 def test_the_heading_says_reference_teachers(manifest, output, tmp_path):
@@ -78,7 +80,7 @@ def test_json_and_markdown_agree(output, table):
         if len(row) == 1 + len(report.DEPTH_COLUMNS):
             values = [depth[name] for name in report.DEPTH_COLUMNS]
         else:
-            values = [seg["miou"], seg["pixel_accuracy"], *seg["iou"]]
+            values = [seg["miou"], seg["pixel_accuracy"], *seg["iou"], seg["coverage"]]
         values = [float("nan") if value is None else value for value in values]  # JSON has no word for NaN
         assert [float(cell) for cell in row[1:]] == pytest.approx(values, abs=0.00051, nan_ok=True)
         found += 1
@@ -101,7 +103,8 @@ def test_baselines_are_the_errors_of_a_constant(manifest, trained, table):
     assert notes["mean_depth"] == pytest.approx(constant, rel=1e-3)
     assert notes["majority_class"] == majority
 
-    truth = np.concatenate([read_frame(row).depth.ravel() for row in rows[5:]]).astype(np.float64)
+    frames = [read_frame(row) for row in rows[5:]]
+    truth = np.concatenate([frame.depth[frame.confidence >= 0.5] for frame in frames]).astype(np.float64)
     labels = np.concatenate([read_frame(row).labels.ravel() for row in rows[5:]])
     results = table["baseline vs reference"]
     error = np.abs(notes["mean_depth"] * scale - truth)
@@ -199,6 +202,7 @@ def test_nyu_is_scored_within_the_eigen_crop_and_other_cameras_are_not(tmp_path,
     expected = 0 if cropped else (~inside).mean() / 2
     assert results["student vs reference"]["depth"]["abs_rel"] == pytest.approx(expected, abs=1e-6)
     assert results["student vs teacher"] == results["baseline vs reference"] == {}
+    assert ("student vs filled reference" in results) == cropped
 
 
 def test_frames_without_labels_or_teachers_leave_those_rows_out(manifest, trained, tmp_path):
@@ -219,7 +223,8 @@ def test_a_perfect_prediction_is_scored_as_perfect():
     """A box room against itself, with holes in the reference."""
     depth, sensor, labels = render(CAMERA.resized(*SIZE))
     comparison = Comparison(RECIPE)
-    comparison.update((depth, labels), (sensor, labels), (slice(None), slice(None)))
+    counts = (scored_depth(sensor, None, RECIPE, None), scored_classes(labels, RECIPE))
+    comparison.update(Maps(depth, labels), Truth(sensor, labels, *counts))
     results = comparison.results()
     assert results["depth"]["rmse"] == 0 and results["seg"]["miou"] == 1
 

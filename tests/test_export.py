@@ -37,7 +37,7 @@ from deployment.graph import (
 from deployment.images import calibration_images, random_images
 from deployment.int8 import Quantiser
 from evaluation.held_out import evaluation_frames, find_test_rows, write_evaluation_frames
-from evaluation.metrics import eigen_crop
+from evaluation.pixels import eigen_crop
 from trainer.checkpoint import build_student, load_student, save_checkpoint
 
 CAMERA = NYU_INTRINSICS.resized(320, 240)

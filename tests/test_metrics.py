@@ -7,17 +7,21 @@ import pytest
 import torch
 from small_run import random_depth
 
-from evaluation.metrics import ConfusionMatrix, DepthMetrics, eigen_crop
+from config import IGNORE
+from evaluation.metrics import ConfusionMatrix, DepthMetrics
+from evaluation.pixels import eigen_crop
 
 NEAREST, FARTHEST = 0.1, 10.0
 POOLED = ("rmse", "rmse_log", "silog", "mae", "abs_rel", "sq_rel", "log10", "delta1", "delta2", "delta3")
 
 
 def numpy_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Eigen et al.'s formulas over all pixels of the arrays that have both values."""
+    """Eigen et al.'s formulas over all pixels that are scored; no answer is the farther end of the range."""
     p, r = predicted.astype(np.float64), reference.astype(np.float64)
-    both = (r >= NEAREST) & (r <= FARTHEST) & (np.nan_to_num(p) > 0)
-    p, r = np.clip(p[both], NEAREST, FARTHEST), r[both]
+    scored = (r >= NEAREST) & (r <= FARTHEST)
+    p, r = p[scored], r[scored]
+    farther = np.where(r - NEAREST > FARTHEST - r, NEAREST, FARTHEST)
+    p = np.clip(np.where(np.nan_to_num(p) > 0, p, farther), NEAREST, FARTHEST)
     error, log_error = p - r, np.log(p) - np.log(r)
     ratio = np.maximum(p / r, r / p)
     return {
@@ -37,7 +41,7 @@ def numpy_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, flo
 def measured(predicted, reference) -> dict[str, float]:
     metrics = DepthMetrics(NEAREST, FARTHEST)
     for p, r in zip(predicted, reference, strict=True):
-        metrics.update(torch.from_numpy(p), torch.from_numpy(r))
+        metrics.update(*map(torch.from_numpy, (p, r, (r >= NEAREST) & (r <= FARTHEST))))
     return metrics.compute()
 
 
@@ -114,12 +118,34 @@ def test_eigen_crop():
     assert (rows.start, rows.stop, columns.start, columns.stop) == (22, 236, 20, 300)
 
 
+def count(confusion: ConfusionMatrix, predicted: torch.Tensor, reference: torch.Tensor) -> None:
+    """All pixels that have a reference."""
+    confusion.update(predicted, reference, reference != IGNORE)
+
+
+def test_a_pixel_without_an_answer_is_an_error():
+    """A student that says nothing on most of the image is no good student."""
+    reference = np.full((10, 10), 3.0, np.float32)
+    silent = reference.copy()
+    silent[:9] = np.nan
+    results = measured([silent], [reference])
+    assert results["rmse"] == pytest.approx(math.sqrt(0.9 * 7**2)) and results["delta3"] == pytest.approx(0.1)
+    near = measured([np.zeros((1, 1), np.float32)], [np.full((1, 1), 8.0, np.float32)])
+    assert near["mae"] == pytest.approx(8 - NEAREST), "the nearest scored depth errs more"
+    narrow = DepthMetrics(1.0, 1.1)
+    narrow.update(torch.tensor([[math.nan]]), torch.tensor([[1.05]]), torch.tensor([[True]]))
+    assert narrow.compute()["delta1"] == 0, "whatever the range"
+
+    confusion = ConfusionMatrix(2)
+    count(confusion, torch.tensor([0, 255, 255, 7]), torch.tensor([0, 0, 1, 1]))
+    assert confusion.compute()["iou"] == [0.5, 0.0] and confusion.compute()["pixel_accuracy"] == 0.25
+
+
 def test_iou_of_three_classes_by_hand():
     confusion = ConfusionMatrix(4)
     # class 0: 2 hits, 1 missed, 1 too many; class 1: 1 hit, 1 missed, 2 too many; class 2: 1 hit, 1 missed; 3: absent
-    confusion.update(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
-    confusion.update(torch.tensor([[0, 1], [2, 2]]), torch.tensor([[1, 2], [2, 255]]))
-    confusion.update(torch.tensor([255, 255], dtype=torch.uint8), torch.tensor([0, 3], dtype=torch.uint8))
+    count(confusion, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
+    count(confusion, torch.tensor([[0, 1], [2, 2]]), torch.tensor([[1, 2], [2, 255]]))
     results = confusion.compute()
     assert results["iou"][:3] == pytest.approx([2 / 4, 1 / 4, 1 / 2])
     assert math.isnan(results["iou"][3])
@@ -132,17 +158,17 @@ def test_miou_is_of_the_whole_set_not_a_mean_of_batches():
     rng = torch.Generator().manual_seed(0)
     for classes in (1, 2, 3):
         predicted, reference = torch.randint(classes, (2, 40), generator=rng)
-        whole.update(predicted, reference)
+        count(whole, predicted, reference)
         batches.append(ConfusionMatrix(3))
-        batches[-1].update(predicted, reference)
+        count(batches[-1], predicted, reference)
     assert torch.equal(whole.counts, sum(batch.counts for batch in batches))
-    hits, counts = whole.counts.diag().double(), whole.counts.double()
+    hits, counts = whole.counts.diag().double(), whole.counts[:, :3].double()
     assert whole.compute()["miou"] == pytest.approx((hits / (counts.sum(0) + counts.sum(1) - hits)).mean().item())
     assert whole.compute()["miou"] != pytest.approx(np.mean([batch.compute()["miou"] for batch in batches]), abs=0.02)
 
 
 def test_a_class_that_is_only_predicted_counts_as_wrong():
     confusion = ConfusionMatrix(3)
-    confusion.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    count(confusion, torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert confusion.compute()["iou"][:2] == [0.5, 0.0]
     assert confusion.compute()["miou"] == 0.25

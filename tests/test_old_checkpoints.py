@@ -77,6 +77,8 @@ def test_table_4_is_the_same(data, tmp_path):
     rows = read_json(tmp_path / "table_4.json")["rows"]
     assert list(rows) == list(EXPECTED["table_4"])
     for row, parts in EXPECTED["table_4"].items():
+        if row.endswith("reference"):
+            del parts["depth"]  # that revision scored depth to which the sensor gives no confidence, too
         for part, metrics in parts.items():
             for name, expected in metrics.items():
                 found = rows[row][part][name]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from config import CLASS_NAMES, IGNORE, Recipe
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel
 from evaluation.metrics import ConfusionMatrix, DepthMetrics
+from evaluation.pixels import scored_classes, scored_depth
 from trainer.distributed import Processes
 from trainer.feed import Batch, PackedFrames, ordered_batches
 
@@ -26,17 +27,21 @@ def validate(
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     panels: list[np.ndarray] = []
-    for batch in ordered_batches(frames, recipe.batch_size, device, processes.share(len(frames))):
+    share = processes.share(len(frames))
+    cameras = iter([row.intrinsics for row in frames.rows[share]])
+    for batch in ordered_batches(frames, recipe.batch_size, device, share):
         depth, seg = model(batch.rgb)
         depth = depth / batch.focal_factor.view(-1, 1, 1, 1)
-        reference = torch.where(batch.confidence >= recipe.confidence_threshold, batch.depth, 0)
         classes = seg.argmax(dim=1)
         known = (batch.labels != IGNORE).flatten(1).any(dim=1).view(-1, 1, 1)
         class_reference = torch.where(known, batch.labels, batch.sam2_seg)
-        for predicted, truth in zip(depth[:, 0], reference[:, 0], strict=True):
-            depth_metrics.update(predicted, truth)
-        confusion.update(classes, class_reference)
+        truths = zip(batch.depth[:, 0], batch.confidence[:, 0], strict=True)
+        scored = torch.stack([scored_depth(*truth, recipe, next(cameras)) for truth in truths])
+        for image in zip(depth[:, 0], batch.depth[:, 0], scored, strict=True):
+            depth_metrics.update(*image)
+        confusion.update(classes, class_reference, scored_classes(class_reference, recipe))
         if len(panels) < PANELS:
+            reference = torch.where(scored.unsqueeze(1), batch.depth, 0)
             panels.append(_panel(batch, depth, reference, classes, class_reference))
     gathered = processes.gather((depth_metrics, confusion))
     depth_metrics, confusion = gathered[0]
