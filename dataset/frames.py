@@ -22,7 +22,7 @@ WHITE, WIDEST_BORDER = 250, 16
 
 @dataclass
 class Frame:
-    """One frame as it lies on disk, all maps of one size.
+    """One frame, all maps of one size; da3_depth is at the sensor's scale where the row says how (da3_scale).
 
     rgb: uint8 [H,W,3]; depth, da3_depth: float32 [H,W], metres, 0 = no value; confidence, seg_confidence (of
     sam2_seg): float32 [H,W] in 0..1; labels, sam2_seg: uint8 [H,W], 0..5 or 255 = ignore. A map that the frame does
@@ -137,6 +137,8 @@ def read_frame(row: Row) -> Frame:
             )
     camera = camera_for(row.intrinsics, rgb, row.stem)
     frame = Frame(row.stem, rgb, depth, confidence, **maps, intrinsics=camera)
+    if frame.da3_depth is not None and row.da3_scale is not None:
+        frame.da3_depth *= np.float32(row.da3_scale)
     _ignore_white_border(frame)
     return frame
 

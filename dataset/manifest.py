@@ -14,7 +14,7 @@ A manifest is a text file with one JSON object a line:
     split       train, val or test                          (optional)
     intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
     made_by     what made the labels                        (optional)
-    da3_scale   factor that brings da3_depth to the sensor's scale in the training target (optional)
+    da3_scale   factor that brings da3_depth to the sensor's scale, wherever it is read (optional)
 
 Paths are relative to the manifest's own folder and may not lead out of it.
 """

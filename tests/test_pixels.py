@@ -113,6 +113,18 @@ def test_a_teachers_holes_are_left_out_of_its_own_row_alone(tmp_path):
     assert results["student vs reference"]["depth"]["coverage"] == 1
 
 
+def test_a_teacher_is_at_its_rows_scale_wherever_it_is_read(tmp_path):
+    """A student that is equal to what it was taught is perfect against its teacher."""
+    depth = np.full((480, 640), 3.0, np.float32)
+    row = row_of(tmp_path, depth, CAMERA, teacher=depth * 1.25, da3_scale=0.8)
+    results = compare(predictor(Constant(), RECIPE, CPU), [row], {}, RECIPE, [])
+    assert results["student vs teacher"]["depth"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    assert results["teacher vs reference"]["depth"]["abs_rel"] == pytest.approx(0, abs=1e-6)
+    frames = PackedFrames([row], tmp_path / ".cache", (320, 240), RECIPE.reference_focal, workers=1)
+    batch = frames.batch([0], CPU)
+    assert torch.equal(batch.da3_depth, batch.depth)
+
+
 def test_nyu_has_rows_against_its_filled_depth(tmp_path):
     depth, confidence = np.full((480, 640), 3.0, np.float32), np.ones((480, 640), np.float32)
     depth[:, :320], confidence[:, :320] = 1, 0

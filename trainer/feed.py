@@ -115,8 +115,6 @@ class PackedFrames:
 
         def pack(index: int) -> None:
             frame = read_frame(self.rows[index])
-            if frame.da3_depth is not None and self.rows[index].da3_scale is not None:
-                frame.da3_depth *= self.rows[index].da3_scale
             packed = pack_frame(frame, width, height)
             for name, array in arrays.items():
                 array[index] = packed[name]
