@@ -25,7 +25,7 @@ from tqdm import tqdm
 from config import Recipe, Runtime
 from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.manifest import choose_rows, fingerprint, read_manifest
-from models.losses import LossWeights, class_weights, distillation_loss, hybrid_depth, target_counts
+from models.losses import LossWeights, class_weights, distillation_loss, target_counts
 from trainer.augment import augment
 from trainer.checkpoint import (
     MovingAverage,
@@ -41,6 +41,7 @@ from trainer.feed import (
     Batch,
     PackedFrames,
     batches_per_epoch,
+    depth_target,
     target_statistics,
     training_batches,
 )
@@ -131,7 +132,7 @@ class Trainer:
         self.weights = LossWeights(
             recipe.depth_weight, recipe.segmentation_weight, recipe.dice_weight, recipe.smoothness_weight
         )
-        self.target_statistics = target_statistics(frames, recipe.confidence_threshold)
+        self.target_statistics = target_statistics(frames, recipe)
         shares = torch.tensor(self.target_statistics["class_shares"])
         self.class_weights = class_weights(shares, recipe.class_balance).to(device)
         torch.manual_seed(recipe.seed % 2**63)
@@ -283,7 +284,7 @@ class Trainer:
 
     def targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the student learns from a batch: depth at the reference focal length, classes, and their weights."""
-        target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, self.recipe.confidence_threshold)
+        target = depth_target(batch, self.recipe)
         weight = batch.seg_confidence * self.class_weights.take(batch.sam2_seg.long())[:, None]
         return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, weight
 

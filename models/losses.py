@@ -21,18 +21,28 @@ class LossWeights:
     smoothness: float
 
 
-def hybrid_depth(depth: Tensor, confidence: Tensor, teacher: Tensor, threshold: float) -> Tensor:
+def hybrid_depth(
+    depth: Tensor, confidence: Tensor, teacher: Tensor, threshold: float, depth_range: tuple[float, float]
+) -> Tensor:
     """The depth target: the sensor where its confidence reaches the threshold, the teacher elsewhere.
+
+    Values outside the range are none: a stereo sensor's 65 m indoors is a mistake, and one that outweighs the room.
 
     Args:
         depth: the sensor's, float32 [B,1,H,W], metres, 0 = no value.
         confidence: of the sensor, float32 [B,1,H,W] in 0..1.
         teacher: the same as depth; all 0 for a frame without a teacher.
         threshold: tau, in 0..1.
+        depth_range: nearest and farthest value in metres.
 
     Returns: float32 [B,1,H,W], metres, 0 = nothing to learn.
     """
-    return torch.where((confidence >= threshold) & (depth > 0), depth, teacher)
+    nearest, farthest = depth_range
+
+    def within(values: Tensor) -> Tensor:
+        return (values >= nearest) & (values <= farthest)
+
+    return torch.where((confidence >= threshold) & within(depth), depth, torch.where(within(teacher), teacher, 0))
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -39,9 +39,13 @@ def test_the_sensor_teaches_where_it_is_confident_and_the_teacher_elsewhere():
         "no reading": (0.0, 1.0, 3.0, 3.0),
         "below tau and no teacher": (1.0, 0.2, 0.0, 0.0),
         "nothing": (0.0, 0.0, 0.0, 0.0),
+        "sensor farther than the range": (65.0, 1.0, 3.0, 3.0),
+        "sensor nearer than the range": (0.03, 1.0, 0.0, 0.0),
+        "teacher outside the range": (0.0, 0.0, 40.0, 0.0),
+        "the range's ends": (10.0, 1.0, 0.0, 10.0),
     }
     depth, confidence, teacher, expected = (pixels(*column) for column in zip(*cases.values(), strict=True))
-    assert torch.equal(hybrid_depth(depth, confidence, teacher, threshold=0.5), expected)
+    assert torch.equal(hybrid_depth(depth, confidence, teacher, 0.5, (0.1, 10.0)), expected)
 
 
 def test_masked_mean_is_over_valid_pixels_not_over_all_or_over_samples():

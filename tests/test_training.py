@@ -23,13 +23,12 @@ from small_run import MADE_BY, SIZE, STEMS, call, copy_data, train_flags
 
 import train
 from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
-from dataset.files import read_image, read_npy, write_png
+from dataset.files import read_image, read_npy, write_npy, write_png
 from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, choose_rows, read_manifest
-from models.losses import hybrid_depth
 from trainer import start
 from trainer.augment import augment
-from trainer.feed import PackedFrames, target_statistics, training_batches
+from trainer.feed import PackedFrames, depth_target, target_statistics, training_batches
 from trainer.validation import best_score
 
 RECIPE = Recipe()
@@ -78,7 +77,7 @@ def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
     assert changed.sam2_seg.shape == changed.labels.shape and changed.da3_depth.shape == changed.depth.shape
     taught = next(training_batches(frames, 2, 0, 0, 0, CPU))
     assert (taught.labels == IGNORE).all() and not any(taught.labels.stride()[1:]), "training has no use for them"
-    statistics = target_statistics(frames, 0.5)
+    statistics = target_statistics(frames, RECIPE)
     assert statistics["majority_class"] is None and not any(statistics["class_shares"])
 
 
@@ -154,12 +153,26 @@ def test_target_statistics(manifest, tmp_path):
     rows = read_manifest(manifest)[:4]
     frames = packed(rows, tmp_path)
     batch = frames.batch(range(4), CPU)
-    target = hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, 0.5) * batch.focal_factor.view(-1, 1, 1, 1)
-    statistics = target_statistics(frames, 0.5)
+    target = depth_target(batch, RECIPE) * batch.focal_factor.view(-1, 1, 1, 1)
+    statistics = target_statistics(frames, RECIPE)
     assert statistics["mean_depth"] == pytest.approx(target[target > 0].mean().item(), rel=1e-5)
     counts = batch.sam2_seg[batch.sam2_seg != IGNORE].bincount(minlength=len(CLASS_NAMES))
     assert statistics["majority_class"] == counts.argmax().item()
     assert statistics["class_shares"] == pytest.approx((counts / counts.sum()).tolist())
+
+
+def test_readings_beyond_the_range_are_neither_learned_nor_counted(manifest, tmp_path):
+    """One pixel in twenty of a stereo sensor's depth is 65 m; there is no teacher to take its place."""
+    row, spoiled = read_manifest(manifest)[0], read_manifest(manifest)[0]
+    depth = read_npy(row.depth)
+    outliers = np.random.default_rng(0).random(depth.shape) < 0.05
+    for name, values in (("clean", 0), ("spoiled", 65)):
+        write_npy(tmp_path / f"{name}.npy", np.where(outliers, values, depth).astype(np.float32))
+    row.depth, spoiled.depth = tmp_path / "clean.npy", tmp_path / "spoiled.npy"
+    row.da3_depth = spoiled.da3_depth = row.confidence = spoiled.confidence = None
+    clean, dirty = (packed([each], tmp_path) for each in (row, spoiled))
+    assert torch.equal(depth_target(clean.batch([0], CPU), RECIPE), depth_target(dirty.batch([0], CPU), RECIPE))
+    assert target_statistics(clean, RECIPE) == target_statistics(dirty, RECIPE)
 
 
 def test_classes_balanced_in_full_count_the_same_as_a_whole(manifest, tmp_path):

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import CLASS_NAMES
+from config import CLASS_NAMES, Recipe
 from dataset.files import read_npy, write_json
 from dataset.frames import MILLIMETRES, read_frame, to_network_camera
 from dataset.manifest import Row, fingerprint
 from dataset.packing import ARRAYS, pack_frame
+from models.losses import hybrid_depth
 
 LAYOUT_VERSION = 3  # part of the cache's name: raise it when what is packed changes
 TAUGHT = tuple(name for name in ARRAYS if name != "labels")  # what training learns from
@@ -190,12 +191,18 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
     )
 
 
-def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, Any]:
+def depth_target(batch: Batch, recipe: Recipe) -> Tensor:
+    """What the student learns of depth: float32 [B,1,H,W], metres of each frame's own camera, 0 = nothing."""
+    depth_range = (recipe.min_depth, recipe.max_depth)
+    return hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, recipe.confidence_threshold, depth_range)
+
+
+def target_statistics(frames: PackedFrames, recipe: Recipe) -> dict[str, Any]:
     """Mean of the depth target and frequency of the classes, from up to STATISTICS_FRAMES frames spread over the data.
 
     Args:
         frames: the training data.
-        threshold: confidence from which the sensor teaches, see models.losses.hybrid_depth.
+        recipe: says what the target is, see depth_target().
 
     Returns: mean_depth in metres at the reference focal length and majority_class, which the baselines of Table IV
     predict, None where there is no target; class_shares, each class's share of the pixels with one, or zeros.
@@ -203,10 +210,9 @@ def target_statistics(frames: PackedFrames, threshold: float) -> dict[str, Any]:
     sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), STATISTICS_FRAMES)).round().astype(int))
     total, pixels, counts = 0.0, 0, np.zeros(256, dtype=np.int64)
     for index in sample:
-        depth, teacher = (frames.array(name, index).astype(np.float64) for name in ("depth", "da3_depth"))
-        confident = (frames.array("confidence", index) >= threshold * 255) & (depth > 0)
-        target = np.where(confident, depth, teacher) / MILLIMETRES * frames.focal_factor[index]
-        total, pixels = total + float(target.sum()), pixels + int(np.count_nonzero(target))
+        batch = frames.batch([index], torch.device("cpu"))
+        target = depth_target(batch, recipe).double() * batch.focal_factor.double()
+        total, pixels = total + target.sum().item(), pixels + int(target.count_nonzero())
         counts += np.bincount(frames.array("sam2_seg", index).ravel(), minlength=256)
     counts = counts[: len(CLASS_NAMES)]
     return {
