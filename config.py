@@ -80,6 +80,7 @@ class Intrinsics:
 
 # Colour camera of NYU Depth V2, from the data set's toolbox (camera_params.m).
 NYU_INTRINSICS = Intrinsics(518.8579, 519.4696, 325.5824, 253.7362, 640, 480)
+NYU_SOURCE = "NYU Depth V2, labelled set"  # what source.json of a data folder says of NYU's own frames
 
 NETWORK_WIDTH, NETWORK_HEIGHT = 320, 240
 

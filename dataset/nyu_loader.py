@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from config import CLASS_NAMES, IGNORE, NYU_INTRINSICS, Intrinsics
+from config import CLASS_NAMES, IGNORE, NYU_INTRINSICS, NYU_SOURCE, Intrinsics
 from dataset.files import claim_data_folder, read_npy, read_png_raw, write_json, write_npy, write_png
 from dataset.frames import white_border
 from dataset.label_remapper import check_names, remap
@@ -248,7 +248,7 @@ def describe(source: NyuFile) -> dict:
     if source.rendered:
         what = "rendered rooms in the layout of NYU Depth V2: synthetic images, not NYU's photographs"
     elif source.official:
-        what = "NYU Depth V2, labelled set"
+        what = NYU_SOURCE
     else:
         what = f"a file in the layout of NYU Depth V2's labelled set, which has {N_OFFICIAL} frames"
     confidence = "rawDepths > 0" if source.has("rawDepths") else "depths > 0, for the file has no rawDepths"

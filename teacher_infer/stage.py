@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from config import NYU_INTRINSICS, Intrinsics
+from config import NYU_INTRINSICS, NYU_SOURCE, Intrinsics
 from dataset.files import read_json, target_of_temporary, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
 from dataset.manifest import Cameras
@@ -93,7 +93,7 @@ def add_camera_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class FrameCameras:
-    """The camera of each frame: flags, else camera.json beside the image folder, else NYU's for NYU data.
+    """The camera of each frame: flags, else camera.json beside the image folder, else NYU's where source.json says so.
 
     fx, fy are in pixels of the images. Flags that contradict camera.json win, with one warning.
     """
@@ -142,10 +142,10 @@ class FrameCameras:
 
 
 def _is_nyu(input_dir: Path) -> bool:
+    """Whether the data folder's source.json says so: a path with "nyu" in it may be a laboratory's."""
     source = input_dir.resolve().parent / "source.json"
-    content = read_json(source) if source.is_file() else {}
-    kind = str(content.get("kind", "")) if isinstance(content, dict) else ""
-    return kind.lower().startswith("nyu") or any("nyu" in part.lower() for part in input_dir.resolve().parts)
+    content = read_json(source) if source.is_file() else None
+    return isinstance(content, dict) and content.get("what") == NYU_SOURCE
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

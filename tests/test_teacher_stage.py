@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from box_room import CAMERA
 
+from config import NYU_SOURCE
 from teacher_infer import stage
 
 FRAMES = {f"a/{n}": None for n in range(5)}
@@ -187,11 +188,15 @@ def test_flags_that_agree_do_not_warn(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def test_camera_of_nyu_and_of_nobody(tmp_path, capsys):
-    folder, _ = rgb_folder(tmp_path / "nyu_teacher_data")
+def test_camera_of_nyu_is_told_by_source_json_alone(tmp_path, capsys):
+    """A path with "nyu" in it may be that of a laboratory, whose robot has another camera."""
+    folder, _ = rgb_folder(tmp_path / "frames")
+    (folder.parent / "source.json").write_text(json.dumps({"what": NYU_SOURCE}))
     camera = stage.FrameCameras(folder, None, None).of("a", np.zeros((480, 640, 3), np.uint8))
     assert camera.fx == pytest.approx(518.8579) and "NYU" in capsys.readouterr().out
-    folder, _ = rgb_folder(tmp_path / "robot")
-    if "nyu" not in str(tmp_path).lower():
+    folder, _ = rgb_folder(tmp_path / "nyu-robotics-lab/nyu_teacher_data")
+    for source in (None, {"what": "frames of a robot", "kind": "nyu"}, ["nyu"]):
+        if source is not None:
+            (folder.parent / "source.json").write_text(json.dumps(source))
         with pytest.raises(UserError, match="--fx"):
             stage.FrameCameras(folder, None, None)
