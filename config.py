@@ -119,8 +119,9 @@ class Recipe:
     reference_focal: float = NYU_INTRINSICS.resized(NETWORK_WIDTH, NETWORK_HEIGHT).focal
     min_depth: float = 0.1  # metres; what is nearer or farther is neither learned nor scored
     max_depth: float = 10.0
-    # Metres at the reference focal length that the student can say: the indoor range with room for other lenses.
-    output_range: tuple[float, float] = (0.05, 20.0)
+    # Metres at the reference focal length that the student can say: the range above through lenses of 0.4 to 2.5 times
+    # that length. Training widens it where the lenses of its data ask for more, see trainer.start.with_output_range().
+    output_range: tuple[float, float] = (0.1 / 2.5, 10.0 / 0.4)
 
     # student
     encoder: str = "efficientvit_b1.r224_in1k"

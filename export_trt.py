@@ -66,6 +66,18 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
     )
 
 
+def refuse_unserved(camera: Intrinsics, recipe: Recipe) -> None:
+    """Raise UserError when a student can't say the depth that it is scored on through a camera's lens."""
+    factor = camera.focal / recipe.reference_focal
+    nearest, farthest = (metres * factor for metres in recipe.output_range)
+    if nearest > recipe.min_depth or farthest < recipe.max_depth:
+        raise UserError(
+            f"through a lens of {camera.focal:.0f} pixels at {camera.width}x{camera.height} this student says "
+            f"{nearest:.2f} to {farthest:.1f} m, not {recipe.min_depth:g} to {recipe.max_depth:g}: train with lenses "
+            "like it, by the data's cameras or --zoom"
+        )
+
+
 def remove_stale(path: Path) -> None:
     """Remove a file that this export does not make, if there is one."""
     if path.is_file():
@@ -155,6 +167,7 @@ def main() -> int:
     student, recipe, content = load_student(arguments.checkpoint)
     notes = content.get("notes", {})
     camera = target_camera(arguments.camera, notes.get("camera"), recipe)
+    refuse_unserved(camera, recipe)
     model = Deployed(student, camera.focal / recipe.reference_focal, arguments.uint8_input)
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 

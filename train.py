@@ -49,7 +49,16 @@ from trainer.guard import LARGEST_ROW, FiniteGuard
 from trainer.memory import keep_freed_memory
 from trainer.options import parse_arguments
 from trainer.report import report_epoch
-from trainer.start import describe, find_manifest, git_revision, load_start, pack, refuse_other_recipe
+from trainer.start import (
+    checkpoint_to_resume,
+    describe,
+    find_manifest,
+    git_revision,
+    load_start,
+    pack,
+    refuse_other_recipe,
+    with_output_range,
+)
 from trainer.validation import best_score, validate
 
 
@@ -72,9 +81,12 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         frames = pack(train_rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
         val_frames = pack(val_rows, manifest, recipe, 1, runtime.num_workers)
         remove_temporaries(runtime.checkpoint_dir)  # each as large as a checkpoint
+    checkpoint = checkpoint_to_resume(arguments.resume, runtime.checkpoint_dir)
+    recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
     trainer = Trainer(recipe, runtime, device, frames, val_frames, fingerprint(train_rows + val_rows), processes)
-    resumed = trainer.resume(arguments.resume)
-    if not resumed:
+    if checkpoint:
+        trainer.resume(checkpoint)
+    else:
         statistics = trainer.target_statistics
         if statistics["mean_depth"] is None and statistics["majority_class"] is None:
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
@@ -179,13 +191,8 @@ class Trainer:
         if self.processes.main:
             write_json(self.run_dir / "config.json", settings | revision | data)
 
-    def resume(self, choice: str | Path | None) -> bool:
-        """Take up the run of a checkpoint; False when there is none to take up."""
-        if choice is None:
-            return False
-        path = self.runtime.checkpoint_dir / "last.pt" if choice == "auto" else Path(choice)
-        if choice == "auto" and not path.is_file():
-            return False
+    def resume(self, path: Path) -> None:
+        """Take up the run of a checkpoint; raises UserError when it is of another recipe, other data or model."""
         content = load_checkpoint(path)
         refuse_other_recipe(path, recipe_of(content, path), self.recipe)
         try:
@@ -200,7 +207,6 @@ class Trainer:
             self.step, self.notes = content["step"], content["notes"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} can't be resumed, it is of another model: {str(error)[:200]}") from None
-        return True
 
     @property
     def run_dir(self) -> Path:

@@ -200,6 +200,17 @@ def test_graph_says_what_the_student_says(graph, model):
     assert seg == pytest.approx(expected_seg.numpy(), abs=1e-3)
 
 
+def test_a_camera_that_the_student_can_not_serve_is_refused():
+    """A checkpoint of before 20 m at the reference focal length says 8 m through a lens of 0.4."""
+    recipe = replace(Recipe(), output_range=(0.05, 20.0))
+    for served in (0.5, 1.0, 2.0):
+        export_trt.refuse_unserved(CAMERA.with_lens(served), recipe)
+    for unserved, words in ((0.4, "0.02 to 8.0 m"), (2.1, "0.11 to 42.0 m")):
+        with pytest.raises(cli.UserError, match=words):
+            export_trt.refuse_unserved(CAMERA.with_lens(unserved), recipe)
+        export_trt.refuse_unserved(CAMERA.with_lens(unserved), Recipe())
+
+
 def test_camera_flag_scales_depth(export, checkpoint, manifest, nothing_around):
     """A camera of twice the resolution and three times the focal length sees things 1.5 times as far."""
     camera = Intrinsics(3 * CAMERA.fx, 3 * CAMERA.fy, 320, 240, 640, 480)

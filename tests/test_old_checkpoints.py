@@ -31,7 +31,10 @@ from trainer.distributed import Processes
 CHECKPOINT = Path(__file__).with_name("data") / "format_1.pt"
 EXPECTED = json.loads(CHECKPOINT.with_suffix(".json").read_text())
 TIME = 1_700_000_000
-RECIPE = Recipe(encoder="test_efficientnet.r160_in1k", neck_channels=8, epochs=3, batch_size=2, zoom=(0.8, 1.3))
+RECIPE = Recipe(
+    encoder="test_efficientnet.r160_in1k", neck_channels=8, epochs=3, batch_size=2, zoom=(0.8, 1.3),
+    output_range=(0.05, 20.0),
+)  # fmt: skip
 CAMERA = Path(__file__).resolve().parents[1] / "cameras/nyu.json"
 
 
@@ -46,7 +49,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def resume(data: Path, out: Path, recipe: Recipe) -> int:
-    arguments = Namespace(manifest=data, data_root=None, require_data=True, data_limit=None, resume=CHECKPOINT)
+    flags = {"data_root": None, "require_data": True}
+    arguments = Namespace(manifest=data, **flags, data_limit=None, resume=CHECKPOINT, init=None)
     runtime = Runtime(checkpoint_dir=out / "checkpoints", log_dir=out / "runs", num_workers=1)
     return train.train(arguments, recipe, runtime, Processes(), torch.device("cpu"))
 

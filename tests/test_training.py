@@ -26,13 +26,16 @@ from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
 from dataset.files import read_image, read_npy, write_npy, write_png
 from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, choose_rows, read_manifest
+from models.student import bounded_depth
 from trainer import start
 from trainer.augment import augment
+from trainer.checkpoint import build_student
 from trainer.feed import PackedFrames, depth_target, target_statistics, training_batches
 from trainer.validation import best_score
 
 RECIPE = Recipe()
 NETWORK = (RECIPE.width, RECIPE.height)
+RECIPE_CAMERA = Intrinsics(*[RECIPE.reference_focal / 2] * 2, 80, 60, *SIZE)  # of the reference focal length
 CPU = torch.device("cpu")
 
 
@@ -372,10 +375,9 @@ def test_resume_takes_no_checkpoint_of_another_model(manifest, trained, tmp_path
 
 
 def test_resume_auto_without_a_checkpoint_starts_anew_and_a_named_one_must_exist(manifest, tmp_path):
-    runtime = Runtime(checkpoint_dir=tmp_path)
     frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
-    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), runtime, CPU, frames, frames, "data")
-    assert not trainer.resume("auto") and not trainer.resume(None)
+    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
+    assert start.checkpoint_to_resume("auto", tmp_path) is None and start.checkpoint_to_resume(None, tmp_path) is None
     with pytest.raises(UserError, match=r"no checkpoint .*gone\.pt"):
         trainer.resume(tmp_path / "gone.pt")
 
@@ -526,6 +528,26 @@ def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
             other.start(best, {})
     with pytest.raises(UserError, match="no checkpoint"):
         trainer.start(tmp_path / "gone.pt", {})
+
+
+def test_the_student_can_say_what_it_is_taught_through_any_lens_of_its_data(manifest, trained, tmp_path):
+    """10 m through a lens of 0.3 is 33 m at the reference focal length; the zoom takes it to 42 m."""
+    rows = read_manifest(manifest)[:2]
+    rows[0].intrinsics = RECIPE_CAMERA.with_lens(0.3)
+    rows[1].intrinsics = RECIPE_CAMERA.with_lens(3.0)
+    frames = packed(rows, tmp_path)
+    nearest, farthest = start.with_output_range(RECIPE, frames, None, None).output_range
+    assert nearest == pytest.approx(0.1 / 3.0 / 1.4) and farthest == pytest.approx(10 / 0.3 / 0.8)
+    student = build_student(replace(RECIPE, output_range=(nearest, farthest)))
+    extremes = bounded_depth(torch.tensor([-30.0, 30.0]), student.output_range)
+    assert extremes.tolist() == pytest.approx([nearest, farthest])
+    usual = packed(read_manifest(manifest)[2:4], tmp_path)
+    assert start.with_output_range(RECIPE, usual, None, None) == RECIPE
+    best = trained / "checkpoints/best.pt"
+    assert start.with_output_range(replace(RECIPE, output_range=(1, 2)), frames, best, None) == RECIPE, "as it began"
+    assert start.with_output_range(RECIPE, usual, None, best) == RECIPE
+    with pytest.raises(UserError, match="ask for 0.02 to 41.7 m"):
+        start.with_output_range(RECIPE, frames, None, best)
 
 
 def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_factor(manifest, tmp_path):

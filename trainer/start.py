@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cli import UserError
@@ -12,7 +12,7 @@ from dataset.frames import to_network_camera
 from dataset.manifest import Row
 from models.student import Student, load_encoder_weights
 from rooms.prepare_rooms import prepare_rooms
-from trainer.checkpoint import load_student
+from trainer.checkpoint import load_checkpoint, load_student, recipe_of
 from trainer.feed import PackedFrames
 
 
@@ -46,6 +46,45 @@ def pack(rows: list[Row], manifest: Path, recipe: Recipe, scale: int, workers: i
     """
     size, focal = (recipe.width * scale, recipe.height * scale), recipe.reference_focal * scale
     return PackedFrames(rows, manifest.parent / ".cache", size, focal, workers)
+
+
+def checkpoint_to_resume(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:
+    """The checkpoint that --resume names; None without the flag, and for 'auto' when there is no last.pt."""
+    if choice != "auto":
+        return Path(choice) if choice else None
+    last = checkpoint_dir / "last.pt"
+    return last if last.is_file() else None
+
+
+def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None, init: Path | None) -> Recipe:
+    """The recipe of a run with the depth that its student can say.
+
+    A longer lens shows what is farther away, so at the reference focal length the depth range reaches from the nearest
+    through the longest lens to the farthest through the shortest one, zooms included.
+
+    Args:
+        recipe: as the flags make it.
+        frames: the training data.
+        resumed: the checkpoint that the run goes on from, whose range stays.
+        init: the checkpoint that it starts from, whose range stays, since its metres are made of it.
+
+    Raises UserError when the range of `init` is too narrow for the data.
+    """
+    shortest, longest = recipe.zoom
+    nearest = recipe.min_depth * float(frames.focal_factor.min()) / longest
+    farthest = recipe.max_depth * float(frames.focal_factor.max()) / shortest
+    given = recipe_of(load_checkpoint(path), path).output_range if (path := resumed or init) else None
+    if resumed and given:
+        return replace(recipe, output_range=given)
+    if given:
+        if nearest < given[0] or farthest > given[1]:
+            raise UserError(
+                f"--init {init}: it can say {given[0]:.2f} to {given[1]:.1f} m, and the lenses of this data ask for "
+                f"{nearest:.2f} to {farthest:.1f} m: narrow --zoom, or start without --init"
+            )
+        return replace(recipe, output_range=given)
+    default = recipe.output_range
+    return replace(recipe, output_range=(min(nearest, default[0]), max(farthest, default[1])))
 
 
 def load_start(model: Student, recipe: Recipe, weights: str | Path) -> str:
