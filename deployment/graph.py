@@ -24,8 +24,8 @@ class Deployed(nn.Module):
     """The student behind one camera: an image to depth in metres of that camera and class logits, both float32.
 
     The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras give it. In half precision float32 remain the
-    normalisation of the image, attention's products (timm's block sees to that; they overflow in float16) and depth
-    from its logarithm on.
+    normalisation of the image, attention's products (timm's block sees to that; they overflow in float16) and the
+    decoders' heads with all that follows them.
     """
 
     def __init__(self, student: Student, depth_factor: float, uint8_input: bool = False):
@@ -39,13 +39,15 @@ class Deployed(nn.Module):
         if self.uint8_input:  # TensorRT does nothing with uint8 but make it another type
             rgb = rgb.float().permute(0, 3, 1, 2) / 255
         depth, seg = self.student(rgb)
-        return depth * self.depth_factor, seg.float()
+        return depth * self.depth_factor, seg
 
 
 def in_half(model: Deployed) -> Deployed:
-    """A copy whose weights are float16."""
+    """A copy whose weights are float16, but for the decoders' heads."""
     copied = copy.deepcopy(model)
     copied.student.half()
+    copied.student.depth_decoder.head.float()
+    copied.student.seg_decoder.head.float()
     copied.student.mean, copied.student.variance = model.student.mean, model.student.variance
     return copied
 

@@ -22,8 +22,9 @@ from deployment.graph import INPUT, as_input
 
 # In the names of convolutions that stay in half precision: attention's, as timm names it.
 LEFT_OUT = "/context_module/"
-# Float32 in the fp16 graph, too: the image's normalisation, attention's products, depth from its logarithm on.
-FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div", "Sigmoid", "Exp", "Mul")
+# Float32 in the fp16 graph, too: the image's normalisation, attention's products, and the heads with what follows them.
+FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div")
+HEAD = "ConvTranspose"
 
 
 class Frames(CalibrationDataReader):
@@ -96,6 +97,7 @@ def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelPr
     """A quantised graph with float16 where it need not be float32; layers: its quantised convolutions."""
     whole = {node.name for node in quantised.graph.node if node.op_type in FLOAT32_OPS or node.name in layers}
     whole |= between(quantised, "MatMul", "Div")  # attention's sums, that only the division makes small again
+    whole |= from_on(quantised, HEAD)
     kinds = ["QuantizeLinear", "DequantizeLinear"]
     half = convert_float_to_float16(quantised, keep_io_types=True, op_block_list=kinds, node_block_list=list(whole))
     skip_double_casts(half)
@@ -104,12 +106,30 @@ def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelPr
     return onnxslim.slim(model.model)
 
 
-def between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
-    """Names of the nodes on the ways from operators `first` to `last` that meet no convolution, those included."""
+def readers_of(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """{tensor: the nodes that read it}."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
+    return readers
+
+
+def from_on(graph: onnx.ModelProto, first: str) -> set[str]:
+    """Names of the operators `first` and of all nodes that depend on them."""
+    readers, found = readers_of(graph), set()
+    waiting = [node for node in graph.graph.node if node.op_type == first]
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found:
+            found.add(node.name)
+            waiting += [reader for name in node.output for reader in readers.get(name, [])]
+    return found
+
+
+def between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
+    """Names of the nodes on the ways from operators `first` to `last` that meet no convolution, those included."""
+    readers = readers_of(graph)
 
     def to_last(node: onnx.NodeProto) -> set[str]:
         if node.op_type in (last, "Conv"):

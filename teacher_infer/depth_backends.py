@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -168,8 +169,10 @@ class Transformers:
         self.device, self.batch_size = resolve_device(device), batch_size
         self.processor, network = _load_transformers(model_id)
         self.network = network.to(self.device).eval()
+        _keep_half_precision_to_the_encoder(self.network, self.device)
         self.model = _compiled(self.network) if compiled else self.network
         self.provenance = _provenance("transformers", model_id, network.config.model_type, self.device) | {
+            "head": "float32",  # labels of before were rounded to 8 bits on a GPU
             "versions": versions_of(("transformers", "torch")),
         }
 
@@ -186,7 +189,7 @@ class Transformers:
         import torch
 
         images = torch.stack([p.image for p in batch]).to(self.device)
-        with _inference(self.device):
+        with _inference(self.device, half=False):
             output = self.model(pixel_values=images)
         # the second argument is the size before padding for ZoeDepth, the size to come for the others: here the same
         found = self.processor.post_process_depth_estimation(output, [p.shape for p in batch])
@@ -259,14 +262,51 @@ def _check_size(rgb: np.ndarray) -> None:
         raise UserError(f"the image is {rgb.shape[1]}x{rgb.shape[0]} pixels, too small for a depth model")
 
 
-@contextlib.contextmanager
-def _inference(device: torch.device) -> Iterator[None]:
-    """inference_mode, half precision on a GPU, and a GPU's lack of memory as advice."""
+def half_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast on a GPU, in bfloat16 where it has that."""
     import torch
 
     dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    return torch.autocast(device.type, dtype=dtype, enabled=device.type != "cpu")
+
+
+def _keep_half_precision_to_the_encoder(network: Any, device: torch.device) -> None:
+    """Let a network of transformers run its encoder, which is most of it, in half precision, and its head in float32.
+
+    A head in bfloat16 would round metres to 62 mm at 8 to 16 m.
+    """
+    parts = (getattr(network, "backbone", None), getattr(getattr(network, "depth_pro", None), "encoder", None))
+    encoder = next((part for part in parts if part is not None), None)
+    if encoder is None:
+        return
+    forward = encoder.forward
+
+    def encode(*arguments: Any, **named: Any) -> Any:
+        with half_precision(device):
+            output = forward(*arguments, **named)
+        return _as_float32(output)
+
+    encoder.forward = encode
+
+
+def _as_float32(output: Any) -> Any:
+    """An encoder's output, tensors in tuples, lists or the library's own dictionaries, in float32."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return output.float()
+    if isinstance(output, Mapping):
+        return type(output)(**{name: _as_float32(value) for name, value in output.items()})
+    return type(output)(map(_as_float32, output)) if isinstance(output, tuple | list) else output
+
+
+@contextlib.contextmanager
+def _inference(device: torch.device, half: bool = True) -> Iterator[None]:
+    """inference_mode, half precision on a GPU, and a GPU's lack of memory as advice."""
+    import torch
+
     try:
-        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=device.type != "cpu"):
+        with torch.inference_mode(), half_precision(device) if half else contextlib.nullcontext():
             yield
     except torch.OutOfMemoryError:
         raise UserError("the GPU's memory is too small for the batch: give a smaller --batch-size") from None

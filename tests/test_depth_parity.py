@@ -6,6 +6,7 @@ PARITY_RESOLUTION=504 (DA3's own) takes four times as long as the default here.
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 
 from cli import UserError
@@ -176,6 +177,23 @@ def test_transformers_backend_equals_the_library_s_pipeline(build, tmp_path):
         expected = np.maximum(expected, 0)  # its bicubic resize overshoots
         assert depth.shape == (120, 160) and depth.dtype == np.float32
         assert np.abs(depth - expected).max() / np.ptp(expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("build", [depth_anything, zoe_depth])
+def test_a_gpus_half_precision_does_not_round_metres(build, tmp_path, monkeypatch):
+    """The encoder may be bfloat16, as autocast on this CPU is; what makes metres of it is float32."""
+    pytest.importorskip("transformers")
+    build(tmp_path)
+    image = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
+    values = {}
+    for enabled in (False, True):
+        half = partial(torch.autocast, "cpu", torch.bfloat16, enabled)
+        monkeypatch.setattr(depth_backends, "half_precision", lambda device, half=half: half())
+        backend = depth_backends.Transformers(str(tmp_path), "cpu")
+        (output,) = backend.infer([backend.prepare("a", image, None)])
+        values[enabled] = output
+    assert not np.array_equal(values[True], values[False]), "the encoder is not in half precision"
+    assert len(np.unique(values[True])) > 0.5 * len(np.unique(values[False])) > 5000
 
 
 def test_relative_depth_is_refused(tmp_path):
