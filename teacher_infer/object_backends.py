@@ -87,6 +87,7 @@ class YoloSam2:
             "weights_sha256": {"yolo": sha256_of(yolo_weights), "sam2": sha256_of(checkpoint)},
             "sam2_config": config,
             "detection_confidence": DETECTION_CONFIDENCE,
+            "masks_of_a_box": 1,
             "versions": versions_of(("ultralytics", "sam2", "torch")),
         }
 
@@ -115,7 +116,11 @@ class YoloSam2:
         ]
 
     def masks_of(self, rgb: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of SAM2's three masks for each box [N,4] the one that it thinks best: bool [N,H,W], and its IoU [N]."""
+        """SAM2's mask for each box [N,4], bool [N,H,W], and its own estimate of the mask's IoU [N].
+
+        One mask a box, as its authors take it: three are for points, whose object may be a part or the whole, and the
+        best of three by its own estimate may be a part.
+        """
         import torch
 
         masks, ious = [], []
@@ -124,11 +129,9 @@ class YoloSam2:
             self.predictor.set_image(rgb)
             for start in range(0, len(boxes), BOXES_AT_ONCE):
                 chunk = boxes[start : start + BOXES_AT_ONCE]
-                three, estimates, _ = self.predictor.predict(box=chunk, multimask_output=True)
-                three, estimates = three.reshape(len(chunk), 3, *rgb.shape[:2]), estimates.reshape(len(chunk), 3)
-                best = estimates.argmax(axis=1)
-                masks.append(three[np.arange(len(chunk)), best] > 0)
-                ious.append(estimates.max(axis=1))
+                found, estimates, _ = self.predictor.predict(box=chunk, multimask_output=False)
+                masks.append(found.reshape(len(chunk), *rgb.shape[:2]) > 0)
+                ious.append(estimates.reshape(len(chunk)))
         return np.concatenate(masks), np.concatenate(ious)
 
 
