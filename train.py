@@ -26,7 +26,7 @@ from config import Recipe, Runtime
 from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.manifest import choose_rows, fingerprint, read_manifest
 from models.losses import LossWeights, class_weights, distillation_loss, target_counts
-from trainer.augment import augment
+from trainer.augment import SIZES, augment
 from trainer.checkpoint import (
     MovingAverage,
     build_student,
@@ -35,6 +35,7 @@ from trainer.checkpoint import (
     recipe_of,
     save_checkpoint,
 )
+from trainer.compilation import compile_for_sizes
 from trainer.distributed import Processes
 from trainer.distributed import processes as processes_of
 from trainer.feed import (
@@ -92,9 +93,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
         trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, recipe) | statistics)
     if runtime.compile:
-        # In place: the checkpoints' names stay. A graph for each of augment's few image sizes: on one for all sizes
-        # Inductor of PyTorch 2.14 fails.
-        trainer.model.compile(dynamic=False)
+        compile_for_sizes(trainer.model, SIZES)
     tell: Callable[[str], None] = print if processes.main else lambda text: None
     tell(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.size} "

@@ -26,7 +26,7 @@ import numpy as np
 from config import Intrinsics
 from dataset.files import sha256_of
 from dataset.frames import find_map, read_depth
-from teacher_infer.stage import versions_of
+from teacher_infer.stage import gpu_memory, versions_of
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,7 @@ PROCESS_RESOLUTION = 504  # pixels of the longer side that DA3 sees; its own def
 CANONICAL_FOCAL = 300.0  # pixels; metric depth = focal * raw / 300 (Depth Anything 3's README)
 SKY = 0.3  # DA3's own threshold: from here on it fills depth in, from an unseeded sample
 SMALLEST_SIDE = 28  # pixels, two of DA3's patches: what is smaller is no photograph
+SIZES_COMPILED = 64  # of images; past Dynamo's own limit of 8 the network would run uncompiled without a word
 ADVICE = "use --backend reference or --model-id <local folder>"
 
 
@@ -302,19 +303,17 @@ def _as_float32(output: Any) -> Any:
 
 @contextlib.contextmanager
 def _inference(device: torch.device, half: bool = True) -> Iterator[None]:
-    """inference_mode, half precision on a GPU, and a GPU's lack of memory as advice."""
+    """inference_mode, half precision on a GPU, and a GPU's lack of memory as what ends a stage."""
     import torch
 
-    try:
-        with torch.inference_mode(), half_precision(device) if half else contextlib.nullcontext():
-            yield
-    except torch.OutOfMemoryError:
-        raise UserError("the GPU's memory is too small for the batch: give a smaller --batch-size") from None
+    with gpu_memory(), torch.inference_mode(), half_precision(device) if half else contextlib.nullcontext():
+        yield
 
 
 def _compiled(module: torch.nn.Module) -> Callable[..., Any]:
     import torch
 
+    torch._dynamo.config.recompile_limit = SIZES_COMPILED
     return torch.compile(module)
 
 

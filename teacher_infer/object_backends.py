@@ -20,7 +20,7 @@ import numpy as np
 from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Runtime
 from dataset.files import read_png_raw, sha256_of
 from dataset.frames import find_map, read_classes
-from teacher_infer.stage import versions_of
+from teacher_infer.stage import gpu_memory, versions_of
 
 if TYPE_CHECKING:
     import torch
@@ -99,9 +99,10 @@ class YoloSam2:
         found: list[list[DetectedObject]] = [[] for _ in frames]
         for indices in by_size.values():  # ultralytics pads images of several sizes to squares: other boxes come of it
             bgr = [np.ascontiguousarray(frames[index][1][..., ::-1]) for index in indices]  # as it takes arrays
-            results = self.detector.predict(bgr, conf=DETECTION_CONFIDENCE, device=str(self.device), verbose=False)
-            for index, result in zip(indices, results, strict=True):
-                found[index] = self._outline(frames[index][1], result.boxes)
+            with gpu_memory():
+                results = self.detector.predict(bgr, conf=DETECTION_CONFIDENCE, device=str(self.device), verbose=False)
+                for index, result in zip(indices, results, strict=True):
+                    found[index] = self._outline(frames[index][1], result.boxes)
         return found
 
     def _outline(self, rgb: np.ndarray, boxes: Any) -> list[DetectedObject]:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,7 @@ PROVENANCE = "provenance.json"
 PROGRESS_SECONDS = 30.0  # between two lines in a log
 GPU_BATCH_SIZE = 8
 BATCHES_AHEAD = 2  # read before the model is free for them; as many wait to be written
+LONGEST_ROW = 50  # frames in a row that fail for one reason: it is no fault of theirs
 FOCAL_TOLERANCE = 1e-3  # relative difference between flags and camera.json that is worth a warning
 
 
@@ -190,8 +192,19 @@ def claim_output(output_dir: Path, provenance: dict, overwrite: bool) -> None:
         raise UserError(f"--output-dir {output_dir}: can't write there ({error.strerror})") from None
 
 
-class WriteError(Exception):
-    """An output can't be written: no fault of the frame, so the stage ends."""
+class Fatal(UserError):
+    """What went wrong is no fault of the frame and would go wrong with the next one, too: the stage ends."""
+
+
+@contextmanager
+def gpu_memory() -> Iterator[None]:
+    """A GPU's lack of memory in the body is fatal: a batch has the same size for every frame, retries included."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise Fatal("the GPU's memory is too small for the batch: give a smaller --batch-size") from None
 
 
 class Teacher(Protocol):
@@ -220,6 +233,17 @@ class Tally:
     done: int = 0
     finished_before: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    row: int = 0  # failures since the last output, all for the reason of the last of them, the frame's name apart
+    last_reason: str = ""
+
+    def fail(self, stem: str, error: Exception) -> None:
+        """Note a frame that can't be done; raises Fatal after LONGEST_ROW of them for one reason."""
+        self.failed[stem] = reason = " ".join(str(error).split())
+        unnamed = reason.replace(stem, "*")
+        self.row = self.row + 1 if unnamed == self.last_reason else 1
+        self.last_reason = unnamed
+        if self.row >= LONGEST_ROW:
+            raise Fatal(f"{self.row} frames in a row failed alike, the last, {stem}: {reason}")
 
 
 def run_stage(
@@ -248,7 +272,8 @@ def run_stage(
         side_folders: where finish() writes further files of a frame, to be cleared of half-written ones.
 
     Returns 0 when every frame of the part is written or listed as failed, 75 when stopped with frames left.
-    Raises UserError when there were frames to do and none of the part has an output, or an output can't be written.
+    Raises UserError when there were frames to do and none of the part has an output, and when the stage ends early: an
+    output can't be written, a GPU has too little memory, or LONGEST_ROW frames in a row fail for one reason.
     """
     index, count = part
     stems = list(frames)[index::count]
@@ -260,10 +285,12 @@ def run_stage(
     waiting = [stem for stem in stems if overwrite or stem not in finished]
     tally = Tally(finished_before=len(stems) - len(waiting))
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
-    with StopSignal() as stop:
-        _run_batches(batches, frames, output_dir, teacher, workers, tally, stop)
+    try:
+        with StopSignal() as stop:
+            _run_batches(batches, frames, output_dir, teacher, workers, tally, stop)
+    finally:
+        write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in waiting if s in tally.failed})
     left = len(waiting) - tally.done - len(tally.failed)
-    write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in waiting if s in tally.failed})
     print(
         f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
         + (f", {left} left ({stop.received.name}); run the same command again" if left and stop.received else "")
@@ -306,8 +333,6 @@ def _run_batches(
                     break
             while writing:
                 tally.done += len(_results(writing.popleft(), tally))
-        except WriteError as error:
-            raise UserError(str(error)) from None
         finally:  # after an error or a signal: what is only waiting to be read is not
             readers.shutdown(cancel_futures=True)
             progress.close()
@@ -356,8 +381,10 @@ def _results(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
     for stem, future in futures.items():
         try:
             results[stem] = future.result()
+        except Fatal:
+            raise
         except (UserError, OSError) as error:
-            tally.failed[stem] = _one_line(error)
+            tally.fail(stem, error)
     return results
 
 
@@ -366,12 +393,16 @@ def _infer(teacher: Teacher, prepared: dict[str, Any], tally: Tally) -> dict[str
     if not prepared:
         return {}
     try:
-        return dict(zip(prepared, teacher.infer(list(prepared.values())), strict=True))
+        outputs = dict(zip(prepared, teacher.infer(list(prepared.values())), strict=True))
+        tally.row = 0
+        return outputs
+    except Fatal:
+        raise
     except (UserError, OSError) as error:
         if len(prepared) == 1:
-            tally.failed[next(iter(prepared))] = _one_line(error)
+            tally.fail(next(iter(prepared)), error)
             return {}
-    outputs: dict[str, Any] = {}
+    outputs = {}
     for stem, frame in prepared.items():
         outputs |= _infer(teacher, {stem: frame}, tally)
     return outputs
@@ -382,11 +413,7 @@ def _finish(teacher: Teacher, prepared: Any, output: Any, path: Path) -> None:
     try:
         write_npy(path, result)
     except OSError as error:
-        raise WriteError(f"can't write {path}: {error.strerror or f'{error} (disk full?)'}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise Fatal(f"can't write {path}: {error.strerror or f'{error} (disk full?)'}") from None
 
 
 class _Progress:

@@ -107,6 +107,44 @@ def test_all_failed_is_an_error(tmp_path):
         stage.run_stage(FRAMES, tmp_path, Fake(broken))
 
 
+def test_a_gpu_without_memory_ends_the_stage_in_one_line_and_keeps_what_is_done(tmp_path):
+    """A batch of one is padded to the full size, so trying frame by frame would lose them all, one by one."""
+    torch = pytest.importorskip("torch")
+    tried = []
+
+    def too_much(stem):
+        tried.append(stem)
+        if stem == "a/2":
+            with stage.gpu_memory():
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return constant(stem)
+
+    with pytest.raises(UserError, match="--batch-size"):
+        stage.run_stage(FRAMES, tmp_path, Fake(too_much))
+    assert tried == ["a/0", "a/1", "a/2"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0.npy", "1.npy"]
+
+
+def test_many_frames_that_fail_alike_end_the_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "LONGEST_ROW", 3)
+
+    def broken(stem):
+        if stem != "a/0":
+            raise UserError(f"{stem}: the driver is gone")
+        return constant(stem)
+
+    with pytest.raises(UserError, match="3 frames in a row failed alike, the last, a/3: a/3: the driver is gone"):
+        stage.run_stage(FRAMES, tmp_path, Fake(broken))
+    listed = [json.loads(line)["stem"] for line in (tmp_path / "failed_frames.jsonl").read_text().splitlines()]
+    assert listed == ["a/1", "a/2", "a/3"] and (tmp_path / "a/0.npy").is_file()
+
+    def various(stem):
+        raise UserError(f"{stem}: {hash(stem)}")
+
+    with pytest.raises(UserError, match="all 5 frames failed"):
+        stage.run_stage(FRAMES, tmp_path / "various", Fake(various))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_finishes_the_batch_in_hand(tmp_path, number):
     def interrupted(stem):

@@ -28,8 +28,9 @@ from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, choose_rows, read_manifest
 from models.student import bounded_depth
 from trainer import start
-from trainer.augment import augment
+from trainer.augment import SIZES, augment
 from trainer.checkpoint import build_student
+from trainer.compilation import compile_for_sizes
 from trainer.feed import PackedFrames, depth_target, target_statistics, training_batches
 from trainer.validation import best_score
 
@@ -528,6 +529,22 @@ def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
             other.start(best, {})
     with pytest.raises(UserError, match="no checkpoint"):
         trainer.start(tmp_path / "gone.pt", {})
+
+
+def test_every_image_size_of_a_wide_zoom_has_its_graph():
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    compile_for_sizes(model, SIZES, counting)
+    for frozen in (False, True):
+        model[1].train(not frozen)
+        for tenths in range(1, SIZES + 1):
+            model(torch.rand(1, 3, 24 * tenths, 32 * tenths))
+    assert len(graphs) == 2 * SIZES
 
 
 def test_the_student_can_say_what_it_is_taught_through_any_lens_of_its_data(manifest, trained, tmp_path):
