@@ -22,6 +22,7 @@ except ModuleNotFoundError:
 
 import cv2
 import numpy as np
+from natsort import natsorted
 from tabulate import tabulate
 
 from dataset.frames import read_depth
@@ -66,7 +67,7 @@ def main() -> None:
     if not arguments.frames:
         raise UserError("--frames names the folder of an RGB-D recording")
     intrinsics = np.loadtxt(existing_file(Path(arguments.frames) / "camera-intrinsics.txt", "--frames"))
-    paths = sorted(Path(arguments.frames).glob("frame-*.depth.png"))
+    paths = natsorted(Path(arguments.frames).glob("frame-*.depth.png"), key=Path.as_posix)
     if len(paths) < 2:
         raise UserError(f"{arguments.frames} holds {len(paths)} frames, two are needed")
     poses = [np.loadtxt(str(path).replace(".depth.png", ".pose.txt")) for path in paths]

@@ -28,6 +28,7 @@ except ModuleNotFoundError:
 
 import numpy as np
 import torch
+from natsort import natsorted
 from tabulate import tabulate
 
 from benchmarks.machine import processor
@@ -54,7 +55,7 @@ def import_frames(frames: str, folder: Path, train: int, val: int) -> list[Row]:
     flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
     flags += ["--output", folder / "manifest.jsonl"]
     subprocess.run([sys.executable, ROOT / "teacher_infer" / "build_manifest.py", *map(str, flags)], check=True)
-    rows = sorted(read_manifest(folder / "manifest.jsonl"), key=lambda row: row.stem)
+    rows = natsorted(read_manifest(folder / "manifest.jsonl"), key=lambda row: row.stem)
     unused = len(rows) - train - val - TEST
     if unused < 0:
         raise UserError(f"{frames} has {len(rows)} frames, {train + val + TEST} are needed")

@@ -26,6 +26,7 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 import numpy as np
+from natsort import natsorted
 from tqdm import tqdm
 
 from config import Intrinsics
@@ -76,7 +77,7 @@ def find_recording(folder: Path) -> dict[str, tuple[Path, Path]]:
             f"{folder}: colour without depth in {len(missing)} of {len(colour)} frames: "
             f"{colour[missing[0]].name} needs {depth[missing[0]]}"
         )
-    return {stem: (colour[stem], depth[stem]) for stem in sorted(colour)}
+    return {stem: (colour[stem], depth[stem]) for stem in natsorted(colour, key=lambda stem: stem.split("/"))}
 
 
 def in_sub_folders(frames: dict[str, tuple[Path, Path]]) -> dict[str, tuple[Path, Path]]:

@@ -8,6 +8,7 @@ from cli import UserError
 
 import cv2
 import numpy as np
+from natsort import natsorted
 
 from config import CLASS_NAMES, IGNORE, Intrinsics
 from dataset.files import read_image, read_npy, read_png_raw
@@ -41,13 +42,13 @@ class Frame:
 
 
 def find_frames(rgb_dir: str | Path) -> dict[str, Path]:
-    """{stem: image file} of all images below a folder, sorted by stem.
+    """{stem: image file} of all images below a folder, in the natural order of their stems: 9 before 10, as in time.
 
     Raises UserError when there is none, or when two files share a stem (000001.jpg and 000001.png).
     """
     rgb_dir = Path(rgb_dir)
     frames: dict[str, Path] = {}
-    for path in sorted(rgb_dir.rglob("*")):
+    for path in natsorted(rgb_dir.rglob("*"), key=lambda path: path.parts):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
         stem = path.relative_to(rgb_dir).with_suffix("").as_posix()

@@ -215,6 +215,20 @@ def test_another_split_needs_another_folder(tmp_path):
     check_refused(load("--input", recording, "--out", out, "--test-frames", 3, "--gap-frames", 1), "another")
 
 
+def test_numbers_without_leading_zeros_are_split_by_time(tmp_path):
+    """As text 9 comes after 85, and a test frame would lie beside training frames."""
+    for name in ("rgb", "depth"):
+        (tmp_path / "recording" / name).mkdir(parents=True)
+    for number in range(24):
+        colour, depth = draw(number)
+        cv2.imwrite(str(tmp_path / f"recording/rgb/{number}.jpg"), colour)
+        cv2.imwrite(str(tmp_path / f"recording/depth/{number}.png"), depth)
+    camera = ("--fx", 30, "--fy", 30, "--cx", 15, "--cy", 11)
+    loaded("--input", tmp_path / "recording", "--out", tmp_path / "out", *camera, *FEW)
+    splits = json.loads((tmp_path / "out/splits.json").read_text())
+    assert splits == {"train": [str(number) for number in range(19)], "val": ["20"], "test": ["22", "23"]}
+
+
 def test_split_by_time():
     stems = [f"{n:03d}" for n in range(300)]
     split = corridor_loader.split_by_time(stems, test=50, val=0, gap=10)

@@ -33,6 +33,13 @@ def make_row(folder: Path, height: int = 48, width: int = 64, border: int = 0) -
     return Row("1", folder / "rgb/1.png", labels=folder / "labels/1.png", intrinsics=CAMERA, **maps)
 
 
+def test_frames_are_found_in_their_natural_order(tmp_path):
+    for name in ("10.png", "9.png", "b/2.jpg", "b/11.jpg", "b10/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(frames.find_frames(tmp_path)) == ["9", "10", "b/2", "b/11", "b10/0"]
+
+
 def test_read_frame(tmp_path):
     row = make_row(tmp_path)
     frame = frames.read_frame(row)
