@@ -149,7 +149,7 @@ class Recipe:
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1
     gradient_clip: float = 1.0
-    ema_decay: float = 0.998
+    ema_decay: float = 0.998  # at the most; the log says which one a run has come to, see trainer.checkpoint
     # Share of the steps, at the end, in which batch norm's statistics stand still: the weights come to fit those that
     # the student runs with. With small batches the two differ so much that depth is several per cent too near.
     frozen_statistics: float = 0.3

@@ -316,6 +316,7 @@ class Trainer:
             "step": self.step,
             "loss": self.epoch_loss.item() / counted if (counted := self.steps_per_epoch - skipped) else math.nan,
             "skipped_steps": skipped,
+            "ema_decay": self.average.decay_of(self.step - 1),
             "images_per_second": self.images_per_second,
         } | metrics
         self.epoch_loss.zero_()

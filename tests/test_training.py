@@ -241,6 +241,7 @@ def test_what_a_run_writes(manifest, trained):
     with open(run_dir / "history.csv", newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file)]
     assert losses == [entry["loss"] for entry in notes["history"]]
+    assert [entry["ema_decay"] for entry in notes["history"]] == [2 / 11, 4 / 13], "what the average has come to"
     assert all(np.isfinite(losses))
 
 

@@ -28,7 +28,12 @@ def build_student(recipe: Recipe) -> Student:
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights and batch-norm statistics (Polyak averaging)."""
+    """Exponential moving average of a model's weights and batch-norm statistics (Polyak averaging).
+
+    Args:
+        model: what is averaged.
+        decay: the largest share of the average that a step keeps, see decay_of().
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.model = decay, copy.deepcopy(model).eval().requires_grad_(False)
@@ -37,10 +42,17 @@ class MovingAverage:
         self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
+    def decay_of(self, step: int) -> float:
+        """The share that step number `step` keeps: small at first, so that the average forgets the random start.
+
+        It reaches 0.998 at step 4490; a short run ends with less.
+        """
+        return min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take one step towards the model; early on the average is short, so that it forgets the random start."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        """Take one step towards the model."""
+        decay = self.decay_of(step)
         average, current = map(list, zip(*self.floating, strict=True))
         torch._foreach_lerp_(average, current, 1 - decay)
         for count, current_count in self.counters:

@@ -36,7 +36,7 @@ def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -
 def write_history(path: Path, history: list[dict]) -> None:
     """One line an epoch."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer = csv.DictWriter(file, fieldnames=list(history[-1]))  # a run begun by older code has fewer at first
         writer.writeheader()
         writer.writerows(history)
 
