@@ -172,8 +172,7 @@ def main() -> int:
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     manifest = find_manifest(arguments.manifest, runtime)
-    trained = notes.get("train_stems", [])
-    rows, images_are = find_test_rows(manifest, trained, arguments.eval_frames) if manifest else ([], "random images")
+    rows, images_are = find_test_rows(manifest, notes, arguments.eval_frames) if manifest else ([], "random images")
     frames = evaluation_frames(rows, recipe) if rows else None
     calibration = None
     if manifest and rows:

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from config import Recipe, Runtime
 from dataset.files import atomic_path, remove_temporaries, write_json
-from dataset.manifest import choose_rows, fingerprint, read_manifest
+from dataset.identity import fingerprint
+from dataset.manifest import choose_rows, read_manifest
 from models.losses import LossWeights, class_weights, distillation_loss, target_counts
 from trainer.augment import SIZES, augment
 from trainer.checkpoint import (
@@ -57,6 +58,7 @@ from trainer.start import (
     git_revision,
     load_start,
     pack,
+    refuse_other_data,
     refuse_other_recipe,
     with_output_range,
 )
@@ -85,13 +87,14 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     checkpoint = checkpoint_to_resume(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
     trainer = Trainer(recipe, runtime, device, frames, val_frames, fingerprint(train_rows + val_rows), processes)
+    description = describe(train_rows, recipe)
     if checkpoint:
-        trainer.resume(checkpoint)
+        trainer.resume(checkpoint, description)
     else:
         statistics = trainer.target_statistics
         if statistics["mean_depth"] is None and statistics["majority_class"] is None:
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
-        trainer.start(arguments.init or arguments.encoder_weights or "auto", describe(train_rows, recipe) | statistics)
+        trainer.start(arguments.init or arguments.encoder_weights or "auto", description | statistics)
     if runtime.compile:
         compile_for_sizes(trainer.model, SIZES)
     tell: Callable[[str], None] = print if processes.main else lambda text: None
@@ -190,13 +193,17 @@ class Trainer:
         if self.processes.main:
             write_json(self.run_dir / "config.json", settings | revision | data)
 
-    def resume(self, path: Path) -> None:
-        """Take up the run of a checkpoint; raises UserError when it is of another recipe, other data or model."""
+    def resume(self, path: Path, description: dict) -> None:
+        """Take up the run of a checkpoint; raises UserError when it is of another recipe, other data or model.
+
+        Args:
+            path: the checkpoint.
+            description: of the data, see trainer.start.describe().
+        """
         content = load_checkpoint(path)
         refuse_other_recipe(path, recipe_of(content, path), self.recipe)
         try:
-            if content["notes"]["data_fingerprint"] != self.notes["data_fingerprint"]:
-                raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")
+            refuse_other_data(path, content["notes"], self.notes | description)
             self.model.load_state_dict(content["model"])
             self.average.model.load_state_dict(content["ema"])
             self.optimizer.load_state_dict(content["optimizer"])

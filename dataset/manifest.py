@@ -19,7 +19,6 @@ A manifest is a text file with one JSON object a line:
 Paths are relative to the manifest's own folder and may not lead out of it.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -247,23 +246,6 @@ def _entry(row: Row, root: Path) -> dict:
     if row.da3_scale is not None:
         entry["da3_scale"] = row.da3_scale
     return entry
-
-
-def fingerprint(rows: Sequence[Row]) -> str:
-    """sha256 over stems, splits, cameras, scales and the files' sizes and times of change."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row.stem}|{row.split}|{row.intrinsics}|{row.da3_scale}".encode())
-        for name in ("rgb", "depth", *OPTIONAL_MAPS):
-            file = getattr(row, name)
-            if file is None:
-                continue
-            try:
-                status = file.stat()
-            except OSError:
-                raise UserError(f"frame {row.stem}: there is no file {file}") from None
-            digest.update(f"|{name}:{status.st_size}:{status.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 def choose_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:

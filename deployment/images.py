@@ -9,6 +9,7 @@ import numpy as np
 from config import Recipe, Runtime
 from dataset.files import read_image
 from dataset.frames import to_network_rgb
+from dataset.identity import content_sample
 from dataset.manifest import Row, choose_rows, read_manifest
 
 RANDOM_IMAGES = 4  # what graphs are compared on when there are no held-out frames
@@ -27,8 +28,8 @@ def calibration_images(manifest: Path, test_rows: list[Row], limit: int, recipe:
     Raises UserError when there is none, or when one of them is a test frame: int8 would be tuned to its own test.
     """
     rows = choose_rows(read_manifest(manifest), "train", limit)
-    tested = {row.rgb.resolve() for row in test_rows}
-    if shared := [row.stem for row in rows if row.rgb.resolve() in tested]:
+    tested = {content_sample(row.rgb) for row in test_rows}
+    if shared := [row.stem for row in rows if content_sample(row.rgb) in tested]:
         raise UserError(f"{manifest}: int8 can't be calibrated on test frames, and {shared[0]} is one")
     return np.stack([to_network_rgb(read_image(row.rgb), recipe.width, recipe.height) for row in rows])
 

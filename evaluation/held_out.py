@@ -9,19 +9,31 @@ import numpy as np
 from config import Recipe
 from dataset.files import atomic_path
 from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera
+from dataset.identity import content_sample
 from dataset.manifest import Row, choose_rows, read_manifest
 from dataset.packing import pack_frame
 from evaluation.pixels import scored_depth
 
 
-def find_test_rows(manifest: Path, train_stems: list[str], limit: int) -> tuple[list[Row], str]:
+def find_test_rows(manifest: Path, notes: dict, limit: int) -> tuple[list[Row], str]:
     """Rows of the test split that the student was not trained on, and what they are in words.
+
+    Frames are told by their images: all loaders call them 000001. A checkpoint of before knows their names alone.
+
+    Args:
+        manifest: of the data.
+        notes: of the student's checkpoint.
+        limit: at most so many rows, spread over the split.
 
     Raises UserError when the manifest is unreadable or has no such row.
     """
-    trained = set(train_stems)
     test_rows = [row for row in read_manifest(manifest) if row.split == "test"]
-    rows = [row for row in test_rows if row.stem not in trained]
+    if "train_images" in notes:
+        images = set(notes["train_images"])
+        rows = [row for row in test_rows if content_sample(row.rgb) not in images]
+    else:
+        stems = set(notes.get("train_stems", ()))
+        rows = [row for row in test_rows if row.stem not in stems]
     if len(rows) < len(test_rows):
         print(f"left out {len(test_rows) - len(rows)} test frames of {manifest}: the student was trained on them")
     if not rows:

@@ -28,7 +28,8 @@ from dataset.frames import (
     read_depth,
     read_seg_confidence,
 )
-from dataset.manifest import Cameras, Row, fingerprint, read_splits, write_manifest
+from dataset.identity import fingerprint
+from dataset.manifest import Cameras, Row, read_splits, write_manifest
 from teacher_infer.stage import PROVENANCE
 
 TEACHERS = {"da3_depth": "run_da3.py", "sam2_seg": "run_sam2.py"}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 import types
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ import export_trt
 from benchmark_jetson import BenchmarkError, parse_graph
 from config import CLASS_NAMES, NYU_INTRINSICS, Intrinsics, Recipe
 from dataset.files import read_json, write_json, write_npy, write_png
+from dataset.identity import content_sample
 from dataset.manifest import Row, read_manifest, write_manifest
 from deployment import engine, proof
 from deployment.agreement import TOLERANCES, by_onnx_runtime, by_pytorch, compare, losses, score, within
@@ -512,7 +514,7 @@ def test_layers_are_ranked_by_what_each_loses_alone(monkeypatch):
 
 
 def test_evaluation_frames(manifest, tmp_path):
-    rows, words = find_test_rows(manifest, ["000000"], limit=32)
+    rows, words = find_test_rows(manifest, {"train_stems": ["000000"]}, limit=32)
     assert [row.stem for row in rows] == ["000001", "00/000002"] and "2 test frames" in words
     write_evaluation_frames(tmp_path / "eval_frames.npz", evaluation_frames(rows, Recipe()))
     with np.load(tmp_path / "eval_frames.npz", allow_pickle=False) as archive:
@@ -540,11 +542,26 @@ def test_other_cameras_are_scored_to_the_border(tmp_path):
 def test_test_split_only(tmp_path):
     manifest = write_frames(tmp_path, ["a", "b"], split="val")
     with pytest.raises(cli.UserError, match="split 'test'"):
-        find_test_rows(manifest, [], limit=32)
+        find_test_rows(manifest, {}, limit=32)
+
+
+def test_held_out_frames_are_told_by_their_images_not_by_their_names(tmp_path):
+    """All loaders call frames 000001: another folder's have nothing to do with those that were trained on."""
+    first, second = (write_frames(tmp_path / name, ["000001", "000002"]) for name in ("nyu", "robot"))
+    rows = read_manifest(second)
+    for number, row in enumerate(rows):
+        write_png(row.rgb, np.full((480, 640, 3), 10 * number, np.uint8))
+    trained = {"train_stems": ["000001", "000002"]}
+    trained["train_images"] = [content_sample(row.rgb) for row in read_manifest(first)]
+    assert [row.stem for row in find_test_rows(second, trained, limit=32)[0]] == ["000001", "000002"]
+    shutil.copy(read_manifest(first)[0].rgb, rows[1].rgb)  # one of the trained frames, under another name
+    assert [row.stem for row in find_test_rows(second, trained, limit=32)[0]] == ["000001"]
+    with pytest.raises(cli.UserError, match="not trained on"):
+        find_test_rows(first, trained, limit=32)
 
 
 def test_calibration_frames(manifest, tmp_path):
-    tested = find_test_rows(manifest, [], limit=32)[0]
+    tested = find_test_rows(manifest, {}, limit=32)[0]
     images = calibration_images(manifest, tested, 2, Recipe())
     assert images.shape == (2, HEIGHT, WIDTH, 3) and images.dtype == np.uint8
     rows = read_manifest(manifest)

@@ -1,7 +1,6 @@
 """manifest.jsonl, camera.json and splits.json: what is read, what is refused, what is written."""
 
 import json
-import os
 from pathlib import Path
 
 from cli import UserError
@@ -10,7 +9,7 @@ import pytest
 
 from config import NYU_INTRINSICS, Intrinsics
 from dataset import manifest
-from dataset.manifest import Cameras, Row, fingerprint, read_manifest, read_splits, write_manifest
+from dataset.manifest import Cameras, Row, read_manifest, read_splits, write_manifest
 
 CAMERA = {"fx": 500.0, "fy": 501.0, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}
 ROW = {"stem": "000001", "rgb": "rgb/000001.png", "depth": "depth/000001.npy", "split": "train", "intrinsics": CAMERA}
@@ -194,23 +193,3 @@ def test_wrong_splits_are_refused(tmp_path, content, words):
 def test_splits(tmp_path):
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["1", "2"], "test": ["3"]}))
     assert read_splits(tmp_path / "splits.json") == {"1": "train", "2": "train", "3": "test"}
-
-
-def test_fingerprint_changes_with_the_data(tmp_path):
-    for name in ("1.png", "1.npy"):
-        (tmp_path / name).write_bytes(b"data")
-    row = Row("1", tmp_path / "1.png", tmp_path / "1.npy", split="train", intrinsics=NYU_INTRINSICS)
-    first = fingerprint([row])
-    assert fingerprint([row]) == first
-
-    row.split = "test"
-    assert fingerprint([row]) != first
-    row.split = "train"
-    status = (tmp_path / "1.npy").stat()
-    os.utime(tmp_path / "1.npy", ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
-    assert fingerprint([row]) != first
-    os.utime(tmp_path / "1.npy", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert fingerprint([row]) == first
-    (tmp_path / "1.npy").unlink()
-    with pytest.raises(UserError, match="frame 1: there is no file"):
-        fingerprint([row])

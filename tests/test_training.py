@@ -381,7 +381,7 @@ def test_resume_auto_without_a_checkpoint_starts_anew_and_a_named_one_must_exist
     trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
     assert start.checkpoint_to_resume("auto", tmp_path) is None and start.checkpoint_to_resume(None, tmp_path) is None
     with pytest.raises(UserError, match=r"no checkpoint .*gone\.pt"):
-        trainer.resume(tmp_path / "gone.pt")
+        trainer.resume(tmp_path / "gone.pt", {})
 
 
 def test_limited_data_without_validation_frames(manifest, tmp_path):

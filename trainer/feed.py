@@ -20,7 +20,8 @@ from tqdm import tqdm
 from config import CLASS_NAMES, Recipe
 from dataset.files import read_npy, write_json
 from dataset.frames import MILLIMETRES, read_frame, to_network_camera
-from dataset.manifest import Row, fingerprint
+from dataset.identity import fingerprint
+from dataset.manifest import Row
 from dataset.packing import ARRAYS, pack_frame
 from models.losses import hybrid_depth
 

@@ -9,6 +9,7 @@ from cli import UserError
 
 from config import Recipe, Runtime
 from dataset.frames import to_network_camera
+from dataset.identity import content_sample
 from dataset.manifest import Row
 from models.student import Student, load_encoder_weights
 from rooms.prepare_rooms import prepare_rooms
@@ -134,8 +135,28 @@ def refuse_other_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
             )
 
 
+def refuse_other_data(path: Path, trained: dict, notes: dict) -> None:
+    """Raise UserError when a run was begun on other data than that of now.
+
+    Args:
+        path: its checkpoint.
+        trained: the checkpoint's notes.
+        notes: the fingerprint and description of the data of now.
+    """
+    if trained["data_fingerprint"] == notes["data_fingerprint"]:
+        return
+    by_times = ":" not in trained["data_fingerprint"]  # of revisions before
+    if by_times and all(trained[name] == notes[name] for name in ("train_stems", "camera", "teachers")):
+        print(f"WARNING: {path} knows its data by the files' times; frames, camera and teachers are the same: going on")
+        return
+    raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")
+
+
 def describe(rows: list[Row], recipe: Recipe) -> dict:
-    """What later stages want to know of the training data: its camera when all of it has one, and its teachers."""
+    """What later stages want to know of the training data.
+
+    Its camera when all of it has one, its teachers, and its images by name and by content, which tells held-out ones.
+    """
     size = (recipe.width, recipe.height)
     cameras = {to_network_camera(row.intrinsics, *size) if row.intrinsics else None for row in rows}
     camera = cameras.pop() if len(cameras) == 1 else None
@@ -144,6 +165,7 @@ def describe(rows: list[Row], recipe: Recipe) -> dict:
         "camera": vars(camera) if camera else None,
         "teachers": [json.loads(text) for text in sorted(teachers)],
         "train_stems": [row.stem for row in rows],
+        "train_images": [content_sample(row.rgb) for row in rows],
     }
 
 
