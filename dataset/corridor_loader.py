@@ -215,7 +215,8 @@ def parse_args() -> Namespace:
     parser = ArgumentParser(
         "Reads an RGB-D recording: <stem>.color.jpg|png beside <stem>.depth.png, or folders rgb|color/ and depth/;\n"
         "depth is 16-bit PNG in millimetres, registered to the colour images.\n"
-        "Writes a data folder: rgb/ depth/ camera.json splits.json source.json (failed_frames.jsonl if any fail).\n\n"
+        "Writes a data folder: rgb/ depth/ camera.json splits.json recordings.json source.json (failed_frames.jsonl\n"
+        "if any fail).\n\n"
         "The split is by time: train, gap, val, gap, test. Frames of a gap are left out. A run that was stopped\n"
         "goes on where it was; camera.json and splits.json come last."
     )
@@ -300,6 +301,8 @@ def main() -> int:
     split = {name: [stem for stem in stems if stem not in failed] for name, stems in split.items()}
     write_failed_frames(args.out / "failed_frames.jsonl", failed)
     write_json(args.out / "camera.json", asdict(camera))
+    recording = folder.resolve().name
+    write_json(args.out / "recordings.json", {stem: recording for stems in split.values() for stem in stems})
     write_json(args.out / "splits.json", split)
     print(summary(len(frames), split, failed))
     return EXIT_OK

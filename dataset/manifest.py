@@ -13,6 +13,8 @@ A manifest is a text file with one JSON object a line:
     seg_confidence  uint8 .npy, 0..255 for 0..1, of sam2_seg (optional)
     split       train, val or test                          (optional)
     intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
+    recording   what the frame is of: NYU's scene, the room, the imported folder (optional); frames of one recording are
+                near-duplicates, so a split that is not given goes by whole recordings
     made_by     what made the labels                        (optional)
     da3_scale   factor that brings da3_depth to the sensor's scale, wherever it is read (optional)
 
@@ -21,6 +23,7 @@ Paths are relative to the manifest's own folder and may not lead out of it.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -52,6 +55,7 @@ class Row:
     intrinsics: Intrinsics | None = None
     made_by: dict = field(default_factory=dict)
     da3_scale: float | None = None
+    recording: str | None = None
 
 
 def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
@@ -107,12 +111,21 @@ def read_splits(path: str | Path) -> dict[str, str]:
     return split_of
 
 
+def read_recordings(path: str | Path) -> dict[str, str]:
+    """Read recordings.json: {stem: what the frame is of}; raises UserError when it is none."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(name, str) and name for name in content.values()):
+        raise UserError(f"{path} must hold a recording's name for each stem")
+    return content
+
+
 def read_manifest(path: str | Path) -> list[Row]:
     """Read and check a manifest.
 
-    Rows without a split are given one by the folder's splits.json or, without that, by their order (80 % train,
-    10 % val, 10 % test in blocks, since neighbouring frames of a recording are near-duplicates). Rows without
-    intrinsics take those of the folder's camera.json, if there is one.
+    Rows without a split are given one by the folder's splits.json or, without that, by their order: 80 % train, 10 %
+    val, 10 % test in blocks, since neighbouring frames are near-duplicates, and of whole recordings where the rows say
+    which they are of and there are three or more. Rows without intrinsics take those of the folder's camera.json, if
+    there is one.
 
     Raises:
         UserError: no such file, a line that is no JSON object, a row without rgb or depth, a path or a stem that
@@ -173,6 +186,7 @@ def _parse(line: str, root: Path, where: str) -> Row:
         intrinsics=intrinsics_from(camera, where) if camera else None,
         made_by=made_by,
         da3_scale=_scale(entry.get("da3_scale"), where),
+        recording=_name(entry.get("recording"), where),
     )
 
 
@@ -182,6 +196,12 @@ def _scale(value: object, where: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
         raise UserError(f"{where}: da3_scale {value!r} is no factor above 0")
     return float(value)
+
+
+def _name(value: object, where: str) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise UserError(f"{where}: recording {value!r} is no name")
+    return value
 
 
 def default_stem(rgb: str) -> str:
@@ -209,10 +229,26 @@ def _fill_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
         for row in without:
             row.split = split_of.get(row.stem)  # a frame of no split, in the gap before the test frames, stays so
         return
-    print(f"WARNING: {path}: {len(without)} rows without a split; 80/10/10 in blocks by their order", file=sys.stderr)
+    recordings = Counter(row.recording for row in without)
+    whole = None not in recordings and len(recordings) >= len(SPLITS)
+    blocks = "whole recordings" if whole else "blocks by their order"
+    print(f"WARNING: {path}: {len(without)} rows without a split; 80/10/10 in {blocks}", file=sys.stderr)
+    split_of_recording = _split_recordings(recordings) if whole else {}
     for index, row in enumerate(without):
         position = index / len(without)
-        row.split = "train" if position < 0.8 else "val" if position < 0.9 else "test"
+        by_order = "train" if position < 0.8 else "val" if position < 0.9 else "test"
+        row.split = split_of_recording.get(row.recording, by_order)
+
+
+def _split_recordings(frames: Counter) -> dict[str | None, str]:
+    """A split for each recording, of which `frames` counts the frames: the last ones, at least a tenth, for test."""
+    names, split_of = list(frames), {}
+    for split, left in (("test", 2), ("val", 1)):
+        taken = 0
+        while taken < 0.1 * frames.total() and len(names) > left:
+            split_of[names[-1]] = split
+            taken += frames[names.pop()]
+    return dict.fromkeys(names, "train") | split_of
 
 
 def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
@@ -245,6 +281,8 @@ def _entry(row: Row, root: Path) -> dict:
         entry["made_by"] = row.made_by
     if row.da3_scale is not None:
         entry["da3_scale"] = row.da3_scale
+    if row.recording is not None:
+        entry["recording"] = row.recording
     return entry
 
 

@@ -305,7 +305,8 @@ def parse_args() -> Namespace:
     """Flags of the command line."""
     parser = ArgumentParser(
         "Reads nyu_depth_v2_labeled.mat (HDF5) or a file of the same layout.\n"
-        "Writes a data folder: rgb/ depth/ confidence/ labels/ instances/ camera.json splits.json source.json\n\n"
+        "Writes a data folder: rgb/ depth/ confidence/ labels/ instances/ camera.json splits.json recordings.json\n"
+        "source.json\n\n"
         "A run that was stopped goes on where it was; camera.json and splits.json come last."
     )
     parser.add_argument("--mat", required=True, help="the .mat file")
@@ -321,7 +322,8 @@ def main() -> int:
         if names is not None:
             check_names(names)
         cameras = source.cameras()
-        split = assign_splits(len(source), source.strings("scenes"), source.official)
+        scenes = source.strings("scenes")
+        split = assign_splits(len(source), scenes, source.official)
         description = describe(source)
         claim_data_folder(args.out, description, MAPS)
         print(f"{source.path}: {description['what']}; confidence is {description['confidence']}")
@@ -334,6 +336,9 @@ def main() -> int:
             if not sys.stderr.isatty() and (index + 1) % LOG_EVERY == 0:
                 print(f"{index + 1} of {len(source)} frames", flush=True)
         write_json(args.out / "camera.json", camera_file(cameras))
+        if scenes is not None:
+            recordings = {stem_of(index): scene for index, scene in enumerate(scenes) if scene}
+            write_json(args.out / "recordings.json", recordings)
         write_json(args.out / "splits.json", split)
     print(summary(split, counts))
     return EXIT_OK

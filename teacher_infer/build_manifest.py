@@ -29,7 +29,7 @@ from dataset.frames import (
     read_seg_confidence,
 )
 from dataset.identity import fingerprint
-from dataset.manifest import Cameras, Row, read_splits, write_manifest
+from dataset.manifest import Cameras, Row, read_recordings, read_splits, write_manifest
 from teacher_infer.stage import PROVENANCE
 
 TEACHERS = {"da3_depth": "run_da3.py", "sam2_seg": "run_sam2.py"}
@@ -57,9 +57,9 @@ SHOWN = 5  # problems or stems named in one message
 def parse_args() -> Namespace:
     """Flags of the command line."""
     parser = ArgumentParser(
-        "Reads the folders of images, depth and teachers' maps, with splits.json, camera.json and the teachers'\n"
-        "provenance.json; writes the manifest, one JSON object a frame, and beside it the same name with .json:\n"
-        "count of frames and fingerprint. Nothing is written when a frame is wrong.\n\n"
+        "Reads the folders of images, depth and teachers' maps, with splits.json, camera.json, recordings.json and\n"
+        "the teachers' provenance.json; writes the manifest, one JSON object a frame, and its name with .json: count\n"
+        "of frames and fingerprint. Nothing is written when a frame is wrong.\n\n"
         "Exit 0: written; 2: a map is missing, unreadable or of another size than its image."
     )
     parser.add_argument("--rgb-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
@@ -310,7 +310,9 @@ def main() -> None:
     folders, output = find_folders(args), Path(args.output)
     if output.suffix != ".jsonl":
         raise UserError(f"--output {output}: the manifest's name ends in .jsonl")
-    splits_file, camera_file = (beside(name, output, folders.rgb) for name in ("splits.json", "camera.json"))
+    splits_file, camera_file, recordings_file = (
+        beside(name, output, folders.rgb) for name in ("splits.json", "camera.json", "recordings.json")
+    )
     all_frames = find_frames(folders.rgb)
     for column, files in orphans(folders, all_frames):
         print(f"{len(files)} {column} maps without an image: {_some(files)}")
@@ -321,6 +323,10 @@ def main() -> None:
     cameras = Cameras.read(camera_file) if camera_file else None
     join = join_frames(folders, frames, splits, cameras, teachers_provenance(folders))
     check(join, args.allow_missing_teachers)
+    if recordings_file:
+        recordings = read_recordings(recordings_file)
+        for row in join.rows:
+            row.recording = recordings.get(row.stem)
     if args.align_to_sensor:
         align(join.rows, Recipe().confidence_threshold)
     write_manifest(output, join.rows)

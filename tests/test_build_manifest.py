@@ -143,6 +143,13 @@ def test_stems_without_split_are_left_out_and_said(folder):
     assert [r.stem for r in read_manifest(folder / "manifest.jsonl")] == ["a/000", "b/000"]
 
 
+def test_rows_say_which_recording_they_are_of(folder):
+    (folder / "recordings.json").write_text(json.dumps({"a/000": "kitchen", "b/000": "hall"}))
+    assert build(folder).returncode == 0
+    recordings = {row.stem: row.recording for row in read_manifest(folder / "manifest.jsonl")}
+    assert recordings["a/000"] == "kitchen" and recordings["b/000"] == "hall" and recordings["a/001"] is None
+
+
 def test_orphans_are_said(folder):
     np.save(folder / "da3_depth" / "a" / "777.npy", np.zeros((2, 2), np.float32))
     assert "1 da3_depth maps without an image: a/777.npy" in build(folder).stdout

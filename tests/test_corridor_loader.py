@@ -16,7 +16,7 @@ import pytest
 from dataset import corridor_loader
 from dataset.files import read_json, read_npy
 from dataset.frames import find_frames, read_depth
-from dataset.manifest import Cameras, read_splits
+from dataset.manifest import Cameras, read_recordings, read_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "dataset" / "corridor_loader.py"
@@ -90,6 +90,7 @@ def test_files_are_copied_and_the_gaps_left_out(tmp_path):
     }
     assert "12 frames (train 7, val 1, test 2); 2 in the gaps" in printed
     assert sorted(find_frames(out / "rgb")) == sorted(read_splits(out / "splits.json"))
+    assert read_recordings(out / "recordings.json") == dict.fromkeys(read_splits(out / "splits.json"), "in")
     assert (out / f"rgb/{stem(3)}.jpg").read_bytes() == (recording / f"{stem(3)}.color.jpg").read_bytes()
     assert (out / f"depth/{stem(3)}.png").read_bytes() == (recording / f"{stem(3)}.depth.png").read_bytes()
     camera = Cameras.read(out / "camera.json").of(stem(0))

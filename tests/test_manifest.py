@@ -9,7 +9,7 @@ import pytest
 
 from config import NYU_INTRINSICS, Intrinsics
 from dataset import manifest
-from dataset.manifest import Cameras, Row, read_manifest, read_splits, write_manifest
+from dataset.manifest import Cameras, Row, read_manifest, read_recordings, read_splits, write_manifest
 
 CAMERA = {"fx": 500.0, "fy": 501.0, "cx": 319.5, "cy": 239.5, "width": 640, "height": 480}
 ROW = {"stem": "000001", "rgb": "rgb/000001.png", "depth": "depth/000001.npy", "split": "train", "intrinsics": CAMERA}
@@ -188,6 +188,28 @@ def test_wrong_splits_are_refused(tmp_path, content, words):
     (tmp_path / "splits.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=words):
         read_splits(tmp_path / "splits.json")
+
+
+@pytest.mark.parametrize("frames", [3, 7, 10])
+def test_recordings_stay_whole_where_no_split_is_given(tmp_path, capsys, frames):
+    """30 frames of ten, of five and of three recordings."""
+    (tmp_path / "1.png").touch()
+    rows = [Row(str(n), tmp_path / "1.png", tmp_path / "1.png", recording=f"room {n // frames}") for n in range(30)]
+    write_manifest(tmp_path / "manifest.jsonl", rows)
+    found = read_manifest(tmp_path / "manifest.jsonl")
+    assert [row.recording for row in found] == [row.recording for row in rows]
+    splits = {}
+    for row in found:
+        splits.setdefault(row.recording, set()).add(row.split)
+    assert all(len(split) == 1 for split in splits.values()), splits
+    assert {row.split for row in found} == {"train", "val", "test"} and "whole recordings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [[], {"1": 3}, {"1": ""}])
+def test_wrong_recordings_are_refused(tmp_path, content):
+    (tmp_path / "recordings.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="a recording's name"):
+        read_recordings(tmp_path / "recordings.json")
 
 
 def test_splits(tmp_path):

@@ -19,7 +19,7 @@ from config import CLASS_NAMES, IGNORE
 from dataset import nyu_loader
 from dataset.files import read_image, read_json, read_npy, read_png_raw
 from dataset.label_remapper import load_class_table, lookup_table
-from dataset.manifest import Cameras, read_splits
+from dataset.manifest import Cameras, read_recordings, read_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "dataset" / "nyu_loader.py"
@@ -142,6 +142,7 @@ def test_folder_is_read_by_the_other_stages(folder):
     assert (camera.width, camera.height) == (WIDTH, HEIGHT)
     assert camera.fx == pytest.approx(51.88579)  # NYU's camera at a tenth of the size
     assert sorted(read_splits(folder / "splits.json")) == [f"{n:06d}" for n in range(1, 7)]
+    assert sorted(read_recordings(folder / "recordings.json")) == [f"{n:06d}" for n in range(1, 7)]
     source = read_json(folder / "source.json")
     assert source["file"] == "small.mat" and source["frames"] == 6
     assert source["what"] != "NYU Depth V2, labelled set"
