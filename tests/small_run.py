@@ -10,25 +10,34 @@ from cli import run
 
 import numpy as np
 import pytest
-from box_room import CAMERA, write_folder
+from box_room import CAMERA, FURNITURE, WALL, write_folder
 
-from dataset.files import read_png_raw, write_npy
+from dataset.files import read_npy, read_png_raw, write_npy
 from dataset.manifest import Row, write_manifest
 
 SIZE = (160, 120)
+TEACHER_SCALE, TEACHER_HOLE = 1.1, (slice(0, 20), slice(0, 40))
 SPLITS = ("train", "train", "train", "train", "val", "test", "test")
 STEMS = tuple(f"a/{index:03d}" for index in range(len(SPLITS)))
 MADE_BY = {"da3_depth": {"backend": "reference"}, "sam2_seg": {"backend": "reference"}}
 
 
-def write_data(root: Path) -> Path:
-    """Box rooms whose teachers are the reference: 4 train, 1 val, 2 test frames; returns the manifest's path."""
+def write_data(root: Path, perfect_teachers: bool = False) -> Path:
+    """Box rooms: 4 train, 1 val, 2 test frames; returns the manifest's path.
+
+    The depth teacher says 1.1 times the truth and has a hole, the class teacher takes the cupboard for wall, so that
+    whoever mixes up truths is seen; with perfect_teachers both are the reference.
+    """
     write_folder(root, STEMS, SIZE)
     rows = []
     for stem, split in zip(STEMS, SPLITS, strict=True):
-        (root / f"da3_depth/{stem}.npy").parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / f"depth/{stem}.npy", root / f"da3_depth/{stem}.npy")
-        write_npy(root / f"sam2_seg/{stem}.npy", read_png_raw(root / f"labels/{stem}.png"))
+        depth, seg = read_npy(root / f"depth/{stem}.npy"), read_png_raw(root / f"labels/{stem}.png")
+        if not perfect_teachers:
+            depth *= np.float32(TEACHER_SCALE)
+            depth[TEACHER_HOLE] = 0
+            seg[seg == FURNITURE] = WALL
+        write_npy(root / f"da3_depth/{stem}.npy", depth)
+        write_npy(root / f"sam2_seg/{stem}.npy", seg)
         maps = {name: root / f"{name}/{stem}.npy" for name in ("depth", "confidence", "da3_depth", "sam2_seg")}
         maps |= {name: root / f"{name}/{stem}.png" for name in ("rgb", "labels")}
         rows.append(Row(stem, **maps, split=split, intrinsics=CAMERA.resized(*SIZE), made_by=MADE_BY))

@@ -39,7 +39,7 @@ CAMERA = Path(__file__).resolve().parents[1] / "cameras/nyu.json"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """The manifest that the checkpoint was trained on."""
-    return write_data(tmp_path_factory.mktemp("format_1") / "data")
+    return write_data(tmp_path_factory.mktemp("format_1") / "data", perfect_teachers=True)
 
 
 def resume(data: Path, out: Path, recipe: Recipe) -> int:

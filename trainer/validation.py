@@ -23,10 +23,12 @@ def validate(
     """Metrics of a student at the network's size, and pictures of the first frames.
 
     Each process scores its share of the frames; all of them return the metrics of all frames, and their own pictures.
-    The score: delta1 + mIoU (delta1 alone without classes); NaN without frames.
+    The score: delta1 + mIoU (delta1 alone without classes); NaN without frames, and for a student that has diverged
+    and says nothing anywhere.
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     panels: list[np.ndarray] = []
+    answers = 0
     share = processes.share(len(frames))
     cameras = iter([row.intrinsics for row in frames.rows[share]])
     for batch in ordered_batches(frames, recipe.batch_size, device, share):
@@ -39,18 +41,22 @@ def validate(
         scored = torch.stack([scored_depth(*truth, recipe, next(cameras)) for truth in truths])
         for image in zip(depth[:, 0], batch.depth[:, 0], scored, strict=True):
             depth_metrics.update(*image)
+        answers += int(depth.isfinite().sum())
         confusion.update(classes, class_reference, scored_classes(class_reference, recipe))
         if len(panels) < PANELS:
             reference = torch.where(scored.unsqueeze(1), batch.depth, 0)
             panels.append(_panel(batch, depth, reference, classes, class_reference))
-    gathered = processes.gather((depth_metrics, confusion))
-    depth_metrics, confusion = gathered[0]
-    for other_depth, other_confusion in gathered[1:]:
+    gathered = processes.gather((depth_metrics, confusion, answers))
+    depth_metrics, confusion, answers = gathered[0]
+    for other_depth, other_confusion, other_answers in gathered[1:]:
         depth_metrics.extend(other_depth)
         confusion.extend(other_confusion)
+        answers += other_answers
     metrics = {name: depth_metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
     metrics["miou"] = confusion.compute()["miou"]
     metrics["score"] = metrics["delta1"] + (metrics["miou"] if metrics["miou"] == metrics["miou"] else 0.0)
+    if not answers:
+        metrics["score"] = math.nan
     return metrics, panels
 
 
