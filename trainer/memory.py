@@ -1,4 +1,4 @@
-"""The host's memory while it trains on its own processor."""
+"""The host's memory while it trains or scores on its own processor."""
 
 import ctypes
 import platform
@@ -8,10 +8,10 @@ NEVER = 2**31 - 1  # bytes that would have to be free at the heap's end before t
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free, for the next step's.
+    """Let glibc keep what tensors free, for the next step's or frame's.
 
     By default each large tensor gets fresh pages, which the kernel has to clear, and gives them back when it is freed;
-    without that a step takes a tenth to a fifth less time. PyTorch keeps a GPU's memory by itself. Does nothing with
+    without that a step takes a tenth to a fifth less time, and Table IV's scoring half. PyTorch keeps a GPU's memory by itself. Does nothing with
     other C libraries.
     """
     if platform.libc_ver()[0] == "glibc":

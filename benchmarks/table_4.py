@@ -1,0 +1,75 @@
+"""Where the time of Table IV goes: reading frames, the student, and scoring; and the memory of the process.
+
+Reads   a manifest (--manifest) and, if one is given, a checkpoint; without one an untrained student takes its place.
+Writes  nothing; prints a table.
+
+Frames come again, in order, where the manifest has fewer than are asked for.
+"""
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+try:
+    from cli import ArgumentParser, add_flags, positive_int, resolve_device, run
+except ModuleNotFoundError:
+    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    sys.exit(2)
+
+from tabulate import tabulate
+
+from benchmarks.machine import peak_memory, processor
+from config import Recipe, Runtime
+from dataset.manifest import read_manifest
+from evaluation import comparison
+from evaluation.inference import predictor
+from trainer.checkpoint import build_student, load_student
+from trainer.memory import keep_freed_memory
+
+
+def main() -> None:
+    """Run the script."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--manifest", type=Path, required=True, help="of the frames")
+    parser.add_argument("--checkpoint", type=Path, help="best.pt of train.py (default: an untrained student)")
+    parser.add_argument("--frames", type=positive_int, default=654, help="NYU's test set has (default: %(default)s)")
+    add_flags(parser, Runtime(), "device")
+    arguments = parser.parse_args()
+    keep_freed_memory()  # as eval_distillation.py does
+    device = resolve_device(arguments.device or Runtime().device)
+    if arguments.checkpoint:
+        student, recipe, _ = load_student(arguments.checkpoint)
+    else:
+        recipe = Recipe()
+        student = build_student(recipe).eval()
+    rows = list(islice(cycle(read_manifest(arguments.manifest)), arguments.frames))
+    seconds: dict[str, float] = defaultdict(float)
+
+    def timed(part: str, function: Callable) -> Callable:
+        def call(*given: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*given)
+            finally:
+                seconds[part] += time.perf_counter() - start
+
+        return call
+
+    answer = timed("student", predictor(student.to(device), recipe, device))
+    start = time.perf_counter()
+    with mock.patch.object(comparison, "read_frame", timed("reading", comparison.read_frame)):
+        comparison.compare(answer, rows, {"mean_depth": 3.0, "majority_class": 1}, recipe, [])
+    whole = time.perf_counter() - start
+    seconds["scoring"] = whole - sum(seconds.values())
+    table = [[part, spent, 1000 * spent / len(rows)] for part, spent in [*seconds.items(), ("all", whole)]]
+    print(tabulate(table, ["", "seconds", "ms a frame"], floatfmt=".1f"))
+    print(f"{len(rows)} frames, device {device}, {processor()}; peak memory {peak_memory():.0f} MB")
+
+
+if __name__ == "__main__":
+    run(main)
