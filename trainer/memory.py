@@ -11,8 +11,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep what tensors free, for the next step's or frame's.
 
     By default each large tensor gets fresh pages, which the kernel has to clear, and gives them back when it is freed;
-    without that a step takes a tenth to a fifth less time, and Table IV's scoring half. PyTorch keeps a GPU's memory by itself. Does nothing with
-    other C libraries.
+    without that a training step takes a tenth to a fifth less time, and Table IV's scoring half. PyTorch keeps a GPU's
+    memory by itself. Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
