@@ -142,7 +142,7 @@ class Recipe:
     # Less memory and the same gradient, but that batch norm, while it learns its statistics, normalises each part by
     # the part's own.
     accumulation_steps: int = flag(
-        1, "parts that a batch is worked through in, for want of memory", type=positive_int
+        1, "micro-batches a batch is split into, to save memory", type=positive_int
     )
     lr: float = flag(3e-3, "highest learning rate", type=positive_float)
     pretrained_encoder_lr: float = 0.3  # share of lr for an encoder that starts from ImageNet's or other weights

@@ -56,7 +56,7 @@ class Comparison:
         self.depth = DepthMetrics(recipe.min_depth, recipe.max_depth)
         self.seg = ConfusionMatrix(len(CLASS_NAMES))
         self.leave_holes_out = leave_holes_out
-        self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # answered, of so many that count
+        self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # predicted, scored
 
     def update(self, answer: Maps, truth: Truth) -> None:
         """Add one frame; what a truth has not, and what an answer has nothing of, is not compared."""

@@ -23,7 +23,7 @@ def find_test_rows(manifest: Path, notes: dict, limit: int) -> tuple[list[Row], 
     Args:
         manifest: of the data.
         notes: of the student's checkpoint.
-        limit: at most so many rows, spread over the split.
+        limit: maximum number of rows, spread evenly over the split.
 
     Raises UserError when the manifest is unreadable or has no such row.
     """

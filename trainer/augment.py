@@ -48,7 +48,7 @@ class Draws:
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers [1,...] for a frame of a tensor [B,...], drawn on its device.
 
-        One frame's have to do for all of a step: on a CPU, to draw them for each takes longer than to blur.
+        All frames of a step share one noise image: on a CPU, drawing one a frame takes longer than the blur.
         """
         seed = int(torch.randint(2**62, (), generator=self.generator))
         generator = torch.Generator(like.device).manual_seed(seed)

@@ -36,11 +36,11 @@ def _parser(description: str) -> ArgumentParser:
     add_flags(parser, runtime, "data_root", "use_corridor_data", "checkpoint_dir", "log_dir")
     add_flags(parser, Recipe())
     add_flags(parser, runtime, "num_workers", "device", "compile")
-    parser.add_argument("--data-limit", type=positive_int, help="train and validate on at most so many frames each")
+    parser.add_argument("--data-limit", type=positive_int, help="maximum number of frames to train and to validate on")
     parser.add_argument("--resume", nargs="?", const="auto", help="a checkpoint, or auto: last.pt if there is one")
     parser.add_argument(
         "--encoder-weights",
-        help="imagenet: an error when they can't be had; auto (default): a random start then; none; or a file",
+        help="imagenet: fail if they are unavailable; auto (default): fall back to random; none: random; or a file",
     )
     parser.add_argument(
         "--init", type=Path, help="start from the student of this checkpoint, pretrained on rendered rooms, say"

@@ -18,7 +18,7 @@ from trainer.feed import PackedFrames
 
 
 def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple[Path, str | None]:
-    """The manifest to train on, and what to tell the user when it is the rendered rooms' for want of data.
+    """The manifest to train on, and a notice for the user when it falls back to rendered rooms.
 
     Args:
         named: the one that the user names.
@@ -97,7 +97,7 @@ def load_start(model: Student, recipe: Recipe, weights: str | Path) -> str:
         weights: a Path is another run's checkpoint, all of whose student is taken; a string is a choice of
             load_encoder_weights().
 
-    Returns: where the weights are from. Raises UserError when they can't be had or don't fit.
+    Returns: where the weights are from. Raises UserError when they are unavailable or don't fit.
     """
     return _student(model, recipe, weights) if isinstance(weights, Path) else _encoder(model, recipe, weights)
 
@@ -108,7 +108,7 @@ def _encoder(model: Student, recipe: Recipe, choice: str) -> str:
     except (OSError, RuntimeError) as error:
         raise UserError(f"--encoder-weights {choice}: {error}") from None
     if start == "random" and choice == "auto":
-        print("WARNING: ImageNet weights of the encoder can't be had; it starts from random weights")
+        print("WARNING: ImageNet weights of the encoder are unavailable; it starts from random weights")
     return start
 
 
@@ -126,7 +126,7 @@ def _student(model: Student, recipe: Recipe, path: Path) -> str:
 
 
 def refuse_other_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
-    """Raise UserError when a run that was begun with the recipe `trained` would end as another with that of now."""
+    """Raise UserError when the current recipe differs from the one that a checkpoint was trained with."""
     for name, value in asdict(recipe).items():
         if (before := getattr(trained, name)) != value:
             raise UserError(
@@ -136,12 +136,12 @@ def refuse_other_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
 
 
 def refuse_other_data(path: Path, trained: dict, notes: dict) -> None:
-    """Raise UserError when a run was begun on other data than that of now.
+    """Raise UserError when a checkpoint was trained on other data than the current run's.
 
     Args:
         path: its checkpoint.
         trained: the checkpoint's notes.
-        notes: the fingerprint and description of the data of now.
+        notes: fingerprint and description of the current data.
     """
     if trained["data_fingerprint"] == notes["data_fingerprint"]:
         return
