@@ -45,23 +45,22 @@ def find_test_rows(manifest: Path, notes: dict, limit: int) -> tuple[list[Row], 
 def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
     """The arrays of eval_frames.npz: what Table III is computed from, at the network's size.
 
-    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where it does not
-        count (see evaluation.pixels); labels uint8 [N,H,W], reference classes, 255
-        = none; focal float32 [N], pixels at this size (the reference's for a frame without intrinsics);
+    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where it is not
+        scored (see evaluation.pixels); labels uint8 [N,H,W], reference classes, 255 = none; focal float32 [N], pixels at this size (the reference's for a frame without intrinsics);
         stems, fixed-width strings [N].
     """
     frames = [read_frame(row) for row in rows]
     packed = [pack_frame(frame, recipe.width, recipe.height) for frame in frames]
     return {
         "rgb": np.stack([maps["rgb"] for maps in packed]),
-        "depth": np.stack([_trusted_depth(*pair, recipe) for pair in zip(frames, packed, strict=True)]),
+        "depth": np.stack([_scored_depth(*pair, recipe) for pair in zip(frames, packed, strict=True)]),
         "labels": np.stack([maps["labels"][..., 0] for maps in packed]),
         "focal": np.array([_focal(frame, recipe) for frame in frames], dtype=np.float32),
         "stems": np.array([frame.stem for frame in frames]),
     }
 
 
-def _trusted_depth(frame: Frame, packed: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+def _scored_depth(frame: Frame, packed: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
     depth = packed["depth"][..., 0].astype(np.float32) / np.float32(MILLIMETRES)
     confidence = packed["confidence"][..., 0].astype(np.float32) / np.float32(255)
     return np.where(scored_depth(depth, confidence, recipe, frame.intrinsics), depth, np.float32(0))

@@ -16,7 +16,7 @@ Predictor = Callable[[np.ndarray, Intrinsics | None], tuple[np.ndarray, np.ndarr
 
 
 def focal_scale(camera: Intrinsics | None, recipe: Recipe) -> float:
-    """F / f_ref at the network's size, by which a student's depth is multiplied; 1 for an unknown camera."""
+    """Ratio f / f_ref at the network's size, by which a student's depth is multiplied; 1 for an unknown camera."""
     if camera is None:
         return 1.0
     return to_network_camera(camera, recipe.width, recipe.height).focal / recipe.reference_focal
