@@ -45,9 +45,9 @@ def find_test_rows(manifest: Path, notes: dict, limit: int) -> tuple[list[Row], 
 def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
     """The arrays of eval_frames.npz: what Table III is computed from, at the network's size.
 
-    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where it is not
-        scored (see evaluation.pixels); labels uint8 [N,H,W], reference classes, 255 = none; focal float32 [N], pixels at this size (the reference's for a frame without intrinsics);
-        stems, fixed-width strings [N].
+    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where it is not scored (see
+        evaluation.pixels); labels uint8 [N,H,W], reference classes, 255 = none; focal float32 [N], pixels at this size
+        (the reference's for a frame without intrinsics); stems, fixed-width strings [N].
     """
     frames = [read_frame(row) for row in rows]
     packed = [pack_frame(frame, recipe.width, recipe.height) for frame in frames]
