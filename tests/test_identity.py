@@ -34,6 +34,18 @@ def test_fingerprint_changes_with_the_data_and_not_with_its_times(tmp_path):
         fingerprint([row])
 
 
+def test_one_label_among_many_frames_is_seen(tmp_path):
+    """Else the packed cache of a large data set would go on with the old one."""
+    rows = []
+    for number in range(1500):
+        path = tmp_path / f"{number}.npy"
+        path.write_bytes(b"label %d" % number)
+        rows.append(Row(str(number), path, path))
+    first = fingerprint(rows)
+    (tmp_path / "1.npy").write_bytes(b"other 1")
+    assert fingerprint(rows) != first
+
+
 def test_samples_see_both_ends_the_middle_and_the_size(tmp_path):
     content = np.zeros(100_000, np.uint8)
     samples = set()
