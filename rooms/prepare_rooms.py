@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from cli import ArgumentParser, UserError, positive_float, positive_int, run
+    from cli import ArgumentParser, UserError, run
 except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
+from rooms.flags import add_room_flags, lens_range
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES, FRAMES_PER_SCENE = 20, 4
@@ -75,18 +76,9 @@ def main() -> int:
     """Run the script; returns the exit code."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="data folder to write")
-    parser.add_argument("--scenes", type=positive_int, default=SCENES, help="default: %(default)s")
-    parser.add_argument("--frames-per-scene", type=positive_int, default=FRAMES_PER_SCENE, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--focal-scale",
-        type=positive_float,
-        nargs="+",
-        default=[1.0],
-        metavar=("LOW", "HIGH"),
-        help="see render_rooms.py",
-    )
+    add_room_flags(parser, SCENES, FRAMES_PER_SCENE)
     arguments = parser.parse_args()
+    lens_range(arguments.focal_scale)  # before anything is written
     manifest = prepare_rooms(
         arguments.out, arguments.scenes, arguments.frames_per_scene, arguments.seed, arguments.focal_scale
     )

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 try:
-    from cli import ArgumentParser, UserError, non_negative_int, positive_float, positive_int, run
+    from cli import ArgumentParser, UserError, positive_int, run
 except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from config import CLASS_NAMES, NYU_INTRINSICS, Intrinsics
 from dataset.files import atomic_path, write_png
 from dataset.label_remapper import load_class_table
+from rooms.flags import add_room_flags, lens_range
 from rooms.layout import Room, build_room
 from rooms.render import Pose, World, camera_rays, render
 
@@ -264,18 +265,7 @@ def parse_arguments() -> argparse.Namespace:
     """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--out", required=True, metavar="MAT", help="file to write, e.g. rooms.mat")
-    parser.add_argument("--scenes", type=positive_int, default=60, help="number of rooms (default %(default)s)")
-    parser.add_argument("--frames-per-scene", type=positive_int, default=4, help="views of each (default %(default)s)")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything random (default %(default)s)")
-    parser.add_argument(
-        "--focal-scale",
-        type=positive_float,
-        nargs="+",
-        default=[1.0],
-        metavar=("LOW", "HIGH"),
-        help="factor on NYU's focal lengths, above 1 a longer lens; with two each room gets one between them "
-        "(default: 1)",
-    )
+    add_room_flags(parser, scenes=60, frames_per_scene=4)
     parser.add_argument("--workers", type=positive_int, default=2, help="processes (default %(default)s)")
     parser.add_argument("--preview", metavar="PNG", help="also write a contact sheet of the first frames")
     return parser.parse_args()
@@ -286,9 +276,7 @@ def main() -> None:
     args = parse_arguments()
     if args.preview and Path(args.preview).suffix.lower() != ".png":
         raise UserError(f"--preview {args.preview}: the name must end in .png")
-    lenses = (args.focal_scale[0], args.focal_scale[-1])
-    if len(args.focal_scale) > 2 or lenses[0] > lenses[1]:
-        raise UserError("--focal-scale LOW HIGH: one factor, or two and the first is the smaller one")
+    lenses = lens_range(args.focal_scale)
     camera = NYU_INTRINSICS
     count = args.scenes * args.frames_per_scene
     keep: list[RenderedFrame] = []

@@ -12,6 +12,7 @@ same command again does what is missing.
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -236,10 +237,16 @@ class Tally:
     row: int = 0  # failures since the last output, all for the reason of the last of them, the frame's name apart
     last_reason: str = ""
 
+    def finish(self, frames: int) -> None:
+        """Count frames whose outputs are written."""
+        self.done += frames
+        if frames:
+            self.row = 0
+
     def fail(self, stem: str, error: Exception) -> None:
         """Note a frame that can't be done; raises Fatal after LONGEST_ROW of them for one reason."""
         self.failed[stem] = reason = " ".join(str(error).split())
-        unnamed = reason.replace(stem, "*")
+        unnamed = re.sub(rf"\b{re.escape(stem)}\b", "*", reason)
         self.row = self.row + 1 if unnamed == self.last_reason else 1
         self.last_reason = unnamed
         if self.row >= LONGEST_ROW:
@@ -327,12 +334,12 @@ def _run_batches(
                     }
                 )
                 if len(writing) > BATCHES_AHEAD:
-                    tally.done += len(_results(writing.popleft(), tally))
+                    tally.finish(len(_results(writing.popleft(), tally)))
                 progress.update(len(prepared))
                 if stop:
                     break
             while writing:
-                tally.done += len(_results(writing.popleft(), tally))
+                tally.finish(len(_results(writing.popleft(), tally)))
         finally:  # after an error or a signal: what is only waiting to be read is not
             readers.shutdown(cancel_futures=True)
             progress.close()
@@ -393,16 +400,14 @@ def _infer(teacher: Teacher, prepared: dict[str, Any], tally: Tally) -> dict[str
     if not prepared:
         return {}
     try:
-        outputs = dict(zip(prepared, teacher.infer(list(prepared.values())), strict=True))
-        tally.row = 0
-        return outputs
+        return dict(zip(prepared, teacher.infer(list(prepared.values())), strict=True))
     except Fatal:
         raise
     except (UserError, OSError) as error:
         if len(prepared) == 1:
             tally.fail(next(iter(prepared)), error)
             return {}
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for stem, frame in prepared.items():
         outputs |= _infer(teacher, {stem: frame}, tally)
     return outputs

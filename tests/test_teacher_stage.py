@@ -138,6 +138,13 @@ def test_many_frames_that_fail_alike_end_the_stage(tmp_path, monkeypatch):
     listed = [json.loads(line)["stem"] for line in (tmp_path / "failed_frames.jsonl").read_text().splitlines()]
     assert listed == ["a/1", "a/2", "a/3"] and (tmp_path / "a/0.npy").is_file()
 
+    class Unwritable(Fake):
+        def finish(self, prepared, output):
+            raise UserError(f"{prepared} is 1x4")
+
+    with pytest.raises(UserError, match="3 frames in a row failed alike, the last, a/2"):
+        stage.run_stage(FRAMES, tmp_path / "finish", Unwritable())
+
     def various(stem):
         raise UserError(f"{stem}: {hash(stem)}")
 
