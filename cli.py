@@ -10,8 +10,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -47,10 +47,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's main function and exit with its code; UserError and OSError become one line and exit code 2."""
+    """Run a script's main function and exit with its code.
+
+    UserError and OSError become one line and exit code 2, a signal one line and exit code 75.
+    """
     try:
         refuse_other_checkout(Path(inspect.getfile(main)))
-        code = main()
+        with stoppable():
+            code = main()
+    except KeyboardInterrupt as stopped:
+        print(f"{Path(sys.argv[0]).name}: stopped by {stopped or 'SIGINT'}; finished files stay", file=sys.stderr)
+        code = EXIT_STOPPED
     except UserError as error:
         code = fail(error)
     except BrokenPipeError:
@@ -115,30 +122,65 @@ def remedy(module: str) -> str:
 sys.excepthook = report_missing_module
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal came where no loop waits for one; its name is the message."""
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle STOP_SIGNALS in the body, but for those that the caller ignores, as nohup does with SIGHUP."""
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, former in previous.items():
+            signal.signal(number, former)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """STOP_SIGNALS raise Stopped in the body, so that temporary files are removed on the way out."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    with handling(stop):
+        yield
+
+
 class StopSignal:
-    """Remembers SIGTERM and SIGUSR1 (SLURM's warning before pre-emption), so that a loop ends between two items.
+    """Remembers Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 (SLURM's warning), so that a loop ends between two items.
 
-    Use as a context manager; truthy once a signal has come.
+    Use as a context manager; truthy once a signal has come. A second Ctrl-C doesn't wait for the item in hand.
     """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        self._handling = handling(self._remember)
+        self._handling.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, *exception: Any) -> None:
+        self._handling.__exit__(*exception)
 
     def __bool__(self) -> bool:
         return self.received is not None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == self.received == signal.SIGINT:
+            raise Stopped("SIGINT")
         self.received = signal.Signals(number)
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use: a job has fewer than its node. Only Linux tells; elsewhere all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def flag(default: Any, help: str = "", **settings: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    from cli import ArgumentParser, UserError, run
+    from cli import EXIT_STOPPED, ArgumentParser, Stopped, UserError, run
 except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -67,7 +67,14 @@ def prepare_rooms(
 
 def _stage(script: str, *arguments: str) -> None:
     print("$ python", script, *arguments, flush=True)
-    code = subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode
+    with subprocess.Popen([sys.executable, str(ROOT / script), *arguments]) as stage:
+        try:
+            code = stage.wait()
+        except KeyboardInterrupt:
+            stage.terminate()  # it removes what it has half-written
+            raise
+    if code == EXIT_STOPPED:
+        raise Stopped(f"a signal to {script}")
     if code:
         raise UserError(f"{script} ended with exit code {code}; its message stands above")
 

@@ -7,6 +7,7 @@ The same seed gives the same arrays, whatever the number of worker processes.
 
 import argparse
 import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,6 +160,10 @@ def _job(arguments: tuple[int, int, int, Intrinsics, tuple[float, float]]) -> li
     return render_scene(*arguments)
 
 
+def _leave_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to workers, too; the main process ends them
+
+
 def render_scenes(
     seed: int,
     scenes: int,
@@ -173,7 +178,7 @@ def render_scenes(
         for job in jobs:
             yield from _job(job)
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, _leave_ctrl_c) as pool:
         for rendered in pool.imap(_job, jobs):
             yield from rendered
 

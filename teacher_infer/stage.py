@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, positive_float, positive_int, resolve_device
+from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, cpu_count, positive_float, positive_int, resolve_device
 
 import cv2
 import numpy as np
@@ -65,7 +65,7 @@ def add_stage_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-workers",
         type=positive_int,
-        default=min(4, len(os.sched_getaffinity(0))),
+        default=min(4, cpu_count()),
         help="threads that read frames, and as many that write (default: %(default)s)",
     )
     parser.add_argument(
@@ -265,7 +265,7 @@ def run_stage(
 ) -> int:
     """Run a teacher over the frames of a part and write <output_dir>/<stem>.npy.
 
-    A frame that raises UserError or OSError is listed in failed_frames.jsonl and left out. SIGTERM and SIGUSR1 end
+    A frame that raises UserError or OSError is listed in failed_frames.jsonl and left out. A signal ends
     the loop after the batch in hand. Memory holds at most BATCHES_AHEAD batches read ahead and as many being written.
 
     Args:

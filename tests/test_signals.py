@@ -1,0 +1,80 @@
+"""A signal ends every script in order: one line, exit code 75, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from cli import EXIT_STOPPED, STOP_SIGNALS
+
+import pytest
+
+SCRIPT = """
+    import sys, time
+    from pathlib import Path
+    from cli import StopSignal, run
+    from dataset.files import atomic_path
+
+    def main():
+        folder = Path(sys.argv[1])
+        with atomic_path(folder / "result.txt") as temporary:
+            temporary.write_text("half")
+            {body}
+
+    if __name__ == "__main__":
+        run(main)
+"""
+WAITS = """print("ready", flush=True); time.sleep(60)"""
+LOOPS = """
+            with StopSignal() as stop:
+                print("ready", flush=True)
+                while not stop:
+                    time.sleep(0.01)
+                temporary.write_text("whole")
+            return 75
+"""
+
+
+def start(folder: Path, body: str, **options: object) -> subprocess.Popen:
+    """A script of the project that has come to the line `ready`."""
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT.format(body=body.strip())))
+    process = subprocess.Popen(
+        [sys.executable, script, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_one_line_and_exit_code_75(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, WAITS)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == EXIT_STOPPED
+    assert errors == f"script.py: stopped by {number.name}; finished files stay\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_loop_ends_between_two_items(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, LOOPS)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (EXIT_STOPPED, "")
+    assert (tmp_path / "result.txt").read_text() == "whole"
+
+
+def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path) -> None:
+    def like_nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = start(tmp_path, WAITS, preexec_fn=like_nohup)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=30) == EXIT_STOPPED
