@@ -5,6 +5,7 @@ data's own files say (camera.json, manifest.jsonl), then flags. A later one wins
 cluster/settings.sh.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -47,6 +48,9 @@ DETECTOR_CLASSES = {
 }
 
 
+NARROWEST_VIEW, WIDEST_VIEW = 10.0, 170.0  # degrees; no camera that looks through a room does so with less or more
+
+
 @dataclass(frozen=True)
 class Intrinsics:
     """A pinhole camera: focal lengths and principal point in pixels of an image of width x height pixels."""
@@ -57,6 +61,36 @@ class Intrinsics:
     cy: float
     width: int
     height: int
+
+    @classmethod
+    def centred(cls, fx: float, fy: float, width: int, height: int) -> "Intrinsics":
+        """The camera of those focal lengths that looks through the middle of its image."""
+        return cls(fx, fy, (width - 1) / 2, (height - 1) / 2, width, height)
+
+    @property
+    def fault(self) -> str | None:
+        """What says that there is no such camera, with the likely cause; None when there may be one."""
+        lengths = f"fx {self.fx:g} and fy {self.fy:g} of an image of {self.width}x{self.height} pixels"
+        for focal, size in ((self.fx, self.width), (self.fy, self.height)):
+            view = math.degrees(2 * math.atan(size / 2 / focal))
+            if not NARROWEST_VIEW <= view <= WIDEST_VIEW:
+                cause = "another resolution, or another unit?"
+                if 0.2 < focal < 5:
+                    cause = "they seem to be divided by the image's size: give pixels"
+                elif focal < 0.2:
+                    cause = "they seem to be in metres: give pixels"
+                return (
+                    f"{lengths} are a field of view of {view:.3g} degrees, not {NARROWEST_VIEW:g} to {WIDEST_VIEW:g}; "
+                    f"{cause}"
+                )
+        # below 1 it would be in the outermost row or column; there lie those that are divided by the image's size
+        if not (1 <= self.cx < self.width and 1 <= self.cy < self.height):
+            cause = "divided by the image's size: give pixels" if 0 < self.cx < 1 else "are they of another resolution?"
+            return (
+                f"the principal point {self.cx:g}, {self.cy:g} lies outside an image of {self.width}x{self.height} "
+                f"pixels; {cause}"
+            )
+        return None
 
     @property
     def focal(self) -> float:

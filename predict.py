@@ -23,7 +23,7 @@ from tqdm import tqdm
 from config import Intrinsics, Runtime
 from dataset.files import atomic_path, read_image, write_npy, write_png
 from dataset.frames import IMAGE_SUFFIXES, camera_for, find_frames
-from dataset.manifest import Cameras
+from dataset.manifest import Cameras, possible
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
 from evaluation.inference import predictor
 from trainer.checkpoint import load_student
@@ -64,7 +64,7 @@ def camera_of(
     """The camera of one image: what the flags say, else the one that the student was trained on, if it was one."""
     height, width = rgb.shape[:2]
     if arguments.fx:
-        return Intrinsics(arguments.fx, arguments.fy, width / 2, height / 2, width, height)
+        return possible(Intrinsics.centred(arguments.fx, arguments.fy, width, height), "--fx --fy")
     if cameras:
         return camera_for(cameras.of(stem), rgb, stem)
     return Intrinsics(**trained_on) if trained_on else None

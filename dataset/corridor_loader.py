@@ -40,6 +40,7 @@ from dataset.files import (
     write_npy,
 )
 from dataset.frames import IMAGE_SUFFIXES, find_frames, read_depth
+from dataset.manifest import possible
 
 LONG_RECORDING = 10_000  # frames; one folder holds no more
 COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
@@ -47,6 +48,7 @@ COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
 JPEG_END = b"\xff\xd9"
 LONGEST_TAIL = 1024  # bytes that some cameras append to a JPEG
 FOCAL_TOLERANCE = 1e-3  # relative difference between a flag and the intrinsics file that is worth a warning
+OFF_CENTRE = 0.15  # of the image's size; cameras' principal points lie within a few per cent of the middle
 
 
 class UnreadableFrameError(Exception):
@@ -242,16 +244,24 @@ def plan_split(args: Namespace, stems: list[str]) -> dict[str, list[str]]:
 
 
 def build_camera(args: Namespace, folder: Path, size: tuple[int, int]) -> Intrinsics:
-    """The colour camera; raises UserError when its principal point lies outside the images."""
+    """The colour camera; raises UserError when there can be no such camera with these images."""
     flags = {name: getattr(args, name) for name in ("fx", "fy", "cx", "cy") if getattr(args, name) is not None}
     file = existing_file(args.intrinsics, "--intrinsics") if args.intrinsics else None
     values = find_intrinsics(folder, file, flags)
-    if not (0 < values["cx"] < size[0] and 0 < values["cy"] < size[1]):
-        raise UserError(
-            f"the principal point {values['cx']:g}, {values['cy']:g} lies outside images of {size[0]}x{size[1]}: "
-            "these intrinsics are of another resolution"
+    camera = possible(Intrinsics(**values, width=size[0], height=size[1]), str(file or folder))
+    warn_off_centre(camera)
+    return camera
+
+
+def warn_off_centre(camera: Intrinsics) -> None:
+    """Warn of a principal point far from the middle: intrinsics of a larger image give one, and a wrong scale."""
+    right, below = (camera.cx + 0.5) / camera.width - 0.5, (camera.cy + 0.5) / camera.height - 0.5
+    if max(abs(right), abs(below)) > OFF_CENTRE:
+        print(
+            f"warning: the principal point {camera.cx:g}, {camera.cy:g} lies far from the middle of images of "
+            f"{camera.width}x{camera.height}: are these intrinsics of another resolution?",
+            file=sys.stderr,
         )
-    return Intrinsics(**values, width=size[0], height=size[1])
 
 
 def describe(args: Namespace, folder: Path, n_frames: int, split: dict[str, list[str]]) -> dict:

@@ -59,17 +59,22 @@ class Row:
 
 
 def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
-    """Check one {fx, fy, cx, cy, width, height} object; raises UserError naming `where`."""
+    """The camera of one {fx, fy, cx, cy, width, height} object; raises UserError naming `where` when it is none."""
     try:
         values = {name: float(entry[name]) for name in ("fx", "fy", "cx", "cy", "width", "height")}
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: intrinsics need the numbers fx, fy, cx, cy, width, height") from None
     if not all(0 < values[name] < 1e6 for name in ("fx", "fy", "width", "height")):
         raise UserError(f"{where}: fx, fy, width and height of a camera are above 0")
-    if not all(abs(values[name]) < 1e6 for name in ("cx", "cy")):
-        raise UserError(f"{where}: cx and cy of a camera are finite numbers of pixels")
     width, height = int(values.pop("width")), int(values.pop("height"))
-    return Intrinsics(**values, width=width, height=height)
+    return possible(Intrinsics(**values, width=width, height=height), where)
+
+
+def possible(camera: Intrinsics, where: str) -> Intrinsics:
+    """The camera itself; raises UserError naming `where` when there can be no such camera (see Intrinsics.fault)."""
+    if camera.fault:
+        raise UserError(f"{where}: {camera.fault}")
+    return camera
 
 
 class Cameras:

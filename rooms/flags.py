@@ -4,6 +4,8 @@ from argparse import ArgumentParser
 
 from cli import UserError, non_negative_int, positive_float, positive_int
 
+from config import NYU_INTRINSICS
+
 
 def add_room_flags(parser: ArgumentParser, scenes: int, frames_per_scene: int) -> None:
     """--scenes, --frames-per-scene, --seed, --focal-scale.
@@ -35,4 +37,7 @@ def lens_range(focal_scale: list[float]) -> tuple[float, float]:
     shortest, longest = focal_scale[0], focal_scale[-1]
     if len(focal_scale) > 2 or shortest > longest:
         raise UserError("--focal-scale LOW HIGH: one factor, or two and the first is the smaller one")
+    for factor in focal_scale:
+        if fault := NYU_INTRINSICS.with_lens(factor).fault:
+            raise UserError(f"--focal-scale {factor:g}: {fault}")
     return shortest, longest

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -117,21 +117,30 @@ class FrameCameras:
             raise UserError(f"no camera.json in {root}: give --fx and --fy in pixels of the input images")
 
     def of(self, stem: str, rgb: np.ndarray) -> Intrinsics:
-        """The camera of one frame at its image's size; raises UserError when camera.json does not fit the image."""
+        """The camera of one frame at its image's size.
+
+        Raises UserError when camera.json does not fit the image, and Fatal when the flags fit none.
+        """
         height, width = rgb.shape[:2]
         known = camera_for(self.cameras.of(stem), rgb, stem) if self.cameras else None
         if not self.fx or not self.fy:
             assert known is not None  # without flags there are cameras
             return known
         if known is None:
-            return Intrinsics(self.fx, self.fy, (width - 1) / 2, (height - 1) / 2, width, height)
+            return self._possible(Intrinsics.centred(self.fx, self.fy, width, height))
         if max(abs(self.fx / known.fx - 1), abs(self.fy / known.fy - 1)) > FOCAL_TOLERANCE and not self._warned:
             self._warned = True
             print(
                 f"warning: --fx/--fy {self.fx:g} {self.fy:g} override camera.json's {known.fx:g} {known.fy:g}",
                 file=sys.stderr,
             )
-        return Intrinsics(self.fx, self.fy, known.cx, known.cy, width, height)
+        return self._possible(replace(known, fx=self.fx, fy=self.fy))
+
+    @staticmethod
+    def _possible(camera: Intrinsics) -> Intrinsics:
+        if camera.fault:
+            raise Fatal(f"--fx/--fy: {camera.fault}")
+        return camera
 
     def settings(self) -> dict:
         """For provenance: where focal lengths came from and, when all frames share one camera, what they are."""

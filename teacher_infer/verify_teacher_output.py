@@ -256,8 +256,9 @@ def main() -> int:
     for stem in stems:
         rgb = read_image(frames[stem])
         reference = read_reference(reference_dir, stem, rgb.shape[:2]) if reference_dir else None
+        camera = cameras.of(stem, rgb) if cameras else None
         try:
-            teacher = depth_of(backend, stem, rgb, cameras.of(stem, rgb) if cameras else None)
+            teacher = depth_of(backend, stem, rgb, camera)
         except UserError as error:  # the teacher's fault, so the gate's verdict and not wrong usage
             problems.append(f"frame {stem}: {error}")
             continue

@@ -206,6 +206,8 @@ def test_wrong_checkpoints_are_refused_and_never_run(manifest, trained, tmp_path
         (["--input", "empty"], "holds no .png or .jpg image"),
         (["--input", "grey.png", "--fx", "500"], "--fx and --fy go together"),
         (["--input", "grey.png", "--fx", "-1", "--fy", "500"], "--fx: -1"),
+        (["--input", "grey.png", "--fx", "0.825", "--fy", "1.1"], "--fx --fy: fx 0.825 and fy 1.1 of an image of 160x120 pixels are a field of view"),
+        (["--input", "grey.png", "--camera", "metres.json"], "metres.json: fx 0.00193"),
         (["--input", "grey.png", "--camera", "gone.json"], "gone.json"),
         (["--input", "grey.png", "--camera", "text.png"], "not readable JSON"),
         (["--input", "grey.png", "--device", "cuda:7"], "--device cuda:7"),
@@ -217,6 +219,8 @@ def test_prediction_refuses_wrong_input(trained, tmp_path, monkeypatch, capfd, f
     (tmp_path / "empty").mkdir()
     for name in ("text.png", "text.mp4"):
         (tmp_path / name).write_text("404 not found")
+    metres = {"fx": 0.00193, "fy": 0.00193, "cx": 80, "cy": 60, "width": 160, "height": 120}
+    (tmp_path / "metres.json").write_text(json.dumps(metres))
     code = exit_code(predict.main, "--checkpoint", trained / "checkpoints/best.pt", "--device", "cpu", *flags)
     check_one_line(code, capfd.readouterr().err, words)
     assert not (tmp_path / "predictions").exists()

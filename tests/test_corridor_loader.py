@@ -123,6 +123,14 @@ def test_flags_override_the_file_with_a_warning(tmp_path):
     assert read_json(tmp_path / "out/camera.json")["fx"] == 33
 
 
+def test_a_principal_point_far_from_the_middle_is_told(tmp_path):
+    """Intrinsics of 640x360 beside images of half that size have theirs inside these, too."""
+    recording = record(tmp_path / "in")
+    result = load("--input", recording, "--out", tmp_path / "out", *FEW, "--cx", 24)
+    assert result.returncode == 0
+    assert "principal point 24, 11.5 lies far from the middle" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -132,8 +140,11 @@ def test_flags_override_the_file_with_a_warning(tmp_path):
         ("30 0 15\n0 nan 12\n0 0 1\n", ["3x3"]),
         ("-30 0 15\n0 30 12\n0 0 1\n", ["above 0"]),
         ("15 0 30\n12 30 0\n1 0 0\n", ["camera matrix"]),
-        ("300 0 960\n0 300 12\n0 0 1\n", ["another resolution"]),
-        ("300 0 16\n0 300 540\n0 0 1\n", ["another resolution"]),
+        ("100 0 960\n0 100 12\n0 0 1\n", ["another resolution"]),
+        ("100 0 16\n0 100 540\n0 0 1\n", ["another resolution"]),
+        ("0.9 0 0.5\n0 1.2 0.5\n0 0 1\n", ["divided by the image's size"]),
+        ("0.0019 0 16\n0 0.0019 12\n0 0 1\n", ["in metres"]),
+        ("300 0 16\n0 300 12\n0 0 1\n", ["field of view"]),
     ],
 )
 def test_wrong_intrinsics_are_refused(tmp_path, text, words):

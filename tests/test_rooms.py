@@ -190,7 +190,7 @@ def test_too_few_frames_leave_no_file(frames, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", ["--scenes 0", "--focal-scale 2 1", "--focal-scale 1 2 3"])
+@pytest.mark.parametrize("flags", ["--scenes 0", "--focal-scale 2 1", "--focal-scale 1 2 3", "--focal-scale 20"])
 def test_wrong_flag_is_one_line(tmp_path, flags):
     command = [sys.executable, render_rooms.__file__, "--out", "rooms.mat", *flags.split()]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

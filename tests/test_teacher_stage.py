@@ -233,6 +233,14 @@ def test_flags_that_agree_do_not_warn(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("camera", [None, CAMERA.__dict__])
+@pytest.mark.parametrize("focal", [0.825, 0.00193, 3000.0])
+def test_flags_of_no_camera_end_a_stage(tmp_path, camera, focal):
+    folder, rgb = rgb_folder(tmp_path, camera)
+    with pytest.raises(stage.Fatal, match="--fx/--fy: fx .* field of view"):
+        stage.FrameCameras(folder, focal, focal).of("a", rgb)
+
+
 def test_camera_of_nyu_is_told_by_source_json_alone(tmp_path, capsys):
     """A path with "nyu" in it may be that of a laboratory, whose robot has another camera."""
     folder, _ = rgb_folder(tmp_path / "frames")
