@@ -106,7 +106,8 @@ class DecodedFrames(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         size = (NETWORK_WIDTH, NETWORK_HEIGHT)
         rgb = cv2.resize(read_image(self.rows[index].rgb), size, interpolation=cv2.INTER_LINEAR)
-        depth = cv2.resize(read_depth(self.rows[index].depth), size, interpolation=cv2.INTER_NEAREST)
+        row = self.rows[index]
+        depth = cv2.resize(read_depth(row.depth, row.depth_unit), size, interpolation=cv2.INTER_NEAREST)
         if self.random.random() < 0.5:
             rgb, depth = rgb[:, ::-1], depth[:, ::-1]
         brightness = np.float32(self.random.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))

@@ -73,7 +73,7 @@ def score(model: torch.nn.Module, rows: list[Row], split: str, scaled: bool, rec
         if row.split == split:
             depth, _ = student(read_image(row.rgb), row.intrinsics if scaled else None)
             depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is an answer, not a missing one
-            truth = read_depth(row.depth)
+            truth = read_depth(row.depth, row.depth_unit)
             metrics.update(*map(torch.from_numpy, (depth, truth, scored_depth(truth, None, recipe, row.intrinsics))))
     return metrics.compute()
 

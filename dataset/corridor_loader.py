@@ -4,7 +4,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 try:
@@ -38,9 +38,11 @@ from dataset.files import (
     write_failed_frames,
     write_json,
     write_npy,
+    write_png,
 )
-from dataset.frames import IMAGE_SUFFIXES, find_frames, read_depth
+from dataset.frames import IMAGE_SUFFIXES, check_unit, find_frames, read_depth, to_millimetres
 from dataset.manifest import possible
+from dataset.units import UNITS, DepthUnit, add_unit_flag
 
 LONG_RECORDING = 10_000  # frames; one folder holds no more
 COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
@@ -159,8 +161,8 @@ def split_by_time(stems: list[str], test: int, val: int, gap: int) -> dict[str, 
     return {"train": stems[:end], "val": split["val"], "test": split["test"]}
 
 
-def load_frame(colour: Path, depth: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a frame: RGB uint8 [H,W,3] and depth float32 [H,W], metres, 0 = no reading.
+def load_frame(colour: Path, depth: Path, unit: DepthUnit | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a frame: RGB uint8 [H,W,3] and depth float32 [H,W], metres, 0 = no reading; unit: of the depth image.
 
     Raises UnreadableFrameError when an image can't be decoded, and UserError when the recording is of the wrong kind:
     8-bit depth, or depth that is not registered to the colour image's size.
@@ -176,35 +178,51 @@ def load_frame(colour: Path, depth: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{depth} is {raw.shape[1]}x{raw.shape[0]} but its colour image is {rgb.shape[1]}x{rgb.shape[0]}: "
             "depth must be registered to the colour camera"
         )
-    return rgb, read_depth(depth)
+    return rgb, read_depth(depth, unit)
 
 
-def image_size(frames: Iterable[tuple[Path, Path]]) -> tuple[int, int]:
+def image_size(frames: Iterable[tuple[Path, Path]], unit: DepthUnit | None) -> tuple[int, int]:
     """(width, height) of the first readable frame; raises UserError when there is none."""
     reason: UnreadableFrameError | None = None
     for colour, depth in frames:
         try:
-            height, width = load_frame(colour, depth)[1].shape
+            height, width = load_frame(colour, depth, unit)[1].shape
             return width, height
         except UnreadableFrameError as error:
             reason = reason or error
     raise UserError(f"no frame of the recording is readable; the first: {reason}")
 
 
-def convert_frame(colour: Path, depth: Path, out: Path, stem: str, depth_format: str, size: tuple[int, int]) -> None:
-    """Write rgb/<stem>.* and depth/<stem>.png|npy unless both exist; errors as load_frame."""
-    rgb_file = out / "rgb" / f"{stem}{colour.suffix.lower()}"
-    depth_file = out / "depth" / f"{stem}.{depth_format}"
-    if rgb_file.is_file() and depth_file.is_file():
-        return
-    rgb, metres = load_frame(colour, depth)
-    if rgb.shape[1::-1] != size:
-        raise UserError(f"{colour} is {rgb.shape[1]}x{rgb.shape[0]}, other frames are {size[0]}x{size[1]}")
-    if depth_format == "npy":
-        write_npy(depth_file, metres)
-    else:
-        _copy(depth, depth_file)
-    _copy(colour, rgb_file)
+@dataclass(frozen=True)
+class Conversion:
+    """What becomes of a recording's frames.
+
+    out: the data folder; size: (width, height) that all images must have; depth_format: png, millimetres, or npy,
+    metres; unit: of the recording's depth, millimetres unless given.
+    """
+
+    out: Path
+    size: tuple[int, int]
+    depth_format: str
+    unit: DepthUnit | None
+
+    def convert(self, colour: Path, depth: Path, stem: str) -> None:
+        """Write rgb/<stem>.* and depth/<stem>.png|npy unless both exist; errors as load_frame."""
+        rgb_file = self.out / "rgb" / f"{stem}{colour.suffix.lower()}"
+        depth_file = self.out / "depth" / f"{stem}.{self.depth_format}"
+        if rgb_file.is_file() and depth_file.is_file():
+            return
+        rgb, metres = load_frame(colour, depth, self.unit)
+        if rgb.shape[1::-1] != self.size:
+            width, height = self.size
+            raise UserError(f"{colour} is {rgb.shape[1]}x{rgb.shape[0]}, other frames are {width}x{height}")
+        if self.depth_format == "npy":
+            write_npy(depth_file, metres)
+        elif self.unit in (None, UNITS["mm"]):
+            _copy(depth, depth_file)
+        else:
+            write_png(depth_file, to_millimetres(metres))
+        _copy(colour, rgb_file)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -216,7 +234,7 @@ def parse_args() -> Namespace:
     """Flags of the command line."""
     parser = ArgumentParser(
         "Reads an RGB-D recording: <stem>.color.jpg|png beside <stem>.depth.png, or folders rgb|color/ and depth/;\n"
-        "depth is 16-bit PNG in millimetres, registered to the colour images.\n"
+        "depth is 16-bit PNG, registered to the colour images, in millimetres unless --depth-unit says otherwise.\n"
         "Writes a data folder: rgb/ depth/ camera.json splits.json recordings.json source.json (failed_frames.jsonl\n"
         "if any fail).\n\n"
         "The split is by time: train, gap, val, gap, test. Frames of a gap are left out. A run that was stopped\n"
@@ -232,7 +250,8 @@ def parse_args() -> Namespace:
     parser.add_argument("--test-frames", type=positive_int, help="last frames, for test (default: a sixth)")
     parser.add_argument("--val-frames", type=non_negative_int, help="frames before them, for val (default: a tenth)")
     parser.add_argument("--gap-frames", type=non_negative_int, default=10, help="left out at each border (default: 10)")
-    parser.add_argument("--depth-format", choices=("png", "npy"), default="png", help="png: copied; npy: metres")
+    parser.add_argument("--depth-format", choices=("png", "npy"), default="png", help="png: millimetres; npy: metres")
+    add_unit_flag(parser, "the recording's depth")
     return parser.parse_args()
 
 
@@ -273,7 +292,7 @@ def describe(args: Namespace, folder: Path, n_frames: int, split: dict[str, list
         "split": {name: len(stems) for name, stems in split.items()},
         "gap_frames": args.gap_frames,
         "depth_format": args.depth_format,
-    }
+    } | ({"depth_unit": args.depth_unit.name} if args.depth_unit else {})
 
 
 def summary(n_frames: int, split: dict[str, list[str]], failed: dict[str, str]) -> str:
@@ -292,15 +311,20 @@ def main() -> int:
         raise UserError("--out is the recording itself: choose another folder")
     frames = in_sub_folders(find_recording(folder))
     split = plan_split(args, list(frames))
-    size = image_size(frames.values())
+    if args.depth_unit:
+        print(f"depth: {args.depth_unit.what}")
+    else:
+        check_unit(folder, (depth for _, depth in frames.values()))
+    size = image_size(frames.values(), args.depth_unit)
     camera = build_camera(args, folder, size)
     claim_data_folder(args.out, describe(args, folder, len(frames), split), ("rgb", "depth"))
     kept = [stem for stems in split.values() for stem in stems]
+    conversion = Conversion(args.out, size, args.depth_format, args.depth_unit)
     failed: dict[str, str] = {}
     with StopSignal() as stop:
         for number, stem in enumerate(tqdm(kept, unit="frame", disable=None), 1):
             try:
-                convert_frame(*frames[stem], args.out, stem, args.depth_format, size)
+                conversion.convert(*frames[stem], stem)
             except UnreadableFrameError as error:
                 failed[stem] = str(error)
             if 2 * len(failed) > len(kept):

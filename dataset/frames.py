@@ -1,6 +1,7 @@
 """Reading one frame of a data folder, and the one rule by which frames come to the network's size."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from natsort import natsorted
 from config import CLASS_NAMES, IGNORE, Intrinsics
 from dataset.files import read_image, read_npy, read_png_raw
 from dataset.manifest import Row
+from dataset.units import UNITS, DepthUnit, refuse_other_unit, sampled
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MILLIMETRES = 1000.0
-NO_READING = np.iinfo(np.uint16).max  # some Kinect drivers write the largest number where they measured nothing
 LONGEST_INDOOR_DEPTH = 100.0  # metres: a median above it is no room but a wrong unit
 WHITE, WIDEST_BORDER = 250, 16
 
@@ -69,24 +70,50 @@ def find_map(folder: str | Path, stem: str) -> Path | None:
     return None
 
 
-def read_depth(path: str | Path) -> np.ndarray:
+def read_stored_depth(path: Path) -> np.ndarray:
+    """Depth of one frame as its file holds it: uint16 [H,W] of a .png, floating [H,W] of a .npy; UserError else."""
+    if path.suffix.lower() != ".png":
+        return _map(path, np.floating)
+    stored = read_png_raw(path)
+    if stored.dtype != np.uint16:
+        raise UserError(f"{path}: depth as PNG is 16-bit, this one is 8-bit")
+    return stored
+
+
+def read_depth(path: str | Path, unit: DepthUnit | None = None) -> np.ndarray:
     """Depth of one frame as float32 [H,W], metres; what is not finite or not above 0 becomes 0.
+
+    Args:
+        path: a 16-bit .png, or a floating .npy in metres.
+        unit: of a .png's numbers; millimetres unless given.
 
     Raises UserError on an unreadable file, another shape, or values that are no metres (median above 100).
     """
-    path = Path(path)
-    if path.suffix.lower() == ".png":
-        raw = read_png_raw(path)
-        if raw.dtype != np.uint16:
-            raise UserError(f"{path}: depth as PNG is 16-bit millimetres, this one is 8-bit")
-        depth = np.where(raw == NO_READING, 0, raw).astype(np.float32) / np.float32(MILLIMETRES)
-    else:
-        depth = _map(path, np.floating)
-        depth = np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    stored = read_stored_depth(path := Path(path))
+    depth = (unit or UNITS["mm"] if stored.dtype == np.uint16 else UNITS["m"]).decode(stored)
     valid = depth[depth > 0]
     if valid.size and np.median(valid) > LONGEST_INDOOR_DEPTH:
         raise UserError(f"{path}: median depth {np.median(valid):.0f} is no depth in metres; millimetres as .npy?")
     return depth
+
+
+def to_millimetres(depth: np.ndarray) -> np.ndarray:
+    """Metres as uint16 millimetres of the same shape, as a 16-bit PNG holds them; at most 65.535 m."""
+    return np.minimum(np.rint(depth * MILLIMETRES), np.iinfo(np.uint16).max).astype(np.uint16)
+
+
+def check_unit(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise UserError, naming the likely unit, when the depth maps of a folder can't be in .png's millimetres.
+
+    Nor in .npy's metres. A data folder that a loader has made is not checked: the loader knew the unit.
+    """
+    if (folder.resolve().parent / "source.json").is_file():
+        return
+    stored = []
+    for path in sampled(paths):
+        with suppress(UserError):  # whoever reads the frame says so
+            stored.append(read_stored_depth(path))
+    refuse_other_unit(folder, stored)
 
 
 def read_confidence(path: str | Path) -> np.ndarray:
@@ -122,7 +149,7 @@ def _map(path: Path, kind: type) -> np.ndarray:
 def read_frame(row: Row) -> Frame:
     """Read all maps of a manifest's row; raises UserError when one is unreadable or of another size than the image."""
     rgb = read_image(row.rgb)
-    depth = read_depth(row.depth)
+    depth = read_depth(row.depth, row.depth_unit)
     confidence = read_confidence(row.confidence) if row.confidence else (depth > 0).astype(np.float32)
     maps: Mapping[str, np.ndarray | None] = {
         "labels": read_classes(row.labels) if row.labels else None,

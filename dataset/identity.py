@@ -42,7 +42,8 @@ def fingerprint(rows: Sequence[Row]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row.stem}|{row.split}|{row.intrinsics}|{row.da3_scale}".encode())
+        unit = f"|{row.depth_unit}" if row.depth_unit else ""  # nothing: the same as before there were units
+        digest.update(f"{row.stem}|{row.split}|{row.intrinsics}|{row.da3_scale}{unit}".encode())
         for name in ("rgb", "depth", *OPTIONAL_MAPS):
             file = getattr(row, name)
             if file is None:

@@ -15,6 +15,8 @@ A manifest is a text file with one JSON object a line:
     intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
     recording   what the frame is of: NYU's scene, the room, the imported folder (optional); frames of one recording are
                 near-duplicates, so a split that is not given goes by whole recordings
+    depth_unit  what one count of depth in .png is: a name of dataset/units.py, or metres as 0.0002; default: mm
+                (optional)
     made_by     what made the labels                        (optional)
     da3_scale   factor that brings da3_depth to the sensor's scale, wherever it is read (optional)
 
@@ -34,6 +36,7 @@ import numpy as np
 
 from config import Intrinsics
 from dataset.files import atomic_path, read_json
+from dataset.units import DepthUnit, unit_of
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg", "seg_confidence")
@@ -56,6 +59,7 @@ class Row:
     made_by: dict = field(default_factory=dict)
     da3_scale: float | None = None
     recording: str | None = None
+    depth_unit: DepthUnit | None = None
 
 
 def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
@@ -192,6 +196,7 @@ def _parse(line: str, root: Path, where: str) -> Row:
         made_by=made_by,
         da3_scale=_scale(entry.get("da3_scale"), where),
         recording=_name(entry.get("recording"), where),
+        depth_unit=unit_of(entry.get("depth_unit"), where),
     )
 
 
@@ -288,6 +293,8 @@ def _entry(row: Row, root: Path) -> dict:
         entry["da3_scale"] = row.da3_scale
     if row.recording is not None:
         entry["recording"] = row.recording
+    if row.depth_unit is not None:
+        entry["depth_unit"] = row.depth_unit.name
     return entry
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from config import IGNORE
-from dataset.frames import MILLIMETRES, Frame, to_network_map, to_network_rgb
+from dataset.frames import Frame, to_millimetres, to_network_map, to_network_rgb
 
 ARRAYS = {  # name: (dtype, channels, value where a frame has none); sizes are [N, height, width, channels]
     "rgb": (np.uint8, 3, 0),
@@ -19,13 +19,10 @@ ARRAYS = {  # name: (dtype, channels, value where a frame has none); sizes are [
 def pack_frame(frame: Frame, width: int, height: int) -> dict[str, np.ndarray]:
     """One frame at a size of the network's aspect ratio in the cache's dtypes, [height,width,channels] each."""
 
-    def millimetres(depth: np.ndarray) -> np.ndarray:
-        return np.minimum(np.rint(depth * MILLIMETRES), np.iinfo(np.uint16).max)
-
     def of_255(confidence: np.ndarray) -> np.ndarray:
         return np.rint(confidence * 255)
 
-    units = {"depth": millimetres, "da3_depth": millimetres, "confidence": of_255, "seg_confidence": of_255}
+    units = {"depth": to_millimetres, "da3_depth": to_millimetres, "confidence": of_255, "seg_confidence": of_255}
     packed = {"rgb": to_network_rgb(frame.rgb, width, height)}
     for name, (dtype, channels, value) in ARRAYS.items():
         if name == "rgb":

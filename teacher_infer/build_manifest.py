@@ -21,6 +21,7 @@ from dataset.alignment import seam_step, sensor_scale
 from dataset.files import read_image, read_json, write_json
 from dataset.frames import (
     camera_for,
+    check_unit,
     find_frames,
     find_map,
     read_classes,
@@ -30,6 +31,7 @@ from dataset.frames import (
 )
 from dataset.identity import fingerprint
 from dataset.manifest import Cameras, Row, read_recordings, read_splits, write_manifest
+from dataset.units import DepthUnit, add_unit_flag
 from teacher_infer.stage import PROVENANCE
 
 TEACHERS = {"da3_depth": "run_da3.py", "sam2_seg": "run_sam2.py"}
@@ -71,6 +73,7 @@ def parse_args() -> Namespace:
     parser.add_argument(
         "--output", required=True, metavar="manifest.jsonl", help="the manifest, in a folder above all data"
     )
+    add_unit_flag(parser, "--depth-dir")
     parser.add_argument(
         "--allow-missing-teachers",
         action="store_true",
@@ -87,11 +90,12 @@ def parse_args() -> Namespace:
 
 @dataclass
 class Folders:
-    """The data's folders; maps: {column: folder}."""
+    """The data's folders; maps: {column: folder}; depth_unit: of depth, None for its files' own."""
 
     rgb: Path
     maps: dict[str, Path]
     allow_missing_teachers: bool
+    depth_unit: DepthUnit | None
 
 
 def find_folders(args: Namespace) -> Folders:
@@ -121,7 +125,7 @@ def find_folders(args: Namespace) -> Folders:
             print(f"{column}: none")
     if "seg_confidence" in maps:
         check_confidence(maps["seg_confidence"], maps.get("sam2_seg"))
-    return Folders(rgb, maps, args.allow_missing_teachers)
+    return Folders(rgb, maps, args.allow_missing_teachers, args.depth_unit)
 
 
 def check_confidence(folder: Path, sam2: Path | None) -> None:
@@ -180,7 +184,7 @@ def join_frames(
             depth = find_map(folders.maps["depth"], stem)
             if depth is None:
                 raise UserError(f"frame {stem} has no depth in {folders.maps['depth']}")
-            row = Row(stem, rgb, depth, split=splits.get(stem) if splits else None)
+            row = Row(stem, rgb, depth, split=splits.get(stem) if splits else None, depth_unit=folders.depth_unit)
             _add_maps(row, folders, join)
             shape = header("rgb", rgb)
             _check_maps(row, shape, whole=number % every == 0)
@@ -285,7 +289,7 @@ def align(rows: list[Row], threshold: float) -> None:
     scales, before, after = [], [], []
     with_teacher = [row for row in rows if row.da3_depth]
     for row in tqdm(with_teacher, desc="aligning to the sensor", disable=None):
-        depth, teacher = read_depth(row.depth), read_depth(row.da3_depth)
+        depth, teacher = read_depth(row.depth, row.depth_unit), read_depth(row.da3_depth)
         confidence = read_confidence(row.confidence) if row.confidence else (depth > 0).astype(np.float32)
         row.da3_scale = sensor_scale(depth, confidence, teacher, threshold)
         if row.da3_scale is None:
@@ -323,6 +327,8 @@ def main() -> None:
     cameras = Cameras.read(camera_file) if camera_file else None
     join = join_frames(folders, frames, splits, cameras, teachers_provenance(folders))
     check(join, args.allow_missing_teachers)
+    if not args.depth_unit:
+        check_unit(folders.maps["depth"], (row.depth for row in join.rows))
     if recordings_file:
         recordings = read_recordings(recordings_file)
         for row in join.rows:

@@ -20,8 +20,9 @@ import numpy as np
 
 from config import CLASS_COLOURS, CLASS_NAMES, Intrinsics
 from dataset.files import read_image, read_json, write_npy, write_png
-from dataset.frames import find_frames, find_map, read_confidence, read_depth
+from dataset.frames import check_unit, find_frames, find_map, read_confidence, read_depth
 from dataset.pictures import colour_classes, panel, stack
+from dataset.units import DepthUnit, add_unit_flag, sampled
 from teacher_infer.geometry import OTHER, GeometryResult, classify
 from teacher_infer.object_backends import (
     DetectedObject,
@@ -90,6 +91,7 @@ def parse_args() -> Namespace:
         metavar="N",
         help="write pictures of the first N frames to --output-dir/panels (default: 0)",
     )
+    add_unit_flag(parser, "--sensor-depth-dir and --depth-dir")
     add_object_flags(parser)
     add_camera_flags(parser)
     add_stage_flags(parser)
@@ -99,8 +101,15 @@ def parse_args() -> Namespace:
 class DepthMaps:
     """The depth that geometry takes and the sensor's, in which glass is a hole."""
 
-    def __init__(self, depth_dir: str, sensor_dir: str | None, confidence_dir: str | None, root: Path):
-        self.depth = existing_dir(depth_dir, "--depth-dir")
+    def __init__(
+        self,
+        depth_dir: str,
+        sensor_dir: str | None,
+        confidence_dir: str | None,
+        root: Path,
+        unit: DepthUnit | None = None,
+    ):
+        self.depth, self.unit = existing_dir(depth_dir, "--depth-dir"), unit
         self.sensor = _given_or_beside(sensor_dir, root / "depth", "--sensor-depth-dir")
         beside = root / "confidence"  # of the depth beside the images, so of no other sensor's
         self.confidence = (
@@ -122,17 +131,28 @@ class DepthMaps:
             },
             "sensor_depth": self.sensor and self.sensor.resolve().name,
             "confidence": self.confidence and self.confidence.resolve().name,
-        }
+        } | ({"depth_unit": self.unit.name} if self.unit else {})
 
     def read(self, stem: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
         """(depth, sensor depth or None) of a frame, float32 [H,W] metres, 0 = none; UserError when unfit."""
-        depth = _read_map(self.depth, stem, read_depth, shape)
+        depth = _read_map(self.depth, stem, self._metres, shape)
         if self.sensor is None:
             return depth, None
-        sensor = _read_map(self.sensor, stem, read_depth, shape)
+        sensor = _read_map(self.sensor, stem, self._metres, shape)
         if self.confidence is not None and find_map(self.confidence, stem) is not None:
             sensor[_read_map(self.confidence, stem, read_confidence, shape) == 0] = 0
         return depth, sensor
+
+
+    def check_units(self, stems: Collection[str]) -> None:
+        """Raise UserError when the .png maps of some frames can't be in millimetres."""
+        for folder in (self.depth, self.sensor):
+            if folder and not self.unit:
+                maps = (find_map(folder, stem) for stem in sampled(stems))
+                check_unit(folder, (path for path in maps if path and path.suffix.lower() == ".png"))
+
+    def _metres(self, path: Path) -> np.ndarray:
+        return read_depth(path, self.unit)
 
 
 def _given_or_beside(given: str | None, beside: Path, flag: str) -> Path | None:
@@ -303,9 +323,11 @@ def main() -> int:
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
     frames = find_frames(input_dir)
-    maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, input_dir.resolve().parent)
+    root = input_dir.resolve().parent
+    maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, root, args.depth_unit)
+    maps.check_units(frames)
     cameras = FrameCameras(input_dir, args.fx, args.fy)
-    gravity = FrameGravity(args.gravity, input_dir.resolve().parent, frames)
+    gravity = FrameGravity(args.gravity, root, frames)
     teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, gravity, output_dir)
     teacher.panel_stems.update(list(frames)[: args.save_panels])
     claim_output(output_dir, teacher.provenance, args.overwrite)

@@ -28,6 +28,7 @@ from tabulate import tabulate
 from dataset.files import read_image, write_json, write_png
 from dataset.frames import find_frames, find_map, read_depth
 from dataset.pictures import colour_depth, colour_error, depth_range, panel
+from dataset.units import UNITS, DepthUnit, add_unit_flag
 from teacher_infer.depth_backends import add_backend_flags, depth_of, load_depth_backend
 from teacher_infer.stage import FrameCameras, add_camera_flags, limit_threads
 
@@ -153,7 +154,9 @@ def _frame_problems(c: Comparison) -> list[str]:
 
 
 def _scale_cause(ratio: float, resize: float) -> str:
-    known = {
+    units = UNITS.values()
+    known = {unit.reads_as: f"the reference is in {unit.what}: give --depth-unit {unit.name}" for unit in units}
+    known |= {
         1000.0: "the teacher gives millimetres, or the reference is read as metres / 1000",
         0.001: "the reference is in millimetres",
         1 / resize: "the focal length was not brought to the network's size (fx * tensor width / input width)",
@@ -185,6 +188,7 @@ def parse_args() -> Namespace:
         )
     parser.add_argument("--n-frames", type=positive_int, default=5, help="frames, evenly spread (default: 5)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_unit_flag(parser, "the reference depth")
     add_backend_flags(parser)
     add_camera_flags(parser)
     return parser.parse_args()
@@ -198,11 +202,11 @@ def choose_frames(frames: dict[str, Path], reference_dir: Path | None, n: int) -
     return [stems[round(i)] for i in np.linspace(0, len(stems) - 1, min(n, len(stems)))]
 
 
-def read_reference(folder: Path, stem: str, shape: tuple[int, int]) -> np.ndarray:
+def read_reference(folder: Path, stem: str, shape: tuple[int, int], unit: DepthUnit | None) -> np.ndarray:
     """Reference depth of a frame, float32 [H,W] metres; UserError when it is not of the image's size."""
     path = find_map(folder, stem)
     assert path is not None  # choose_frames() takes frames that have one
-    reference = read_depth(path)
+    reference = read_depth(path, unit)
     if reference.shape != shape:
         raise UserError(f"{path} is {reference.shape[1]}x{reference.shape[0]}, its image {shape[1]}x{shape[0]}")
     return reference
@@ -255,7 +259,7 @@ def main() -> int:
     comparisons, problems = {}, []
     for stem in stems:
         rgb = read_image(frames[stem])
-        reference = read_reference(reference_dir, stem, rgb.shape[:2]) if reference_dir else None
+        reference = read_reference(reference_dir, stem, rgb.shape[:2], args.depth_unit) if reference_dir else None
         camera = cameras.of(stem, rgb) if cameras else None
         try:
             teacher = depth_of(backend, stem, rgb, camera)

@@ -1,0 +1,174 @@
+"""Units of depth: what a sensor's numbers are is said, or told by their values; never taken for granted."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cli import UserError
+
+import numpy as np
+import pytest
+
+from dataset import corridor_loader, frames, units
+from dataset.files import read_json, write_json, write_npy, write_png
+from dataset.frames import check_unit, read_depth
+from dataset.identity import fingerprint
+from dataset.manifest import read_manifest
+from teacher_infer import build_manifest, verify_teacher_output
+
+SIZE = (480, 640)
+OF = {  # how a sensor or a data set writes metres
+    "mm": lambda metres: metres * 1000,
+    "tum": lambda metres: metres * 5000,
+    "l515": lambda metres: metres * 4000,
+    "d405": lambda metres: metres * 10000,
+    "sunrgbd": lambda metres: (np.rint(metres * 1000).astype(int) << 3) | (np.rint(metres * 1000).astype(int) >> 13),
+    "kitti": lambda metres: metres * 256,
+    "cm": lambda metres: metres * 100,
+}
+
+
+def metres(median: float = 1.9) -> np.ndarray:
+    """A slanted floor and a hole: depth float32 [H,W]."""
+    depth = np.linspace(0.6 * median, 1.4 * median, SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
+    depth[:40, :40] = 0
+    return depth
+
+
+def stored(name: str, median: float = 1.9) -> np.ndarray:
+    return np.rint(OF[name](metres(median))).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name", OF)
+def test_every_unit_is_read_as_metres(name):
+    assert units.UNITS[name].decode(stored(name)) == pytest.approx(metres(), abs=0.006 if name == "cm" else 0.003)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("TUM", 2e-4), ("1/5000", 2e-4), ("0.0002", 2e-4), ("0.00025", 2.5e-4), ("0.001", 1e-3), ("1/3", 1 / 3)],
+)
+def test_units_are_named_or_given_in_metres(text, expected):
+    assert units.depth_unit(text).metres == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "inch", "0", "-0.001", "nan", "inf", "1/0", "5000", "1/5000/2"])
+def test_other_units_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="tum"):
+        units.depth_unit(text)
+
+
+@pytest.mark.parametrize("name", ["tum", "l515", "d405", "sunrgbd", "cm"])
+def test_a_folder_that_is_not_in_millimetres_is_refused_with_its_likely_unit(tmp_path, name):
+    write_png(tmp_path / "1.png", stored(name))
+    with pytest.raises(UserError, match=f"--depth-unit {name}: 1.90 m"):
+        check_unit(tmp_path, [tmp_path / "1.png"])
+
+
+@pytest.mark.parametrize(("name", "times"), [("sunrgbd", 8), ("tum", 5)])
+def test_values_tell_a_unit_whose_median_would_pass(tmp_path, name, times):
+    """0.7 m seems to be an ordinary 5.6 or 3.5 m, but every number is a multiple, as only that unit has it."""
+    numbers = (np.rint(metres(0.7) * 1000) * times).astype(np.uint16)
+    with pytest.raises(UserError, match=f"its values are .*--depth-unit {name}: 0.70 m"):
+        units.refuse_other_unit(tmp_path, [numbers])
+
+
+@pytest.mark.parametrize("median", [0.35, 1.9, 5.5])
+def test_millimetres_and_metres_pass(tmp_path, median):
+    units.refuse_other_unit(tmp_path, [stored("mm", median)])
+    units.refuse_other_unit(tmp_path, [metres(median)])
+    units.refuse_other_unit(tmp_path, [])
+    units.refuse_other_unit(tmp_path, [np.zeros(SIZE, np.uint16), np.full(SIZE, 65535, np.uint16)])
+    units.refuse_other_unit(tmp_path, [np.full(SIZE, 2000, np.uint16)])  # one value is no pattern
+
+
+def test_metres_as_npy_are_checked_too(tmp_path):
+    with pytest.raises(UserError, match="likely centimetres .*convert them to metres"):
+        units.refuse_other_unit(tmp_path, [metres(190.0)])
+
+
+def test_one_odd_frame_is_no_other_unit(tmp_path):
+    maps = [stored("mm")] * 4 + [np.full(SIZE, 20000, np.uint16)]
+    units.refuse_other_unit(tmp_path, maps)
+
+
+def recording(folder: Path, name: str) -> Path:
+    for number in range(12):
+        write_png(folder / f"rgb/{number}.png", np.full((*SIZE, 3), 20 * number, np.uint8))
+        write_png(folder / f"depth/{number}.png", stored(name))
+    (folder / "camera-intrinsics.txt").write_text("500 0 320\n0 500 240\n0 0 1\n")
+    return folder
+
+
+def load(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["corridor_loader.py", *map(str, arguments), "--gap-frames", "0"])
+    return corridor_loader.main()
+
+
+@pytest.mark.parametrize("name", ["tum", "l515", "d405", "sunrgbd"])
+@pytest.mark.parametrize("depth_format", ["png", "npy"])
+def test_a_recording_becomes_metres(tmp_path, monkeypatch, capsys, name, depth_format):
+    folder, out = recording(tmp_path / "in", name), tmp_path / "out"
+    with pytest.raises(UserError, match=f"--depth-unit {name}"):
+        load(monkeypatch, "--input", folder, "--out", out)
+    assert not out.exists()
+    flags = ("--input", folder, "--out", out, "--depth-unit", name, "--depth-format", depth_format)
+    assert load(monkeypatch, *flags) == 0
+    assert units.UNITS[name].what in capsys.readouterr().out
+    assert read_depth(out / f"depth/3.{depth_format}") == pytest.approx(metres(), abs=0.0011)
+    assert read_json(out / "source.json")["depth_unit"] == name
+    with pytest.raises(UserError, match="other settings"):
+        load(monkeypatch, "--input", folder, "--out", out, "--depth-unit", "mm", "--depth-format", depth_format)
+
+
+def test_what_a_loader_has_made_is_not_asked_again(tmp_path):
+    write_png(tmp_path / "depth/1.png", stored("mm", 0.2))
+    with pytest.raises(UserError, match="0.20 m"):
+        check_unit(tmp_path / "depth", [tmp_path / "depth/1.png"])
+    write_json(tmp_path / "source.json", {"what": "RGB-D recording"})
+    check_unit(tmp_path / "depth", [tmp_path / "depth/1.png"])
+
+
+def test_rows_of_a_manifest_know_their_unit(tmp_path, monkeypatch):
+    write_png(tmp_path / "rgb/1.png", np.zeros((*SIZE, 3), np.uint8))
+    write_png(tmp_path / "depth/1.png", stored("tum"))
+
+    def build(*flags: str) -> None:
+        paths = ("--rgb-dir", "rgb", "--depth-dir", "depth", "--output", "manifest.jsonl", "--allow-missing-teachers")
+        monkeypatch.setattr(sys, "argv", ["build_manifest.py", *paths, *flags])
+        build_manifest.main()
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--depth-unit tum: 1.90 m"):
+        build()
+    build("--depth-unit", "tum")
+    (row,) = read_manifest("manifest.jsonl")
+    assert frames.read_frame(row).depth == pytest.approx(metres(), abs=0.001)
+    as_tum = fingerprint([row])
+    build("--depth-unit", "mm")
+    (row,) = read_manifest("manifest.jsonl")
+    assert np.median(frames.read_frame(row).depth) == pytest.approx(9.5, abs=0.1)
+    assert fingerprint([row]) != as_tum
+    line = Path("manifest.jsonl").read_text().replace('"depth_unit": "mm"', '"depth_unit": "inch"')
+    Path("manifest.jsonl").write_text(line)
+    with pytest.raises(UserError, match="line 1: depth_unit 'inch'"):
+        read_manifest("manifest.jsonl")
+
+
+RATIOS = [(0.1, "d405"), (0.125, "sunrgbd"), (0.2, "tum"), (0.25, "l515"), (10, "cm")]
+
+
+@pytest.mark.parametrize(("ratio", "name"), RATIOS)
+def test_the_gate_names_the_unit_of_a_reference_read_as_millimetres(ratio, name):
+    compared = verify_teacher_output.compare(metres() * np.float32(ratio), metres(), SIZE)
+    compared = {"1": compared}
+    problems = verify_teacher_output.find_problems(compared, 504 / 640)
+    assert any(f"--depth-unit {name}" in problem for problem in problems), problems
+
+
+def test_the_gate_reads_the_reference_in_its_unit(tmp_path):
+    write_npy(tmp_path / "2.npy", metres())
+    write_png(tmp_path / "1.png", stored("tum"))
+    tum = units.UNITS["tum"]
+    for stem in ("1", "2"):
+        assert verify_teacher_output.read_reference(tmp_path, stem, SIZE, tum) == pytest.approx(metres(), abs=1e-3)
