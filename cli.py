@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import io
 import os
 import re
 import signal
@@ -51,6 +52,9 @@ def run(main: Callable[[], int | None]) -> None:
 
     UserError and OSError become one line and exit code 2, a signal one line and exit code 75.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text of the terminal's encoding
     try:
         refuse_other_checkout(Path(inspect.getfile(main)))
         with stoppable():

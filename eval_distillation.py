@@ -15,6 +15,7 @@ from cli import ArgumentParser, UserError, add_flags, given, positive_int, resol
 
 from config import Runtime
 from dataset.files import atomic_path, write_json
+from dataset.links import add_link_flag
 from dataset.manifest import SPLITS, read_manifest
 from evaluation.comparison import compare
 from evaluation.inference import predictor
@@ -32,6 +33,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
     manifest = runtime.teacher_data_dir / "manifest.jsonl"
     parser.add_argument("--manifest", type=Path, default=manifest, help="default: %(default)s")
+    add_link_flag(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     parser.add_argument("--output-dir", type=Path, help="default: table_4 beside the checkpoint")
     parser.add_argument("--data-limit", type=positive_int, help="evaluate at most so many frames")
@@ -45,7 +47,8 @@ def main() -> int:
     keep_freed_memory()  # scoring makes and frees many maps
     device = resolve_device(Runtime(**given(arguments, Runtime)).device)
     student, recipe, checkpoint = load_student(arguments.checkpoint)
-    rows = [row for row in read_manifest(arguments.manifest) if row.split == arguments.split][: arguments.data_limit]
+    all_rows = read_manifest(arguments.manifest, arguments.allow_links_to)
+    rows = [row for row in all_rows if row.split == arguments.split][: arguments.data_limit]
     if not rows:
         raise UserError(f"{arguments.manifest} has no frame of the split {arguments.split!r}")
     if any(row.intrinsics is None for row in rows):

@@ -32,6 +32,7 @@ import torch
 from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
 from dataset.files import atomic_path, sha256_of, write_json
 from dataset.frames import to_network_camera
+from dataset.links import add_link_flag
 from dataset.manifest import Cameras
 from deployment.agreement import TOLERANCES
 from deployment.engine import build, import_tensorrt, layer_types
@@ -150,6 +151,7 @@ def parse_arguments() -> Namespace:
         "--uint8-input", action="store_true", help="take the camera's frames as they are: uint8 [1,H,W,3], RGB"
     )
     parser.add_argument("--manifest", type=Path, help="data with test frames (default: the data folder's, else rooms')")
+    add_link_flag(parser)
     parser.add_argument("--eval-frames", type=positive_int, default=32, help="at most so many (default: %(default)s)")
     parser.add_argument(
         "--calibration-frames",
@@ -172,11 +174,12 @@ def main() -> int:
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     manifest = find_manifest(arguments.manifest, runtime)
-    rows, images_are = find_test_rows(manifest, notes, arguments.eval_frames) if manifest else ([], "random images")
+    limit, links = arguments.eval_frames, arguments.allow_links_to
+    rows, images_are = find_test_rows(manifest, notes, limit, links) if manifest else ([], "random images")
     frames = evaluation_frames(rows, recipe) if rows else None
     calibration = None
     if manifest and rows:
-        calibration = calibration_images(manifest, rows, arguments.calibration_frames, recipe)
+        calibration = calibration_images(manifest, rows, arguments.calibration_frames, recipe, links)
     if not frames:
         print(
             "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graphs are compared with "

@@ -1,61 +1,80 @@
 """Run the student on an image, a folder of images, a video or a camera, and draw what it sees.
 
-Reads   a checkpoint and images (--input: an image file, a folder, a video file, or the number of a camera).
+Reads   a checkpoint and images (--input: an image file, a folder, a video file, or the number of a camera). Pictures
+        that carry an EXIF orientation are turned by it.
 Writes  a picture per image (image | depth | classes) into --output-dir, for video and camera a video predictions.mp4;
         with --save-maps also <stem>_depth.npy (float32 metres) and <stem>_seg.npy (uint8 0..5) per image.
 
 Depth is in metres of the camera given by --camera or --fx --fy, else of the camera that the student was trained on.
+A signal ends it after the image in hand, and what is written stays. Exit 0: all done, or a camera was stopped;
+2: wrong input; 75: stopped with images left.
 """
 
-import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, add_flags, given, positive_float, positive_int, resolve_device, run
+from cli import (
+    EXIT_OK,
+    EXIT_STOPPED,
+    ArgumentParser,
+    StopSignal,
+    UserError,
+    add_flags,
+    given,
+    positive_float,
+    positive_int,
+    resolve_device,
+    run,
+)
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from config import Intrinsics, Runtime
-from dataset.files import atomic_path, read_image, write_npy, write_png
-from dataset.frames import IMAGE_SUFFIXES, camera_for, find_frames
+from dataset.files import is_still_image, read_image, write_npy, write_png
+from dataset.frames import camera_for, find_frames
+from dataset.listing import IMAGE_SUFFIXES, refuse_output_among_inputs, stem_of
 from dataset.manifest import Cameras, possible
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
+from dataset.video import Video, written_video
 from evaluation.inference import predictor
 from trainer.checkpoint import load_student
 
-# What OpenCV and ffmpeg have to say of a file that is no video would bury the one line that this script says.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-VIDEO_FPS = 15.0  # of the written video when the source does not tell its own
 
+class Images:
+    """The images of --input one after the other: (stem, RGB uint8 [H,W,3]).
 
-def video_frames(source: str, limit: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    """(stem, RGB uint8 [H,W,3]) of a video file or, when source is a number, of a camera; UserError if none comes."""
-    capture = cv2.VideoCapture(int(source) if source.isdigit() else source)
-    try:
-        count = 0
-        while limit is None or count < limit:
-            decoded, picture = capture.read()
-            if not decoded:
-                break
-            yield f"{count:06d}", cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-            count += 1
-    finally:
-        capture.release()
-    if not count:
-        raise UserError(f"--input {source}: no image, folder, video or camera that can be read")
+    video: what they come from when that is a video, a stream or a camera, else None.
+    """
 
+    def __init__(self, source: str, output_dir: Path, limit: int | None):
+        """Find them; raises UserError when there is none or they would be overwritten."""
+        path, self.limit, self.video = Path(source), limit, None
+        self.files: dict[str, Path] = {}
+        if path.is_dir():
+            refuse_output_among_inputs(output_dir, "--output-dir", path)
+            self.files = find_frames(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES or is_still_image(path):
+            self.files = {stem_of(Path(path.name)): path}
+            if (target := output_dir / f"{next(iter(self.files))}.png").exists() and target.samefile(path):
+                raise UserError(f"{path} would be overwritten by its prediction: choose another --output-dir")
+        else:
+            self.video = Video(source)
 
-def images(source: Path, limit: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    """(stem, RGB uint8 [H,W,3]) of one image file or of all images below a folder."""
-    files = find_frames(source) if source.is_dir() else {source.stem: source}
-    for stem, path in list(files.items())[:limit]:
-        yield stem, read_image(path)
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Read them, at most `limit`; raises UserError when one can't be read."""
+        if self.video:
+            yield from ((f"{n:06d}", rgb) for n, rgb in enumerate(self.video.pictures(self.limit)))
+        for stem, path in list(self.files.items())[: self.limit]:
+            yield stem, read_image(path, apply_orientation=True)
+
+    @property
+    def endless(self) -> bool:
+        """Whether only a signal ends them, so that none is left then."""
+        return self.video is not None and self.video.endless and self.limit is None
 
 
 def camera_of(
@@ -95,41 +114,57 @@ def parse_arguments() -> Namespace:
     return arguments
 
 
+def writer(output_dir: Path, video: Video | None, closing: ExitStack) -> Callable[[str, np.ndarray], None]:
+    """A function that writes the picture of a stem: a file of its own, or the next one of predictions.mp4.
+
+    Args:
+        output_dir: where to.
+        video: what the images come from, None where they are files.
+        closing: finishes the video when it is closed.
+    """
+    if video is None:
+        return lambda stem, picture: write_png(output_dir / f"{stem}.png", picture)
+    appended: list[Callable[[np.ndarray], None]] = []  # none before there is a picture: an mp4 has to have one
+
+    def append(stem: str, picture: np.ndarray) -> None:
+        if not appended:
+            size = (picture.shape[1], picture.shape[0])
+            appended.append(closing.enter_context(written_video(output_dir / "predictions.mp4", video.fps, size)))
+        appended[0](picture)
+
+    return append
+
+
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
     device = resolve_device(Runtime(**given(arguments, Runtime)).device)
     model, recipe, checkpoint = load_student(arguments.checkpoint)
     student = predictor(model.to(device), recipe, device)
-    source = Path(arguments.input)
-    is_video = not source.is_dir() and source.suffix.lower() not in IMAGE_SUFFIXES
-    limit = arguments.data_limit
-    frames = video_frames(str(source), limit) if is_video else images(source, limit)
+    images = Images(arguments.input, arguments.output_dir, arguments.data_limit)
     cameras = Cameras.read(arguments.camera) if arguments.camera else None
     trained_on = checkpoint.get("notes", {}).get("camera")
-    output, count, video = arguments.output_dir, 0, None
-    with ExitStack() as stack_of_files:
-        for stem, rgb in tqdm(frames, desc="predicting", disable=None):
+    output, count, left = arguments.output_dir, 0, False
+    with StopSignal() as stop, ExitStack() as closing:
+        write = writer(output, images.video, closing)
+        for stem, rgb in tqdm(images, desc="predicting", disable=None):
+            if stop:
+                left = not images.endless
+                break
             camera = camera_of(arguments, cameras, trained_on, stem, rgb)
             if camera is None and not count:
                 print("WARNING: no --camera: depth is in metres of the reference camera", file=sys.stderr)
             depth, seg = student(rgb, camera)
-            picture = draw(rgb, depth, seg)
-            if not is_video:
-                write_png(output / f"{stem}.png", picture)
-            else:
-                if video is None:
-                    path = stack_of_files.enter_context(atomic_path(output / "predictions.mp4"))
-                    codec, size = cv2.VideoWriter.fourcc(*"mp4v"), (picture.shape[1], picture.shape[0])
-                    video = cv2.VideoWriter(str(path), codec, VIDEO_FPS, size)
-                    stack_of_files.callback(video.release)
-                video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            write(stem, draw(rgb, depth, seg))
             if arguments.save_maps:
                 write_npy(output / f"{stem}_depth.npy", depth.astype(np.float32))
                 write_npy(output / f"{stem}_seg.npy", seg)
             count += 1
+    if left and stop.received:
+        print(f"stopped by {stop.received.name}: {count} images done, others left: {output}")
+        return EXIT_STOPPED
     print(f"{count} images: {output}")
-    return 0
+    return EXIT_OK
 
 
 if __name__ == "__main__":

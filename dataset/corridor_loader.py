@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 try:
@@ -31,8 +32,10 @@ from tqdm import tqdm
 
 from config import Intrinsics
 from dataset.files import (
+    TurnedImageError,
     atomic_path,
     claim_data_folder,
+    decode_text,
     read_image,
     read_png_raw,
     write_failed_frames,
@@ -40,13 +43,22 @@ from dataset.files import (
     write_npy,
     write_png,
 )
-from dataset.frames import IMAGE_SUFFIXES, check_unit, find_frames, read_depth, to_millimetres
+from dataset.frames import check_unit, find_frames, read_depth, to_millimetres
+from dataset.listing import (
+    IMAGE_SUFFIXES,
+    add_file,
+    find_files,
+    is_left_out,
+    refuse_output_among_inputs,
+    stem_of,
+)
 from dataset.manifest import possible
 from dataset.units import UNITS, DepthUnit, add_unit_flag
 
 LONG_RECORDING = 10_000  # frames; one folder holds no more
 COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
 COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
+JPEG_SUFFIXES = (".jpg", ".jpeg")
 JPEG_END = b"\xff\xd9"
 LONGEST_TAIL = 1024  # bytes that some cameras append to a JPEG
 FOCAL_TOLERANCE = 1e-3  # relative difference between a flag and the intrinsics file that is worth a warning
@@ -57,31 +69,33 @@ class UnreadableFrameError(Exception):
     """An image of a frame that can't be decoded: the frame is left out, the recording goes on."""
 
 
-def find_recording(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """{stem: (colour image, depth image)} of a recording, sorted by stem.
+def find_recording(folder: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
+    """The frames of a recording by stem, in natural order, and why some files are but half of a frame.
 
     Either <stem>.color.jpg|png beside <stem>.depth.png, or the sub-folders rgb/ or color/ and depth/ with equal stems.
-    Raises UserError when the folder is neither, or when a colour image has no depth image.
+
+    Returns: {stem: (colour image, depth image)} of all colour images, so that one without depth keeps its place in
+    time; {stem: reason} of colour without depth and of depth without colour. Raises UserError when the folder is
+    neither, or when more than half of the colour images have no depth image.
     """
-    colour = _colour_beside_depth(folder)
-    if colour:
-        depth = {stem: folder / f"{stem}{DEPTH}" for stem in colour}
-    else:
+    colour, depth = _beside_each_other(folder)
+    expected = f"{folder}/{{}}{DEPTH}"
+    if not colour:
         images = next((folder / name for name in COLOUR_FOLDERS if (folder / name).is_dir()), None)
         if images is None or not (folder / DEPTH_FOLDER).is_dir():
             raise UserError(
                 f"{folder} is no recording: expected <stem>{COLOUR}.jpg and <stem>{DEPTH} files, "
                 "or sub-folders rgb/ (or color/) and depth/"
             )
-        colour = find_frames(images)
-        depth = {stem: folder / DEPTH_FOLDER / f"{stem}.png" for stem in colour}
-    missing = [stem for stem in colour if not depth[stem].is_file()]
-    if missing:
-        raise UserError(
-            f"{folder}: colour without depth in {len(missing)} of {len(colour)} frames: "
-            f"{colour[missing[0]].name} needs {depth[missing[0]]}"
-        )
-    return {stem: (colour[stem], depth[stem]) for stem in natsorted(colour, key=lambda stem: stem.split("/"))}
+        colour, (depth, _) = find_frames(images), find_files(folder / DEPTH_FOLDER, (".png",))
+        expected = f"{folder / DEPTH_FOLDER}/{{}}.png"
+    stems = natsorted(colour.keys() | depth.keys(), key=lambda stem: stem.split("/"))
+    frames = {s: (colour[s], depth.get(s) or Path(expected.replace("{}", s))) for s in stems if s in colour}
+    halves = {s: f"{file.name} needs {frame_depth}" for s, (file, frame_depth) in frames.items() if s not in depth}
+    if 2 * len(halves) > len(frames):
+        first = next(iter(halves.values()))
+        raise UserError(f"{folder}: colour without depth in {len(halves)} of {len(frames)} frames: {first}")
+    return frames, halves | {s: f"{depth[s].name} has no colour image" for s in stems if s not in colour}
 
 
 def in_sub_folders(frames: dict[str, tuple[Path, Path]]) -> dict[str, tuple[Path, Path]]:
@@ -94,22 +108,25 @@ def in_sub_folders(frames: dict[str, tuple[Path, Path]]) -> dict[str, tuple[Path
     return {f"{number // 1000:04d}/{stem}": files for number, (stem, files) in enumerate(frames.items())}
 
 
-def _colour_beside_depth(folder: Path) -> dict[str, Path]:
-    frames: dict[str, Path] = {}
-    for path in sorted(folder.glob(f"*{COLOUR}.*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+def _beside_each_other(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """({stem: colour image}, {stem: depth image}) of the files of one folder that are named so."""
+    colour: dict[str, Path] = {}
+    depth: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = Path(path.name)
+        if is_left_out(path.name):
             continue
-        stem = path.stem.removesuffix(COLOUR)
-        if stem in frames:
-            raise UserError(f"{frames[stem]} and {path.name} share the stem {stem}: remove one")
-        frames[stem] = path
-    return frames
+        if path.name.lower().endswith(DEPTH):
+            add_file(depth, stem_of(name.with_suffix("")), path)
+        elif name.suffix.lower() in IMAGE_SUFFIXES and name.stem.lower().endswith(COLOUR):
+            add_file(colour, stem_of(name.with_suffix("")), path)
+    return colour, depth
 
 
 def read_matrix(path: Path) -> dict[str, float]:
     """fx, fy, cx, cy from a text file with the camera's 3x3 matrix; raises UserError when it is none."""
     try:
-        matrix = np.loadtxt(path, ndmin=2)
+        matrix = np.loadtxt(decode_text(path.read_bytes()).splitlines(), ndmin=2)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no text file of numbers: {error}") from None
     expected = "[fx 0 cx; 0 fy cy; 0 0 1]"
@@ -127,7 +144,8 @@ def find_intrinsics(folder: Path, file: Path | None, flags: dict[str, float]) ->
     Warns when a flag overrides another value of the file. Raises UserError when a number is in neither.
     """
     if file is None:
-        found = sorted(path for path in folder.glob("*intrinsics*.txt") if not path.name.startswith("."))
+        files = (path for path in folder.iterdir() if not is_left_out(path.name))
+        found = sorted(path for path in files if fnmatch(path.name.lower(), "*intrinsics*.txt"))
         if len(found) > 1 and len(flags) < 4:
             raise UserError(f"{folder} holds {', '.join(path.name for path in found)}: choose with --intrinsics")
         file = found[0] if len(found) == 1 else None
@@ -165,13 +183,15 @@ def load_frame(colour: Path, depth: Path, unit: DepthUnit | None = None) -> tupl
     """Decode a frame: RGB uint8 [H,W,3] and depth float32 [H,W], metres, 0 = no reading; unit: of the depth image.
 
     Raises UnreadableFrameError when an image can't be decoded, and UserError when the recording is of the wrong kind:
-    8-bit depth, or depth that is not registered to the colour image's size.
+    turned colour images, 8-bit depth, or depth that is not registered to the colour image's size.
     """
     try:
         rgb, raw = read_image(colour), read_png_raw(depth)
+    except TurnedImageError:
+        raise
     except UserError as error:
         raise UnreadableFrameError(str(error)) from None
-    if colour.suffix.lower() != ".png" and JPEG_END not in colour.read_bytes()[-LONGEST_TAIL:]:
+    if colour.suffix.lower() in JPEG_SUFFIXES and JPEG_END not in colour.read_bytes()[-LONGEST_TAIL:]:
         raise UnreadableFrameError(f"{colour} is cut short")  # the decoder paints the missing part grey
     if raw.shape != rgb.shape[:2]:
         raise UserError(
@@ -295,12 +315,13 @@ def describe(args: Namespace, folder: Path, n_frames: int, split: dict[str, list
     } | ({"depth_unit": args.depth_unit.name} if args.depth_unit else {})
 
 
-def summary(n_frames: int, split: dict[str, list[str]], failed: dict[str, str]) -> str:
+def summary(n_frames: int, split: dict[str, list[str]], in_gaps: int, unreadable: int, halves: int) -> str:
     """The line that ends a run: no frame is lost without a word."""
     parts = ", ".join(f"{name} {len(stems)}" for name, stems in split.items())
-    left_out = n_frames - sum(map(len, split.values())) - len(failed)
-    line = f"{n_frames} frames ({parts}); {left_out} in the gaps between the splits left out"
-    return line + (f"; {len(failed)} unreadable, listed in failed_frames.jsonl" if failed else "")
+    line = f"{n_frames} frames ({parts}); {in_gaps} in the gaps between the splits left out"
+    counts = {"unreadable": unreadable, "without depth or without colour": halves}
+    failed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return line + (f"; {failed}, listed in failed_frames.jsonl" if failed else "")
 
 
 def main() -> int:
@@ -309,7 +330,11 @@ def main() -> int:
     folder = existing_dir(args.input, "--input")
     if args.out.resolve() == folder.resolve():
         raise UserError("--out is the recording itself: choose another folder")
-    frames = in_sub_folders(find_recording(folder))
+    refuse_output_among_inputs(args.out, "--out", *(folder / name for name in (*COLOUR_FOLDERS, DEPTH_FOLDER)))
+    found, halves = find_recording(folder)
+    frames = in_sub_folders(found)
+    stems = dict(zip(found, frames, strict=True))
+    halves = {stems.get(stem, stem): reason for stem, reason in halves.items()}
     split = plan_split(args, list(frames))
     if args.depth_unit:
         print(f"depth: {args.depth_unit.what}")
@@ -320,25 +345,29 @@ def main() -> int:
     claim_data_folder(args.out, describe(args, folder, len(frames), split), ("rgb", "depth"))
     kept = [stem for stems in split.values() for stem in stems]
     conversion = Conversion(args.out, size, args.depth_format, args.depth_unit)
-    failed: dict[str, str] = {}
+    failed = {stem: halves[stem] for stem in kept if stem in halves}
+    unreadable = 0
     with StopSignal() as stop:
         for number, stem in enumerate(tqdm(kept, unit="frame", disable=None), 1):
             try:
-                conversion.convert(*frames[stem], stem)
+                if stem not in failed:
+                    conversion.convert(*frames[stem], stem)
             except UnreadableFrameError as error:
                 failed[stem] = str(error)
+                unreadable += 1
             if 2 * len(failed) > len(kept):
-                raise UserError(f"more than half of the {len(kept)} frames are unreadable; the last: {failed[stem]}")
+                last = list(failed.values())[-1]
+                raise UserError(f"more than half of the {len(kept)} frames are unreadable; the last: {last}")
             if stop:
                 print(f"stopped after {number} of {len(kept)} frames: the same command goes on")
                 return EXIT_STOPPED
     split = {name: [stem for stem in stems if stem not in failed] for name, stems in split.items()}
-    write_failed_frames(args.out / "failed_frames.jsonl", failed)
+    write_failed_frames(args.out / "failed_frames.jsonl", failed | halves)
     write_json(args.out / "camera.json", asdict(camera))
     recording = folder.resolve().name
     write_json(args.out / "recordings.json", {stem: recording for stems in split.values() for stem in stems})
     write_json(args.out / "splits.json", split)
-    print(summary(len(frames), split, failed))
+    print(summary(len(frames), split, len(frames) - len(kept), unreadable, len(halves)))
     return EXIT_OK
 
 

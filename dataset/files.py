@@ -1,5 +1,6 @@
 """Writing files whole or not at all, and reading them without running what is in them."""
 
+import codecs
 import hashlib
 import json
 import math
@@ -10,16 +11,23 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cli import UserError
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# what Pillow raises on files that it can't decode
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+TURNED = range(2, 9)  # values of EXIF's orientation that ask a viewer to turn or mirror the picture
+LONGEST_NAME = 200  # bytes of a stem that a temporary name keeps; file systems take 255 for all of a name
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")
+
+
+class TurnedImageError(UserError):
+    """An image that a viewer turns or mirrors on the way to the screen, where the depth that goes with it stays."""
 
 
 @contextmanager
@@ -30,7 +38,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".part{target.suffix}", dir=target.parent)
+    prefix, suffix = f".{short_name(target.stem)}.", f".part{target.suffix}"
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -43,8 +52,17 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def short_name(stem: str) -> str:
+    """A stem as temporary names hold it: the whole of it, or the beginning and a hash of a very long one."""
+    content = os.fsencode(stem)
+    if len(content) <= LONGEST_NAME:
+        return stem
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return content[: LONGEST_NAME - len(digest)].decode(errors="ignore") + digest
+
+
 def target_of_temporary(name: str) -> str | None:
-    """The stem of the file that a temporary name of atomic_path() is meant to become; None for any other name."""
+    """The short_name() of the file that a temporary name of atomic_path() is meant to become; None for other names."""
     match = TEMPORARY_NAME.fullmatch(name)
     return match[1] if match else None
 
@@ -72,8 +90,10 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 [H,W], uint16 [H,W] or RGB uint8 [H,W,3] as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-        if not cv2.imwrite(str(temporary), pixels):
+        encoded, content = cv2.imencode(".png", pixels)  # given a path that is no UTF-8, OpenCV ends the process
+        if not encoded:
             raise OSError(f"could not write {path}")
+        temporary.write_bytes(content.data)
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -91,13 +111,30 @@ def _without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
+def decode_text(content: bytes) -> str:
+    """A text file's content, which is UTF-8 with or without a byte-order mark; raises ValueError saying what else."""
+    if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is UTF-16, or no text at all: save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is no UTF-8: save it as UTF-8") from None
+
+
+def no_such_file(path: str | Path) -> UserError:
+    """What to raise of a file that is not there, be it that a link to it leads nowhere."""
+    if os.path.islink(path):
+        return UserError(f"there is no file {path}: it is a link to {os.readlink(path)}, which is not there")
+    return UserError(f"there is no file {path}")
+
+
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file; raises UserError when it is missing or no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(decode_text(Path(path).read_bytes()))
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise no_such_file(path) from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from None
 
 
@@ -106,7 +143,7 @@ def read_npy(path: str | Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise no_such_file(path) from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not a readable .npy array: {error}") from None
     if not isinstance(array, np.ndarray):
@@ -114,42 +151,90 @@ def read_npy(path: str | Path) -> np.ndarray:
     return array
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, apply_orientation: bool = False) -> np.ndarray:
     """Read an 8-bit RGB image as uint8 [H,W,3]; an alpha channel is dropped, a palette is looked up.
 
-    Raises UserError when it can't be decoded to its end, or is no 8-bit RGB: a grey, CMYK or 16-bit file in a folder
-    of images is another sensor's picture, and a teacher would label it without a word.
+    Args:
+        path: of one of the formats of listing.IMAGE_SUFFIXES, by its content.
+        apply_orientation: turn a picture as its EXIF orientation says. Only where no depth map goes with its pixels.
+
+    Raises UserError when it can't be decoded to its end, holds several pictures, or is no 8-bit RGB: a grey, CMYK or
+    16-bit file in a folder of images is another sensor's picture, and a teacher would label it without a word. Raises
+    TurnedImageError when it has an EXIF orientation that is not to be applied.
     """
     if not Path(path).is_file():
-        raise UserError(f"there is no file {path}")
+        raise no_such_file(path)
     try:
         with open(path, "rb") as file, Image.open(file) as image:
-            if image.mode not in ("RGB", "RGBA", "P") or _png_bit_depth(file) == 16:
+            if image.mode not in ("RGB", "RGBA", "P") or _has_16_bits(image):
                 raise UserError(f"{path} is no 8-bit RGB image (mode {image.mode})")
-            image.load()  # unlike OpenCV it refuses a file that ends too early
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            if not _is_single(image):
+                raise UserError(f"{path} holds several pictures: save the one that is meant as a file of its own")
+            if image.format != "TIFF":  # whose pixels Pillow turns as it loads them, and forgets the tag
+                image.load()  # unlike OpenCV it refuses a file that ends too early
+            orientation = orientation_of(image)
+            if not apply_orientation:
+                refuse_turned(path, orientation)
+            image.load()
+            upright = ImageOps.exif_transpose(image) if orientation in TURNED else image
+            return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except ImportError:  # ultralytics replaces Image.open by one that asks for a reader of HEIC files
         raise UserError(f"{path} is not a readable image") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable image: {error}") from None
 
 
-def _png_bit_depth(file: BinaryIO) -> int | None:
-    # Pillow reads 16-bit RGB as 8-bit without saying so; the header's 25th byte is the bit depth (PNG, section 11.2.2)
-    position = file.tell()
-    file.seek(0)
-    head = file.read(25)
-    file.seek(position)
-    return head[24] if len(head) == 25 and head.startswith(PNG_SIGNATURE) else None
+def orientation_of(image: Image.Image) -> object:
+    """The value of an image's EXIF orientation, 1 to 8; None where it has none. Of an unloaded PNG by its header."""
+    try:
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile's own would load the pixels
+    except UNREADABLE:  # what no program can read turns no picture
+        return None
+
+
+def refuse_turned(path: str | Path, orientation: object) -> None:
+    """Raise TurnedImageError for a value of EXIF's orientation that turns or mirrors the image."""
+    if orientation in TURNED:
+        raise TurnedImageError(
+            f"{path} has the EXIF tag Orientation {orientation}: viewers turn or mirror it, but depth goes by the "
+            "pixels as they are stored. If the stored pixels are upright and fit the depth, remove the tag (exiftool "
+            "-Orientation= FILE); else turn the pixels, and their depth and intrinsics with them"
+        )
+
+
+def is_still_image(path: str | Path) -> bool:
+    """Whether Pillow knows a file as one picture; False for a video, an animation, and what is none."""
+    try:
+        with Image.open(path) as image:
+            return image.format != "MPEG" and _is_single(image)
+    except (ImportError, *UNREADABLE):
+        return False
+
+
+def _is_single(image: Image.Image) -> bool:
+    # phones append previews and depth to the picture (MPO), whose first one is the picture
+    return image.format == "MPO" or getattr(image, "n_frames", 1) == 1
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    # Pillow reads 16-bit RGB as 8-bit without saying so; how it unpacks the pixels tells ("RGB;16B")
+    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def read_png_raw(path: str | Path) -> np.ndarray:
     """Read a single-channel PNG with its own bit depth: uint8 or uint16 [H,W]; raises UserError otherwise."""
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path}")
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        content = np.fromfile(path, dtype=np.uint8)  # given a path that is no UTF-8, OpenCV ends the process
+    except FileNotFoundError:
+        raise no_such_file(path) from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+    except cv2.error:
+        image = None
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path} is not a readable single-channel 8- or 16-bit PNG")
     return image

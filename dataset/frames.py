@@ -1,5 +1,6 @@
 """Reading one frame of a data folder, and the one rule by which frames come to the network's size."""
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from natsort import natsorted
 
 from config import CLASS_NAMES, IGNORE, Intrinsics
 from dataset.files import read_image, read_npy, read_png_raw
+from dataset.listing import data_folder, image_files, same_name
 from dataset.manifest import Row
 from dataset.units import UNITS, DepthUnit, refuse_other_unit, sampled
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MILLIMETRES = 1000.0
 LONGEST_INDOOR_DEPTH = 100.0  # metres: a median above it is no room but a wrong unit
 WHITE, WIDEST_BORDER = 250, 16
@@ -45,29 +46,21 @@ class Frame:
 def find_frames(rgb_dir: str | Path) -> dict[str, Path]:
     """{stem: image file} of all images below a folder, in the natural order of their stems: 9 before 10, as in time.
 
-    Raises UserError when there is none, or when two files share a stem (000001.jpg and 000001.png).
+    Linked folders are followed, hidden ones are not. Raises UserError when there is none, when two files share a stem
+    (000001.jpg and 000001.png), or when a name is no UTF-8.
     """
-    rgb_dir = Path(rgb_dir)
-    frames: dict[str, Path] = {}
-    for path in natsorted(rgb_dir.rglob("*"), key=lambda path: path.parts):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        stem = path.relative_to(rgb_dir).with_suffix("").as_posix()
-        if stem in frames:
-            raise UserError(f"{frames[stem]} and {path.name} share the stem {stem}: remove one")
-        frames[stem] = path
-    if not frames:
-        raise UserError(f"{rgb_dir} holds no .png or .jpg image")
-    return frames
+    return dict(natsorted(image_files(Path(rgb_dir)).items(), key=lambda item: item[1].parts))
 
 
 def find_map(folder: str | Path, stem: str) -> Path | None:
-    """The map of a frame in a folder of maps: <stem>.npy, <stem>.png or <stem>_<folder's name>.npy; None if absent."""
+    """The map of a frame in a folder of maps: <stem>.npy, <stem>.png or <stem>_<folder's name>.npy; None if absent.
+
+    A suffix in upper case is as good, as are composed letters for decomposed ones.
+    """
     folder = Path(folder)
-    for name in (f"{stem}.npy", f"{stem}.png", f"{stem}_{folder.name}.npy"):
-        if (folder / name).is_file():
-            return folder / name
-    return None
+    names = (f"{stem}.npy", f"{stem}.png", f"{stem}_{folder.name}.npy")
+    found = next((folder / name for name in names if os.path.isfile(folder / name)), None)
+    return found or next(filter(None, (same_name(folder, name) for name in names)), None)
 
 
 def read_stored_depth(path: Path) -> np.ndarray:
@@ -107,7 +100,7 @@ def check_unit(folder: Path, paths: Iterable[Path]) -> None:
 
     Nor in .npy's metres. A data folder that a loader has made is not checked: the loader knew the unit.
     """
-    if (folder.resolve().parent / "source.json").is_file():
+    if (data_folder(folder) / "source.json").is_file():
         return
     stored = []
     for path in sampled(paths):

@@ -9,7 +9,8 @@ from cli import UserError
 
 import numpy as np
 
-from dataset.manifest import OPTIONAL_MAPS, Row
+from dataset.files import no_such_file
+from dataset.manifest import Row
 
 BLOCK, BLOCKS = 512, 17  # bytes, and how many such blocks are read, evenly spaced from a file's beginning to its end
 VERSION = "2:"  # prefix of a fingerprint; older ones, without it, hashed modification times
@@ -44,11 +45,8 @@ def fingerprint(rows: Sequence[Row]) -> str:
     for row in rows:
         unit = f"|{row.depth_unit}" if row.depth_unit else ""  # nothing: the same as before there were units
         digest.update(f"{row.stem}|{row.split}|{row.intrinsics}|{row.da3_scale}{unit}".encode())
-        for name in ("rgb", "depth", *OPTIONAL_MAPS):
-            file = getattr(row, name)
-            if file is None:
-                continue
+        for name, file in row.files().items():
             if not file.is_file():
-                raise UserError(f"frame {row.stem}: there is no file {file}")
+                raise UserError(f"frame {row.stem}: {no_such_file(file)}")
             digest.update(f"|{name}:{content_sample(file)}".encode())
     return VERSION + digest.hexdigest()

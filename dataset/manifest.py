@@ -20,7 +20,8 @@ A manifest is a text file with one JSON object a line:
     made_by     what made the labels                        (optional)
     da3_scale   factor that brings da3_depth to the sensor's scale, wherever it is read (optional)
 
-Paths are relative to the manifest's own folder and may not lead out of it.
+Paths are relative to the manifest's own folder and may not lead out of it; a file there may be a link to one of
+another folder where the user allows it (--allow-links-to).
 """
 
 import json
@@ -35,7 +36,9 @@ from cli import UserError
 import numpy as np
 
 from config import Intrinsics
-from dataset.files import atomic_path, read_json
+from dataset.files import atomic_path, decode_text, read_json
+from dataset.links import DataFolder
+from dataset.listing import by_stem, normal, refuse_undecodable
 from dataset.units import DepthUnit, unit_of
 
 SPLITS = ("train", "val", "test")
@@ -44,7 +47,7 @@ OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg", "seg_confidenc
 
 @dataclass
 class Row:
-    """One frame of a manifest; paths are absolute."""
+    """One frame of a manifest; paths are absolute, links in them not resolved."""
 
     stem: str
     rgb: Path
@@ -60,6 +63,11 @@ class Row:
     da3_scale: float | None = None
     recording: str | None = None
     depth_unit: DepthUnit | None = None
+
+    def files(self) -> dict[str, Path]:
+        """{column: file} of the columns that the frame has."""
+        files = {name: getattr(self, name) for name in ("rgb", "depth", *OPTIONAL_MAPS)}
+        return {name: file for name, file in files.items() if file is not None}
 
 
 def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
@@ -95,7 +103,8 @@ class Cameras:
             raise UserError(f"{path} is not a camera file: it must be a JSON object")
         if "fx" in content:
             return cls(intrinsics_from(content, str(path)), {})
-        return cls(None, {stem: intrinsics_from(entry, f"{path}, {stem}") for stem, entry in content.items()})
+        entries = by_stem(content, path).items()
+        return cls(None, {stem: intrinsics_from(entry, f"{path}, {stem}") for stem, entry in entries})
 
     def of(self, stem: str) -> Intrinsics:
         """The camera of a frame; raises UserError when camera.json has none for it."""
@@ -114,7 +123,7 @@ def read_splits(path: str | Path) -> dict[str, str]:
     for split, stems in content.items():
         if not isinstance(stems, list) or not all(isinstance(stem, str) for stem in stems):
             raise UserError(f"{path}: {split} must be a list of stems in quotes")
-        for stem in stems:
+        for stem in map(normal, stems):
             if split_of.setdefault(stem, split) != split:
                 raise UserError(f"{path}: frame {stem} stands in {split_of[stem]} and in {split}")
     return split_of
@@ -125,11 +134,11 @@ def read_recordings(path: str | Path) -> dict[str, str]:
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) and name for name in content.values()):
         raise UserError(f"{path} must hold a recording's name for each stem")
-    return content
+    return by_stem(content, path)
 
 
-def read_manifest(path: str | Path) -> list[Row]:
-    """Read and check a manifest.
+def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[Row]:
+    """Read and check a manifest; links may lead out of its folder to what lies below `allowed_links`.
 
     Rows without a split are given one by the folder's splits.json or, without that, by their order: 80 % train, 10 %
     val, 10 % test in blocks, since neighbouring frames are near-duplicates, and of whole recordings where the rows say
@@ -143,12 +152,12 @@ def read_manifest(path: str | Path) -> list[Row]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no manifest {path}; teacher_infer/build_manifest.py writes one")
-    root = path.parent.resolve()
+    folder = DataFolder(path.parent, allowed_links)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also cuts at U+2028, which JSON allows
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
-    rows = [_parse(line, root, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        lines = decode_text(path.read_bytes()).split("\n")  # splitlines() also cuts at U+2028, which JSON allows
+    except ValueError as error:
+        raise UserError(f"{path} is not a text file: {error}") from None
+    rows = [_parse(line, folder, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise UserError(f"{path} lists no frame")
     stems = set()
@@ -156,17 +165,17 @@ def read_manifest(path: str | Path) -> list[Row]:
         if row.stem in stems:
             raise UserError(f"{path}: frame {row.stem} is listed twice")
         stems.add(row.stem)
-    _fill_splits(rows, root / "splits.json", path)
-    if (root / "camera.json").is_file() and any(row.intrinsics is None for row in rows):
-        cameras = Cameras.read(root / "camera.json")
+    _fill_splits(rows, folder.root / "splits.json", path)
+    if (folder.root / "camera.json").is_file() and any(row.intrinsics is None for row in rows):
+        cameras = Cameras.read(folder.root / "camera.json")
         for row in rows:
             row.intrinsics = row.intrinsics or cameras.of(row.stem)
     return rows
 
 
-def _parse(line: str, root: Path, where: str) -> Row:
+def _parse(line: str, folder: DataFolder, where: str) -> Row:
     try:
-        entry = json.loads(line)
+        entry = json.loads(line.lstrip("\ufeff"))  # manifests that were joined by hand have a mark in their midst
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg})") from None
     if not isinstance(entry, dict):
@@ -176,8 +185,8 @@ def _parse(line: str, root: Path, where: str) -> Row:
     for name in ("rgb", "depth"):
         if not entry.get(name):
             raise UserError(f"{where}: the row has no column {name!r}")
-    paths = {name: _inside(root, entry[name], f"{where}, {name}") for name in ("rgb", "depth")}
-    paths |= {name: _inside(root, entry[name], f"{where}, {name}") for name in OPTIONAL_MAPS if entry.get(name)}
+    columns = ["rgb", "depth", *(name for name in OPTIONAL_MAPS if entry.get(name))]
+    paths = {name: folder.file(entry[name], f"{where}, {name}") for name in columns}
     split = entry.get("split")
     if split not in (None, *SPLITS):
         raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
@@ -185,7 +194,8 @@ def _parse(line: str, root: Path, where: str) -> Row:
     made_by = entry.get("made_by") or {}
     if not isinstance(made_by, dict):
         raise UserError(f"{where}: made_by is a JSON object")
-    stem = str(entry.get("stem") or default_stem(entry["rgb"]))
+    stem = normal(str(entry.get("stem") or default_stem(entry["rgb"])))
+    refuse_undecodable(stem, stem)
     if stem.startswith("/") or ".." in stem.split("/") or "\0" in stem:  # stages name their output files by it
         raise UserError(f"{where}: stem {stem} leads out of the manifest's folder")
     return Row(
@@ -219,15 +229,6 @@ def default_stem(rgb: str) -> str:
     path = PurePosixPath(rgb)
     parts = path.with_suffix("").parts
     return "/".join(parts[1:] if len(parts) > 1 else parts)
-
-
-def _inside(root: Path, relative: object, where: str) -> Path:
-    if not isinstance(relative, str) or "\0" in relative:
-        raise UserError(f"{where}: a path is a string")
-    path = (root / relative).resolve()
-    if Path(relative).is_absolute() or path == root or not path.is_relative_to(root):
-        raise UserError(f"{where}: {relative} leads out of the manifest's folder")
-    return path
 
 
 def _fill_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
@@ -267,22 +268,14 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
     Raises UserError when a row's file does not lie below the manifest's folder.
     """
     path = Path(path)
-    root = path.parent.resolve()
-    lines = [json.dumps(_entry(row, root)) for row in rows]
+    folder = DataFolder(path.parent)
+    lines = [json.dumps(_entry(row, folder)) for row in rows]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _entry(row: Row, root: Path) -> dict:
-    entry: dict = {"stem": row.stem}
-    for name in ("rgb", "depth", *OPTIONAL_MAPS):
-        file = getattr(row, name)
-        if file is None:
-            continue
-        file = Path(file).resolve()
-        if not file.is_relative_to(root):
-            raise UserError(f"{file} lies outside the manifest's folder {root}: write the manifest above all data")
-        entry[name] = file.relative_to(root).as_posix()
+def _entry(row: Row, folder: DataFolder) -> dict:
+    entry: dict = {"stem": row.stem} | {name: folder.relative(file) for name, file in row.files().items()}
     if row.split:
         entry["split"] = row.split
     if row.intrinsics:

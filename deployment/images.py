@@ -1,5 +1,6 @@
 """The images that exported graphs are calibrated on, and compared on where there are no held-out frames."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cli import UserError
@@ -22,12 +23,16 @@ def find_manifest(manifest: Path | None, runtime: Runtime) -> Path | None:
     return manifest or (found[0] if found else None)
 
 
-def calibration_images(manifest: Path, test_rows: list[Row], limit: int, recipe: Recipe) -> np.ndarray:
+def calibration_images(
+    manifest: Path, test_rows: list[Row], limit: int, recipe: Recipe, allowed_links: Sequence[Path] = ()
+) -> np.ndarray:
     """Frames of the split 'train' at the network's size, uint8 [N,H,W,3], at most `limit` spread evenly over it.
+
+    allowed_links: see read_manifest().
 
     Raises UserError when there is none, or when one of them is a test frame: int8 would be tuned to its own test.
     """
-    rows = choose_rows(read_manifest(manifest), "train", limit)
+    rows = choose_rows(read_manifest(manifest, allowed_links), "train", limit)
     tested = {content_sample(row.rgb) for row in test_rows}
     if shared := [row.stem for row in rows if content_sample(row.rgb) in tested]:
         raise UserError(f"{manifest}: int8 can't be calibrated on test frames, and {shared[0]} is one")

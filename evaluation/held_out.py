@@ -1,5 +1,6 @@
 """The frames that Table III is scored on: held out from training, at the network's size (eval_frames.npz)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cli import UserError
@@ -15,7 +16,9 @@ from dataset.packing import pack_frame
 from evaluation.pixels import scored_depth
 
 
-def find_test_rows(manifest: Path, notes: dict, limit: int) -> tuple[list[Row], str]:
+def find_test_rows(
+    manifest: Path, notes: dict, limit: int, allowed_links: Sequence[Path] = ()
+) -> tuple[list[Row], str]:
     """Rows of the test split that the student was not trained on, and what they are in words.
 
     Frames are told by their images: all loaders call them 000001. A checkpoint of before knows their names alone.
@@ -24,10 +27,11 @@ def find_test_rows(manifest: Path, notes: dict, limit: int) -> tuple[list[Row], 
         manifest: of the data.
         notes: of the student's checkpoint.
         limit: maximum number of rows, spread evenly over the split.
+        allowed_links: see read_manifest().
 
     Raises UserError when the manifest is unreadable or has no such row.
     """
-    test_rows = [row for row in read_manifest(manifest) if row.split == "test"]
+    test_rows = [row for row in read_manifest(manifest, allowed_links) if row.split == "test"]
     if "train_images" in notes:
         images = set(notes["train_images"])
         rows = [row for row in test_rows if content_sample(row.rgb) not in images]

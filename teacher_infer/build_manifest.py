@@ -1,5 +1,6 @@
 """Join images, depth and the teachers' maps into one manifest."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ except ModuleNotFoundError:
     sys.exit(2)
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from config import Intrinsics, Recipe
 from dataset.alignment import seam_step, sensor_scale
-from dataset.files import read_image, read_json, write_json
+from dataset.files import UNREADABLE, orientation_of, read_image, read_json, refuse_turned, write_json
 from dataset.frames import (
     camera_for,
     check_unit,
@@ -30,6 +31,8 @@ from dataset.frames import (
     read_seg_confidence,
 )
 from dataset.identity import fingerprint
+from dataset.links import DataFolder, add_link_flag
+from dataset.listing import data_folder, is_left_out, walk
 from dataset.manifest import Cameras, Row, read_recordings, read_splits, write_manifest
 from dataset.units import DepthUnit, add_unit_flag
 from teacher_infer.stage import PROVENANCE
@@ -64,7 +67,7 @@ def parse_args() -> Namespace:
         "of frames and fingerprint. Nothing is written when a frame is wrong.\n\n"
         "Exit 0: written; 2: a map is missing, unreadable or of another size than its image."
     )
-    parser.add_argument("--rgb-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--rgb-dir", required=True, metavar="RGB", help="folder of images")
     parser.add_argument("--depth-dir", required=True, metavar="DEPTH", help="sensor or reference depth")
     parser.add_argument("--da3-dir", metavar="DA3", help="output folder of run_da3.py")
     parser.add_argument("--sam2-dir", metavar="SAM2", help="output folder of run_sam2.py")
@@ -85,6 +88,7 @@ def parse_args() -> Namespace:
         help="give each row the factor da3_scale that brings its teacher's depth to its sensor's scale; training "
         "applies it where the teacher fills the sensor's holes, so that the two meet without a step",
     )
+    add_link_flag(parser)
     return parser.parse_args()
 
 
@@ -110,12 +114,13 @@ def find_folders(args: Namespace) -> Folders:
             maps[column] = existing_dir(given, flag)
         elif not args.allow_missing_teachers:
             raise UserError(f"{flag} is missing: name {TEACHERS[column]}'s output, or add --allow-missing-teachers")
+    beside_classes = Path(os.path.abspath(maps["sam2_seg"])).parent if "sam2_seg" in maps else data_folder(rgb)
     for column, given, root in (
-        ("confidence", args.confidence_dir, rgb),
-        ("labels", args.labels_dir, rgb),
-        ("seg_confidence", None, maps.get("sam2_seg", rgb)),
+        ("confidence", args.confidence_dir, data_folder(rgb)),
+        ("labels", args.labels_dir, data_folder(rgb)),
+        ("seg_confidence", None, beside_classes),
     ):
-        beside = root.resolve().parent / column
+        beside = root / column
         if given:
             maps[column] = existing_dir(given, f"--{column}-dir")
         elif beside.is_dir():
@@ -138,7 +143,7 @@ def check_confidence(folder: Path, sam2: Path | None) -> None:
 
 def beside(name: str, output: Path, rgb_dir: Path) -> Path | None:
     """A file of the data folder, beside the manifest or else beside the image folder; None when there is none."""
-    for folder in (output.resolve().parent, rgb_dir.resolve().parent):
+    for folder in (output.resolve().parent, data_folder(rgb_dir)):
         if (folder / name).is_file():
             return folder / name
     return None
@@ -155,8 +160,9 @@ def header(column: str, path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             if column in KINDS and image.mode not in PNG_MODES.get(column, ()):
                 raise UserError(f"{path}: a PNG of mode {image.mode} is no {column} map")
+            refuse_turned(path, orientation_of(image))
             return image.height, image.width
-    except (OSError, ValueError, EOFError, UnidentifiedImageError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not readable: {error}") from None
 
 
@@ -242,8 +248,9 @@ def teachers_provenance(folders: Folders) -> dict:
 def orphans(folders: Folders, frames: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
     """(column, files) of maps that belong to no image."""
     for column, folder in folders.maps.items():
-        files = {path for suffix in ("*.npy", "*.png") for path in folder.rglob(suffix)}
-        files = {f for f in files if not f.name.startswith(".") and f.relative_to(folder).parts[0] != "panels"}
+        files = {below / entry.name for below, entries in walk(folder) for entry in entries}
+        files = {f for f in files if f.suffix.lower() in (".npy", ".png") and not is_left_out(f.name)}
+        files = {f for f in files if f.relative_to(folder).parts[0] != "panels"}
         used = {find_map(folder, stem) for stem in frames}
         if files - used:
             yield column, sorted(file.relative_to(folder).as_posix() for file in files - used)
@@ -308,6 +315,19 @@ def align(rows: list[Row], threshold: float) -> None:
         print(f"step from sensor to teacher: median {np.median(before):.1%} before, {np.median(after):.1%} after")
 
 
+def note_links(rows: list[Row], folder: DataFolder) -> None:
+    """Note in made_by where a row's files are linked from outside of the data folder; UserError where not allowed."""
+    linked = 0
+    for row in rows:
+        files = [folder.root / folder.relative(file) for file in row.files().values()]
+        homes = {folder.home(file, f"frame {row.stem}") for file in files} - {folder.root}
+        if homes:
+            row.made_by["links_to"] = sorted(map(str, homes))
+            linked += 1
+    if linked:
+        print(f"{linked} frames have files that are links out of {folder.root}")
+
+
 def main() -> None:
     """Run the script."""
     args = parse_args()
@@ -329,6 +349,7 @@ def main() -> None:
     check(join, args.allow_missing_teachers)
     if not args.depth_unit:
         check_unit(folders.maps["depth"], (row.depth for row in join.rows))
+    note_links(join.rows, DataFolder(output.parent, args.allow_links_to))
     if recordings_file:
         recordings = read_recordings(recordings_file)
         for row in join.rows:

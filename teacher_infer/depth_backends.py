@@ -26,6 +26,7 @@ import numpy as np
 from config import Intrinsics
 from dataset.files import sha256_of
 from dataset.frames import find_map, read_depth
+from dataset.listing import data_folder
 from teacher_infer.stage import gpu_memory, versions_of
 
 if TYPE_CHECKING:
@@ -407,7 +408,7 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
 def load_depth_backend(args: argparse.Namespace, input_dir: Path, batch_size: int) -> DepthBackend:
     """The backend that the flags name; raises UserError when its package, weights or folder can't be had."""
     if args.backend == "reference":
-        folder = args.reference_depth_dir or input_dir.resolve().parent / "depth"
+        folder = args.reference_depth_dir or data_folder(input_dir) / "depth"
         return Reference(existing_dir(folder, "--reference-depth-dir"))
     model_id = args.model_id or DEFAULT_MODELS[args.backend]
     if args.backend == "da3":

@@ -20,6 +20,7 @@ import numpy as np
 from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Runtime
 from dataset.files import read_png_raw, sha256_of
 from dataset.frames import find_map, read_classes
+from dataset.listing import data_folder
 from teacher_infer.stage import gpu_memory, versions_of
 
 if TYPE_CHECKING:
@@ -304,4 +305,4 @@ def load_object_backend(args: argparse.Namespace, input_dir: Path) -> ObjectBack
     """The backend that the flags name; raises UserError when its package, weights or folder can't be had."""
     if args.backend == "yolo-sam2":
         return YoloSam2(args.yolo_weights, args.sam2_checkpoint, args.sam2_config, args.device)
-    return Reference(existing_dir(args.reference_dir or input_dir.resolve().parent, "--reference-dir"))
+    return Reference(existing_dir(args.reference_dir or data_folder(input_dir), "--reference-dir"))

@@ -12,6 +12,7 @@ except ModuleNotFoundError:
 
 from dataset.files import read_image
 from dataset.frames import find_frames
+from dataset.listing import refuse_output_among_inputs
 from teacher_infer.depth_backends import DepthBackend, Prepared, add_backend_flags, load_depth_backend
 from teacher_infer.stage import (
     FrameCameras,
@@ -32,7 +33,7 @@ def parse_args() -> Namespace:
         "Interrupted or run again, it does the frames that are missing. Exit 0: all done or listed as failed;\n"
         "2: wrong input; 75: stopped by SIGTERM or SIGUSR1 with frames left."
     )
-    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of images")
     parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for the depth maps")
     add_backend_flags(parser)
     add_camera_flags(parser)
@@ -59,6 +60,7 @@ def main() -> int:
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
+    refuse_output_among_inputs(output_dir, "--output-dir", input_dir)
     frames = find_frames(input_dir)
     # asked before minutes go into loading weights
     cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None

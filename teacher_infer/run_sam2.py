@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import threading
 from argparse import Namespace
@@ -21,6 +22,7 @@ import numpy as np
 from config import CLASS_COLOURS, CLASS_NAMES, Intrinsics
 from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import check_unit, find_frames, find_map, read_confidence, read_depth
+from dataset.listing import by_stem, data_folder, refuse_output_among_inputs
 from dataset.pictures import colour_classes, panel, stack
 from dataset.units import DepthUnit, add_unit_flag, sampled
 from teacher_infer.geometry import OTHER, GeometryResult, classify
@@ -57,7 +59,7 @@ def parse_args() -> Namespace:
         "it does the frames that are missing. Exit 0: all done or listed as failed; 2: wrong input; 75: stopped by\n"
         "SIGTERM or SIGUSR1 with frames left."
     )
-    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of images")
     parser.add_argument(
         "--depth-dir",
         required=True,
@@ -227,7 +229,8 @@ class FrameGravity:
             content = read_json(path)
             if not isinstance(content, dict):
                 raise UserError(f"{path} must be a JSON object of stems and vectors")
-            self.by_stem = {stem: self._checked(vector, f"{path}, {stem}") for stem, vector in content.items()}
+            vectors = by_stem(content, path).items()
+            self.by_stem = {stem: self._checked(vector, f"{path}, {stem}") for stem, vector in vectors}
             known = len(self.by_stem.keys() & set(stems))
             if not known:
                 raise UserError(f"{path} has none of the frames' stems")
@@ -282,7 +285,8 @@ class SegmentationTeacher:
         output_dir: Path,
     ):
         self.find_objects, self.maps, self.cameras, self.gravity = find_objects, maps, cameras, gravity
-        self.panels, self.confidence = output_dir / "panels", output_dir.resolve().parent / CONFIDENCE_DIR
+        self.panels = output_dir / "panels"
+        self.confidence = Path(os.path.abspath(output_dir)).parent / CONFIDENCE_DIR  # beside a link, not its target
         self.provenance = find_objects.provenance | maps.settings()
         self.provenance |= {"camera": cameras.settings(), "gravity": gravity.settings()}
         self.counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
@@ -322,9 +326,10 @@ def main() -> int:
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
-    frames = find_frames(input_dir)
-    root = input_dir.resolve().parent
+    root = data_folder(input_dir)
     maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, root, args.depth_unit)
+    refuse_output_among_inputs(output_dir, "--output-dir", input_dir, maps.depth, maps.sensor, maps.confidence)
+    frames = find_frames(input_dir)
     maps.check_units(frames)
     cameras = FrameCameras(input_dir, args.fx, args.fy)
     gravity = FrameGravity(args.gravity, root, frames)

@@ -11,7 +11,6 @@ same command again does what is missing.
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -31,8 +30,9 @@ import numpy as np
 from tqdm import tqdm
 
 from config import NYU_INTRINSICS, NYU_SOURCE, Intrinsics
-from dataset.files import read_json, target_of_temporary, write_failed_frames, write_json, write_npy
+from dataset.files import read_json, short_name, target_of_temporary, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
+from dataset.listing import data_folder, normal, walk
 from dataset.manifest import Cameras
 
 PROVENANCE = "provenance.json"
@@ -106,7 +106,7 @@ class FrameCameras:
         self.cameras: Cameras | None = None
         self.source = "flags"
         self._warned = False
-        root = input_dir.resolve().parent
+        root = data_folder(input_dir)
         if (root / "camera.json").is_file():
             self.cameras = Cameras.read(root / "camera.json")
             self.source = "flags" if self.fx else "camera.json"
@@ -119,7 +119,7 @@ class FrameCameras:
     def of(self, stem: str, rgb: np.ndarray) -> Intrinsics:
         """The camera of one frame at its image's size.
 
-        Raises UserError when camera.json does not fit the image, and Fatal when the flags fit none.
+        Raises UserError when camera.json or the flags do not fit the image.
         """
         height, width = rgb.shape[:2]
         known = camera_for(self.cameras.of(stem), rgb, stem) if self.cameras else None
@@ -139,7 +139,7 @@ class FrameCameras:
     @staticmethod
     def _possible(camera: Intrinsics) -> Intrinsics:
         if camera.fault:
-            raise Fatal(f"--fx/--fy: {camera.fault}")
+            raise UserError(f"--fx/--fy: {camera.fault}")
         return camera
 
     def settings(self) -> dict:
@@ -155,7 +155,7 @@ class FrameCameras:
 
 def _is_nyu(input_dir: Path) -> bool:
     """Whether the data folder's source.json says so: a path with "nyu" in it may be a laboratory's."""
-    source = input_dir.resolve().parent / "source.json"
+    source = data_folder(input_dir) / "source.json"
     content = read_json(source) if source.is_file() else None
     return isinstance(content, dict) and content.get("what") == NYU_SOURCE
 
@@ -366,16 +366,20 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 def _survey(output_dir: Path, own: set[str]) -> set[str]:
     """Stems that have an output; removes what a killed run of this part (its stems: own) has left half-written."""
-    finished = set()
-    for folder, _, names in os.walk(output_dir):  # one walk: asking for each stem costs a round trip on a cluster
-        relative = os.path.relpath(folder, output_dir)
+    finished: set[str] = set()
+    if not output_dir.is_dir():
+        return finished
+    split = (stem.rpartition("/") for stem in own)
+    own = {f"{folder}{slash}{short_name(name)}" for folder, slash, name in split}
+    for folder, files in walk(output_dir):  # one walk: asking for each stem costs a round trip on a cluster
+        relative = normal(folder.relative_to(output_dir).as_posix())
         prefix = "" if relative == "." else f"{relative}/"
-        for name in names:
-            if target := target_of_temporary(name):
+        for file in files:
+            if target := target_of_temporary(file.name):
                 if prefix + target in own:
-                    Path(folder, name).unlink(missing_ok=True)
-            elif name.endswith(".npy"):
-                finished.add(prefix + name.removesuffix(".npy"))
+                    (folder / file.name).unlink(missing_ok=True)
+            elif file.name.endswith(".npy"):
+                finished.add(prefix + normal(file.name.removesuffix(".npy")))
     return finished
 
 

@@ -27,6 +27,7 @@ from tabulate import tabulate
 
 from dataset.files import read_image, write_json, write_png
 from dataset.frames import find_frames, find_map, read_depth
+from dataset.listing import refuse_output_among_inputs
 from dataset.pictures import colour_depth, colour_error, depth_range, panel
 from dataset.units import UNITS, DepthUnit, add_unit_flag
 from teacher_infer.depth_backends import add_backend_flags, depth_of, load_depth_backend
@@ -175,7 +176,7 @@ def parse_args() -> Namespace:
         "writes gate.json and, a frame, <stem>.png (image | teacher | reference | ratio) to --output-dir.\n\n"
         "Exit 0: the teacher may be used; 1: it may not, with the probable cause; 2: wrong input."
     )
-    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of .png or .jpg images")
+    parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of images")
     parser.add_argument(
         "--gt-depth-dir",
         metavar="DEPTH",
@@ -252,6 +253,7 @@ def main() -> int:
     resolve_device(args.device)
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
     reference_dir = existing_dir(args.gt_depth_dir, "--gt-depth-dir") if args.gt_depth_dir else None
+    refuse_output_among_inputs(output_dir, "--output-dir", input_dir, reference_dir)
     frames = find_frames(input_dir)
     stems = choose_frames(frames, reference_dir, args.n_frames)
     cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None

@@ -176,8 +176,11 @@ def test_wrong_recordings_are_refused(tmp_path):
     check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "8-bit")
     rewrite(depth, np.zeros((HEIGHT * 2, WIDTH * 2), np.uint16))
     check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "64x48", "32x24", "registered")
-    depth.unlink()
-    check_refused(load("--input", recording, "--out", out, *FEW), f"{stem(0)}.color.jpg", "without depth")
+    for number in range(7):
+        (recording / f"{stem(number)}.depth.png").unlink()
+    check_refused(
+        load("--input", recording, "--out", out, *FEW), f"{stem(0)}.color.jpg", "without depth in 7 of 12", depth.name
+    )
     (tmp_path / "empty").mkdir()
     check_refused(load("--input", tmp_path / "empty", "--out", out), "no recording")
     check_refused(load("--input", tmp_path / "none", "--out", out), "none")
@@ -268,7 +271,7 @@ def test_real_recording(tmp_path):
 
 def test_a_long_recording_gets_sub_folders(tmp_path, monkeypatch):
     recording, out = record(tmp_path / "recording"), tmp_path / "out"
-    frames = corridor_loader.find_recording(recording)
+    frames, _ = corridor_loader.find_recording(recording)
     assert corridor_loader.in_sub_folders(frames) == frames
     monkeypatch.setattr(corridor_loader, "LONG_RECORDING", 11)
     flags = ["--input", recording, "--out", out, *FEW]

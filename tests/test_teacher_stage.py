@@ -235,9 +235,9 @@ def test_flags_that_agree_do_not_warn(tmp_path, capsys):
 
 @pytest.mark.parametrize("camera", [None, CAMERA.__dict__])
 @pytest.mark.parametrize("focal", [0.825, 0.00193, 3000.0])
-def test_flags_of_no_camera_end_a_stage(tmp_path, camera, focal):
+def test_flags_of_no_camera_are_refused(tmp_path, camera, focal):
     folder, rgb = rgb_folder(tmp_path, camera)
-    with pytest.raises(stage.Fatal, match="--fx/--fy: fx .* field of view"):
+    with pytest.raises(UserError, match="--fx/--fy: fx .* field of view"):
         stage.FrameCameras(folder, focal, focal).of("a", rgb)
 
 

@@ -1,0 +1,205 @@
+"""Which files below a folder count, and which names are the same name."""
+
+import heapq
+import os
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from cli import UserError
+
+Value = TypeVar("Value")
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+# What systems and programs leave in folders, in lower case; whatever begins with a dot is left out, too.
+JUNK = frozenset(
+    ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
+)
+LISTINGS = 256  # folders whose listings are kept at once
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a file or folder of this name is no part of the data: hidden (.ipynb_checkpoints) or a system's own."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def normal(name: str) -> str:
+    """A name in the form that names are compared in: macOS decomposes the letters of file names, others don't (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def by_stem(content: Mapping[str, Value], where: str | Path) -> dict[str, Value]:
+    """What a file says of each stem, under normal() stems; raises UserError naming `where` when two become one."""
+    stems = {normal(stem): value for stem, value in content.items()}
+    if len(stems) < len(content):
+        raise UserError(f"{where}: two stems are the same letters, once composed and once decomposed: remove one")
+    return stems
+
+
+def stem_of(relative: Path) -> str:
+    """The stem of a file by its path in its folder; raises UserError when the name can't be written as text."""
+    stem = normal(relative.with_suffix("").as_posix())
+    refuse_undecodable(stem, str(relative))
+    return stem
+
+
+def refuse_undecodable(text: str, what: str) -> None:
+    """Raise UserError when a name is no UTF-8: JSON can't hold it, and OpenCV can't open it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{ascii(what)}: a name that is no UTF-8: rename it") from None
+
+
+def data_folder(images: Path) -> Path:
+    """The data folder that a folder of images belongs to: the one above it.
+
+    Of a linked folder the one above the link, where that holds more of the data, else the one above its target.
+    """
+    written = Path(os.path.abspath(images)).parent
+    known = ("camera.json", "splits.json", "source.json", "depth")
+    return written if any((written / name).exists() for name in known) else images.resolve().parent
+
+
+def refuse_output_among_inputs(output: Path, flag: str, *inputs: Path | None) -> None:
+    """Raise UserError naming `flag` when the output lies in a folder that is read: the next run would read it, too."""
+    place = Path(os.path.realpath(output))
+    for folder in inputs:
+        if folder and place.is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"{flag} {output} lies in {folder}, which is read: its files would be taken for input in the next run; "
+                "choose a folder beside it"
+            )
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """(folder, its files) of a folder and of all below it; linked folders are followed, those left out are not entered.
+
+    A folder that is reached twice is listed once, under its own name where it has one below the root, and a link to a
+    folder that the link itself lies in is not followed: both are told on stderr.
+    """
+    home = os.path.realpath(root)
+    listed: set[str] = set()
+    folders, links = [Path(root)], list[Path]()
+    while folders or links:
+        linked = not folders
+        folder = heapq.heappop(links) if linked else folders.pop()
+        place = os.path.realpath(folder)
+        holds_itself = linked and any(Path(f).is_relative_to(place) for f in (home, os.path.realpath(folder.parent)))
+        if holds_itself or place in listed:
+            notice = f"{folder} is a link to {place}, which is listed already or holds the link: left out"
+            print(notice, file=sys.stderr)
+            continue
+        listed.add(place)
+        files = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not _is_folder(entry):
+                    files.append(entry)
+                elif not is_left_out(entry.name):
+                    if entry.is_symlink():
+                        heapq.heappush(links, folder / entry.name)
+                    else:
+                        folders.append(folder / entry.name)
+        yield folder, files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], Counter[str]]:
+    """({stem: file} of the files of some suffixes below a folder, in no order; number of the others by their suffix).
+
+    Suffixes are compared in lower case. Raises UserError when two files share a stem, a name is no UTF-8, or a link
+    leads nowhere that may have been a folder of such files.
+    """
+    files: dict[str, Path] = {}
+    others: Counter[str] = Counter()
+    for below, entries in walk(folder):
+        for entry in entries:
+            path = below / entry.name
+            if is_left_out(entry.name):
+                continue
+            if path.suffix.lower() in suffixes:
+                add_file(files, stem_of(path.relative_to(folder)), path)
+            elif entry.is_symlink() and not os.path.exists(path):
+                raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there: mend or remove it")
+            else:
+                others[path.suffix.lower() or "no suffix"] += 1
+    return files, others
+
+
+def add_file(files: dict[str, Path], stem: str, path: Path) -> None:
+    """Add a file to those found; raises UserError when its stem is taken."""
+    if stem in files:
+        first, second = str(files[stem]), path.name
+        if files[stem].suffix == path.suffix:  # to the eye they are the same
+            first, second = ascii(first), f"{ascii(second)}, composed and decomposed letters,"
+        raise UserError(f"{first} and {second} share the stem {stem}: remove one")
+    files[stem] = path
+
+
+def image_files(folder: Path) -> dict[str, Path]:
+    """{stem: image file} of all images below a folder, in no order; how many other files there are goes to stderr.
+
+    Raises UserError when there is no image, else as find_files().
+    """
+    images, others = find_files(folder, IMAGE_SUFFIXES)
+    kinds = ", ".join(suffix for suffix, _ in others.most_common())
+    if not images:
+        found = f": its {others.total()} files are others ({kinds})" if others else ""
+        raise UserError(f"{folder} holds no .png or .jpg image, nor {', '.join(IMAGE_SUFFIXES[3:])}{found}")
+    if others:
+        share = f"{others.total()} of {others.total() + len(images)}"
+        print(f"{folder}: {share} files are no images that are read here ({kinds}): skipped", file=sys.stderr)
+    return images
+
+
+def same_name(folder: Path, relative: str) -> Path | None:
+    """The file below a folder that has this name in other writing; None when there is none.
+
+    Other writing is a suffix in upper case, or letters composed where these are decomposed. Raises UserError when two
+    files have it.
+    """
+    *parents, name = relative.split("/")
+    for part in parents:
+        folder = folder / part if os.path.isdir(folder / part) else folder / _written_otherwise(folder, part)
+    written = _written_otherwise(folder, name)
+    return folder / written if written and os.path.isfile(folder / written) else None
+
+
+def _written_otherwise(folder: Path, name: str) -> str:
+    try:
+        names = _other_writings(folder, os.stat(folder).st_mtime_ns).get(_compared(name), [])
+    except OSError:
+        return ""
+    if len(names) > 1:
+        raise UserError(f"{folder}: {' and '.join(map(ascii, names))} are one name in two writings: remove one")
+    return names[0] if names else ""
+
+
+@lru_cache(LISTINGS)
+def _other_writings(folder: Path, time: int) -> dict[str, list[str]]:
+    """{name as it is compared: names} of a folder's files, without those that are written as they are compared.
+
+    Few are, so the table is small. The folder's time makes a new one when files have come.
+    """
+    writings: dict[str, list[str]] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if (compared := _compared(entry.name)) != entry.name:
+                writings.setdefault(compared, []).append(entry.name)
+    return writings
+
+
+def _compared(name: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return normal(stem) + suffix.lower()
