@@ -9,14 +9,16 @@ import json
 import math
 import sys
 from argparse import Namespace
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 try:
-    from cli import EXIT_OK, EXIT_STOPPED, ArgumentParser, StopSignal, UserError, existing_file, run
+    from cli import EXIT_OK, EXIT_STOPPED, ArgumentParser, StopSignal, UserError, cpu_count, existing_file, run
 except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -133,7 +135,14 @@ class NyuFile:
 
     def frame(self, index: int) -> FrameMaps:
         """Read and convert one frame, index counted from 0; raises UserError naming the frame on damage."""
-        raw = {name: self._read(name, index) for name in (*REQUIRED, *OPTIONAL) if self.has(name)}
+        return self.convert(index, self.raw(index))
+
+    def raw(self, index: int) -> dict[str, np.ndarray]:
+        """One frame's variables as the file has them, each [H,W] or [H,W,3]; raises UserError on damage."""
+        return {name: self._read(name, index) for name in (*REQUIRED, *OPTIONAL) if self.has(name)}
+
+    def convert(self, index: int, raw: dict[str, np.ndarray]) -> FrameMaps:
+        """What raw() has read as a frame; raises UserError naming it when a label is none. Reads nothing."""
         depth = np.nan_to_num(raw["depths"].astype(np.float32), nan=0, posinf=0, neginf=0)
         try:
             labels = remap(raw["labels"])
@@ -209,8 +218,10 @@ def number_instances(labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
     """
     pairs = labels.astype(np.int64) * (int(instances.max(initial=0)) + 1) + instances
     pairs[(labels == 0) | (instances == 0)] = 0
-    known, numbers = np.unique(np.append(pairs.ravel(), 0), return_inverse=True)  # 0 always comes first
-    return numbers[:-1].reshape(labels.shape).astype(np.uint16)
+    known = np.zeros(pairs.max(initial=0) + 1, bool)
+    known[pairs] = True
+    known[0] = False
+    return np.cumsum(known, dtype=np.uint16)[pairs] * known[pairs]
 
 
 def assign_splits(n_frames: int, scenes: Sequence[str] | None, official: bool) -> dict[str, list[str]]:
@@ -271,25 +282,50 @@ def frame_files(out: Path, stem: str, with_instances: bool) -> dict[str, Path]:
     return {name: out / name / f"{stem}.{suffix}" for name, suffix in suffixes.items()}
 
 
-def convert_frame(source: NyuFile, index: int, out: Path) -> np.ndarray:
-    """Write the maps of one frame unless they all exist.
+def convert_frame(source: NyuFile, index: int, raw: dict[str, np.ndarray], files: dict[str, Path]) -> np.ndarray:
+    """Write the maps of a frame that NyuFile.raw() has read; returns count_pixels() of them."""
+    maps = source.convert(index, raw)
+    for name, file in files.items():
+        (write_npy if file.suffix == ".npy" else write_png)(file, getattr(maps, name))
+    return count_pixels(maps.confidence, maps.labels)
 
-    Returns int64 [258]: pixels, pixels with a valid sensor depth, then pixels of each label 0..255.
-    """
-    files = frame_files(out, stem_of(index), source.has("instances"))
-    if all(file.is_file() for file in files.values()):
-        confidence, labels = read_npy(files["confidence"]), read_png_raw(files["labels"])
-    else:
-        maps = source.frame(index)
-        for name, file in files.items():
-            (write_npy if file.suffix == ".npy" else write_png)(file, getattr(maps, name))
-        confidence, labels = maps.confidence, maps.labels
+
+def count_finished(files: dict[str, Path]) -> np.ndarray:
+    """count_pixels() of a frame whose files are all there."""
+    return count_pixels(read_npy(files["confidence"]), read_png_raw(files["labels"]))
+
+
+def count_pixels(confidence: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """int64 [258]: pixels, pixels with a valid sensor depth, then pixels of each label 0..255."""
     counts = np.bincount(labels.ravel(), minlength=256)
     return np.concatenate([[labels.size, np.count_nonzero(confidence)], counts])
 
 
+def convert_frames(source: NyuFile, out: Path) -> Iterator[np.ndarray]:
+    """Write the maps of all frames, in order, but for those that are there; yields count_pixels() of each.
+
+    HDF5 is read in this thread, for it takes one at a time; converting and writing go on beside it.
+    """
+    begun: deque[Future[np.ndarray]] = deque()
+    workers = cpu_count()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for index in range(len(source)):
+                files = frame_files(out, stem_of(index), source.has("instances"))
+                if all(file.is_file() for file in files.values()):
+                    begun.append(pool.submit(count_finished, files))
+                else:
+                    begun.append(pool.submit(convert_frame, source, index, source.raw(index), files))
+                if len(begun) > workers:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:  # when a frame is damaged, or nobody asks for more
+            pool.shutdown(cancel_futures=True)
+
+
 def summary(split: dict[str, list[str]], counts: np.ndarray) -> str:
-    """The line that ends a run; `counts` is the sum of convert_frame's over all frames."""
+    """The line that ends a run; `counts` is the sum of count_pixels() over all frames."""
     frames = ", ".join(f"{name} {len(stems)}" for name, stems in split.items())
     pixels, valid, per_class = counts[0], counts[1], counts[2 : 2 + len(CLASS_NAMES)]
     labelled = max(int(per_class.sum()), 1)
@@ -328,8 +364,9 @@ def main() -> int:
         claim_data_folder(args.out, description, MAPS)
         print(f"{source.path}: {description['what']}; confidence is {description['confidence']}")
         counts = np.zeros(258, dtype=np.int64)
-        for index in tqdm(range(len(source)), unit="frame", disable=None):
-            counts += convert_frame(source, index, args.out)
+        converted = tqdm(convert_frames(source, args.out), total=len(source), unit="frame", disable=None)
+        for index, frame_counts in enumerate(converted):
+            counts += frame_counts
             if stop:
                 print(f"stopped after {index + 1} of {len(source)} frames: the same command goes on")
                 return EXIT_STOPPED

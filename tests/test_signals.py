@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cli import EXIT_STOPPED, STOP_SIGNALS
@@ -38,13 +39,18 @@ LOOPS = """
 """
 
 
-def start(folder: Path, body: str, **options: object) -> subprocess.Popen:
-    """A script of the project that has come to the line `ready`."""
+def heed_all() -> None:
+    """Signals as a terminal's shell hands them on: one that runs the tests in the background ignores SIGINT."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def start(folder: Path, body: str, before: Callable[[], None] = heed_all) -> subprocess.Popen:
+    """A script of the project that has come to the line `ready`; `before` is run in its process."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(SCRIPT.format(body=body.strip())))
-    process = subprocess.Popen(
-        [sys.executable, script, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, script, folder], text=True, preexec_fn=before, **pipes)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -72,7 +78,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path) -> None:
     def like_nohup() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    process = start(tmp_path, WAITS, preexec_fn=like_nohup)
+    process = start(tmp_path, WAITS, like_nohup)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert process.poll() is None
