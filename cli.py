@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -131,8 +132,12 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle STOP_SIGNALS in the body, but for those that the caller ignores, as nohup does with SIGHUP."""
-    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    """Handle STOP_SIGNALS in the body, but for those that the caller ignores, as nohup does with SIGHUP.
+
+    Signals come to the main thread; in another one nothing is handled.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    heeded = [number for number in STOP_SIGNALS if main and signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
@@ -210,7 +215,7 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Any, *names: str) -> No
         settings, value = dict(marked[name]), getattr(defaults, name)
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         text = text.replace("%", "%%")
-        if "action" not in settings:
+        if "action" not in settings and value is not None:
             settings["help"] = f"{settings['help']} (default: {text})" if settings["help"] else f"default: {text}"
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)
 

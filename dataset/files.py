@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dataset.disk import disk_full_named
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")
 
@@ -27,18 +29,22 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`, renamed to it on success and removed on failure.
 
     The temporary name keeps the target's suffix, because writers such as cv2.imwrite choose a format by it.
+
+    Raises DiskFull, an OSError, when the disk or a quota is full, whatever the writer has raised of it.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".part{target.suffix}", dir=target.parent)
-    os.close(handle)
+    with disk_full_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=f".part{target.suffix}", dir=target.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; labels are shared in a group
-        os.replace(temporary, target)
+        with disk_full_named(target):
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; labels are shared in a group
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
