@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import inspect
 import os
 import re
@@ -27,6 +28,7 @@ EXIT_OK = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left, a job wrapper requeues on it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left, or no quota
 PROJECT = "indoor-student"  # its name in pyproject.toml
 CHECKOUT = Path(__file__).resolve().parent
 TRACEBACK = "STUDENT_TRACEBACK"  # environment variable; 1 shows the traceback behind a one-line error
@@ -56,23 +58,42 @@ def run(main: Callable[[], int | None]) -> None:
         refuse_other_checkout(Path(inspect.getfile(main)))
         with stoppable():
             code = main()
+        sys.stdout.flush()  # what it raises at the end of the process no one catches
     except KeyboardInterrupt as stopped:
         print(f"{Path(sys.argv[0]).name}: stopped by {stopped or 'SIGINT'}; finished files stay", file=sys.stderr)
         code = EXIT_STOPPED
     except UserError as error:
         code = fail(error)
     except BrokenPipeError:
+        discard_output()
         code = EXIT_OK  # the reader (head, less) has seen enough
     except OSError as error:  # a full disk, a folder that may not be written
+        unnamed = error.errno in DISK_FULL and error.filename is None
+        if discard_output("\n" if unnamed else "") and unnamed:
+            error.filename = "standard output"
         code = fail(error)
     sys.exit(code or EXIT_OK)
+
+
+def discard_output(text: str = "") -> bool:
+    """Whether standard output can't be written, a text to begin with; then what is left for it goes nowhere."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 def fail(error: BaseException) -> int:
     """Print an error as one line on stderr, behind its traceback where TRACEBACK asks for it; returns EXIT_USAGE."""
     if os.environ.get(TRACEBACK, "0") not in ("", "0"):
         traceback.print_exception(error)
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        text = f"can't write {error.filename or 'a file'}: disk full"
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}", file=sys.stderr)
     return EXIT_USAGE
 
 

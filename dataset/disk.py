@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli import UserError
+from cli import DISK_FULL, UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 PROBE_BYTES = 2**20
 
 
@@ -34,7 +33,7 @@ def disk_full_named(target: Path) -> Iterator[None]:
     except (DiskFull, UserError):
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in FULL or is_full(target.parent):
+        if getattr(error, "errno", None) in DISK_FULL or is_full(target.parent):
             raise DiskFull(target) from error
         raise
 
@@ -48,5 +47,5 @@ def is_full(folder: Path) -> bool:
                 left -= probe.write(bytes(left)) or 0
             os.fsync(probe.fileno())
     except OSError as error:
-        return error.errno in FULL
+        return error.errno in DISK_FULL
     return False

@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 
 from config import NYU_INTRINSICS, NYU_SOURCE, Intrinsics
+from dataset.disk import DiskFull
 from dataset.files import read_json, target_of_temporary, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
 from dataset.manifest import Cameras
@@ -386,7 +387,7 @@ def _results(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
     for stem, future in futures.items():
         try:
             results[stem] = future.result()
-        except Fatal:
+        except (Fatal, DiskFull):
             raise
         except (UserError, OSError) as error:
             tally.fail(stem, error)
@@ -416,7 +417,7 @@ def _finish(teacher: Teacher, prepared: Any, output: Any, path: Path) -> None:
     try:
         write_npy(path, result)
     except OSError as error:
-        raise Fatal(f"can't write {path}: {error.strerror or f'{error} (disk full?)'}") from None
+        raise Fatal(f"can't write {path}: {error.strerror or error}") from None
 
 
 def limit_threads() -> None:
