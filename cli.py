@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import inspect
 import io
 import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,7 @@ EXIT_OK = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left, a job wrapper requeues on it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left, or no quota
 PROJECT = "indoor-student"  # its name in pyproject.toml
 CHECKOUT = Path(__file__).resolve().parent
 TRACEBACK = "STUDENT_TRACEBACK"  # environment variable; 1 shows the traceback behind a one-line error
@@ -59,23 +62,42 @@ def run(main: Callable[[], int | None]) -> None:
         refuse_other_checkout(Path(inspect.getfile(main)))
         with stoppable():
             code = main()
+        sys.stdout.flush()  # what it raises at the end of the process no one catches
     except KeyboardInterrupt as stopped:
         print(f"{Path(sys.argv[0]).name}: stopped by {stopped or 'SIGINT'}; finished files stay", file=sys.stderr)
         code = EXIT_STOPPED
     except UserError as error:
         code = fail(error)
     except BrokenPipeError:
+        discard_output()
         code = EXIT_OK  # the reader (head, less) has seen enough
     except OSError as error:  # a full disk, a folder that may not be written
+        unnamed = error.errno in DISK_FULL and error.filename is None
+        if discard_output("\n" if unnamed else "") and unnamed:
+            error.filename = "standard output"
         code = fail(error)
     sys.exit(code or EXIT_OK)
+
+
+def discard_output(text: str = "") -> bool:
+    """Whether standard output can't be written, a text to begin with; then what is left for it goes nowhere."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 def fail(error: BaseException) -> int:
     """Print an error as one line on stderr, behind its traceback where TRACEBACK asks for it; returns EXIT_USAGE."""
     if os.environ.get(TRACEBACK, "0") not in ("", "0"):
         traceback.print_exception(error)
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        text = f"can't write {error.filename or 'a file'}: disk full"
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}", file=sys.stderr)
     return EXIT_USAGE
 
 
@@ -135,8 +157,12 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle STOP_SIGNALS in the body, but for those that the caller ignores, as nohup does with SIGHUP."""
-    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    """Handle STOP_SIGNALS in the body, but for those that the caller ignores, as nohup does with SIGHUP.
+
+    Signals come to the main thread; in another one nothing is handled.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    heeded = [number for number in STOP_SIGNALS if main and signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
@@ -214,7 +240,7 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Any, *names: str) -> No
         settings, value = dict(marked[name]), getattr(defaults, name)
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         text = text.replace("%", "%%")
-        if "action" not in settings:
+        if "action" not in settings and value is not None:
             settings["help"] = f"{settings['help']} (default: {text})" if settings["help"] else f"default: {text}"
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cli import UserError, flag, fraction, non_negative_int, positive_float, positive_int
+from cli import UserError, cpu_count, flag, fraction, non_negative_int, positive_float, positive_int
 
 # Edit to True to train on the robot's own data in $SCRATCH/corridor_teacher_data
 # (the environment variable USE_CORRIDOR_DATA=1 and the flag --use-corridor-data do the same).
@@ -257,7 +257,8 @@ class Runtime:
         "train on corridor_teacher_data of the data root",
         action="store_true",
     )
-    num_workers: int = flag(2, "threads", type=non_negative_int)
+    cache_dir: Path | None = flag(None, "folder of the packed frames (default: .cache beside the manifest)", type=Path)
+    num_workers: int = flag(cpu_count, "threads that pack frames", type=non_negative_int)
     device: str = flag("auto", "cpu, cuda, cuda:N, or auto: a GPU where there is one")
     compile: bool = flag(False, "compile the student first; pays off on a GPU", action="store_true")
 

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from config import Recipe, Runtime
 from dataset.files import atomic_path, remove_temporaries, write_json
 from dataset.identity import fingerprint
-from dataset.manifest import choose_rows, read_manifest
 from models.losses import LossWeights, class_weights, distillation_loss, target_counts
 from trainer.augment import SIZES, augment
 from trainer.checkpoint import (
@@ -57,7 +56,7 @@ from trainer.start import (
     find_manifest,
     git_revision,
     load_start,
-    pack,
+    pack_splits,
     refuse_other_data,
     refuse_other_recipe,
     with_output_range,
@@ -79,15 +78,13 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     with processes.main_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
-        rows = read_manifest(manifest, arguments.allow_links_to)
-        train_rows, val_rows = (choose_rows(rows, split, arguments.data_limit) for split in ("train", "val"))
-        frames = pack(train_rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
-        val_frames = pack(val_rows, manifest, recipe, 1, runtime.num_workers)
+        frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit, arguments.allow_links_to)
         remove_temporaries(runtime.checkpoint_dir)  # each as large as a checkpoint
     checkpoint = checkpoint_to_resume(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
-    trainer = Trainer(recipe, runtime, device, frames, val_frames, fingerprint(train_rows + val_rows), processes)
-    description = describe(train_rows, recipe)
+    data = fingerprint([*frames.rows, *val_frames.rows])
+    trainer = Trainer(recipe, runtime, device, frames, val_frames, data, processes)
+    description = describe(frames.rows, recipe)
     if checkpoint:
         trainer.resume(checkpoint, description)
     else:

@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from dataset.disk import disk_full_named
+
 # what Pillow raises on files that it can't decode
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 TURNED = range(2, 9)  # values of EXIF's orientation that ask a viewer to turn or mirror the picture
@@ -35,19 +37,23 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`, renamed to it on success and removed on failure.
 
     The temporary name keeps the target's suffix, because writers such as cv2.imwrite choose a format by it.
+
+    Raises DiskFull, an OSError, when the disk or a quota is full, whatever the writer has raised of it.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     prefix, suffix = f".{short_name(target.stem)}.", f".part{target.suffix}"
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
-    os.close(handle)
+    with disk_full_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; labels are shared in a group
-        os.replace(temporary, target)
+        with disk_full_named(target):
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; labels are shared in a group
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import re
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,16 +26,16 @@ from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, cpu_count, positiv
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from config import NYU_INTRINSICS, NYU_SOURCE, Intrinsics
+from dataset.disk import DiskFull
 from dataset.files import read_json, short_name, target_of_temporary, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
 from dataset.listing import data_folder, normal, walk
 from dataset.manifest import Cameras
+from dataset.progress import Progress
 
 PROVENANCE = "provenance.json"
-PROGRESS_SECONDS = 30.0  # between two lines in a log
 GPU_BATCH_SIZE = 8
 BATCHES_AHEAD = 2  # read before the model is free for them; as many wait to be written
 LONGEST_ROW = 50  # frames in a row that fail for one reason: it is no fault of theirs
@@ -330,7 +329,7 @@ def _run_batches(
 ) -> None:
     """Read ahead, infer and write behind, until the batches are done or a signal has come; counts into the tally."""
     writing: deque[dict[str, Future]] = deque()
-    progress = _Progress(sum(map(len, batches)))
+    progress = Progress(sum(map(len, batches)))
     with _pool(workers) as readers, _pool(workers) as writers:
         try:
             for prepared in _read_ahead(readers, batches, lambda stem: teacher.prepare(stem, frames[stem])):
@@ -401,7 +400,7 @@ def _results(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
     for stem, future in futures.items():
         try:
             results[stem] = future.result()
-        except Fatal:
+        except (Fatal, DiskFull):
             raise
         except (UserError, OSError) as error:
             tally.fail(stem, error)
@@ -431,27 +430,7 @@ def _finish(teacher: Teacher, prepared: Any, output: Any, path: Path) -> None:
     try:
         write_npy(path, result)
     except OSError as error:
-        raise Fatal(f"can't write {path}: {error.strerror or f'{error} (disk full?)'}") from None
-
-
-class _Progress:
-    """A tqdm bar on a terminal, a plain line every half minute in a log."""
-
-    def __init__(self, total: int):
-        self.bar = tqdm(total=total, unit="frame", disable=None)  # None: off where there is no terminal
-        self.total, self.done = total, 0
-        self.start = self.last = time.monotonic()
-
-    def update(self, frames: int) -> None:
-        self.done += frames
-        self.bar.update(frames)
-        now = time.monotonic()
-        if self.bar.disable and now - self.last > PROGRESS_SECONDS:
-            self.last = now
-            print(f"{self.done}/{self.total} frames, {self.done / (now - self.start):.2f} frames/s", flush=True)
-
-    def close(self) -> None:
-        self.bar.close()
+        raise Fatal(f"can't write {path}: {error.strerror or error}") from None
 
 
 def limit_threads() -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import train
@@ -20,12 +21,13 @@ from trainer.checkpoint import load_checkpoint
 LONGEST = 1.8  # seconds until a kill
 
 
-def start() -> int:
+def start(script_main: Callable[[], int]) -> int:
+    """Run a script's main function in a child process; returns the child's number."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            code = train.main()
+            code = script_main()
         except BaseException:
             traceback.print_exc()
         finally:
@@ -39,7 +41,7 @@ def main() -> None:
     sys.argv = ["train.py", *flags, "--resume", "auto"]
     moments = random.Random(0)
     for number in range(int(kills)):
-        child, sent = start(), moments.choice((signal.SIGKILL, signal.SIGTERM))
+        child, sent = start(train.main), moments.choice((signal.SIGKILL, signal.SIGTERM))
         time.sleep(moments.uniform(0.2, LONGEST))
         if os.waitpid(child, os.WNOHANG)[0]:
             print("the run has ended before its last kill")
@@ -49,7 +51,7 @@ def main() -> None:
         named = [path for path in Path(checkpoints).glob("*.pt") if not path.name.startswith(".")]
         steps = {path.name: load_checkpoint(path)["step"] for path in named}
         print(f"kill {number + 1}: {sent.name}, checkpoints {steps}", flush=True)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]))
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(train.main), 0)[1]))
 
 
 if __name__ == "__main__":

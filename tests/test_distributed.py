@@ -19,6 +19,9 @@ import torch
 from small_run import call, train_flags
 
 import train
+from config import Recipe
+from dataset.cache import PackedCache
+from dataset.locks import lock_in_turn
 from dataset.manifest import read_manifest
 from trainer.distributed import Processes
 from trainer.feed import PackedFrames, training_batches
@@ -96,22 +99,46 @@ def test_a_run_of_two_processes_stops_as_one_and_goes_on(manifest, tmp_path):
     assert [entry["epoch"] for entry in history] == list(range(1, epochs + 1))
 
 
-def test_an_error_of_the_main_process_ends_all_with_one_line_each(tmp_path):
-    """Without torchrun, which may end the others before they have ended themselves."""
+@contextmanager
+def pair(*flags: object) -> Iterator[list[subprocess.Popen]]:
+    """Two processes of train.py without torchrun, which may end one before it has ended itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         group = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = [sys.executable, ROOT / "train.py", "--manifest", tmp_path / "none.jsonl", "--device", "cpu"]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, ROOT / "train.py", *map(str, flags), "--device", "cpu"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(command, env=group | {"RANK": rank, "LOCAL_RANK": rank}, **streams) for rank in "01"]
     try:
-        messages = [run.communicate(timeout=LONGEST)[1] for run in runs]
+        yield runs
     finally:
         for run in runs:
             run.kill()
+
+
+def test_an_error_of_the_main_process_ends_all_with_one_line_each(tmp_path):
+    with pair("--manifest", tmp_path / "none.jsonl") as runs:
+        messages = [run.communicate(timeout=LONGEST)[1] for run in runs]
     assert [run.returncode for run in runs] == [EXIT_USAGE, EXIT_USAGE], messages
     for message, words in zip(messages, ("there is no manifest", "the main process has failed"), strict=True):
         assert message.startswith("train.py: error: ") and words in message and message.count("\n") == 1
+
+
+def test_a_signal_while_the_main_process_packs_ends_all_with_work_left(manifest, tmp_path):
+    """Another process packs the same cache and doesn't come to an end."""
+    cache = PackedCache(
+        [row for row in read_manifest(manifest) if row.split == "train"],
+        tmp_path,
+        (2 * Recipe.width, 2 * Recipe.height),
+        2 * Recipe.reference_focal,
+        {"manifest": os.path.relpath(manifest, tmp_path), "split": "train", "limit": None},
+    )
+    flags = [*train_flags(manifest, tmp_path / "out"), "--cache-dir", tmp_path]
+    with lock_in_turn(tmp_path / f"{cache.building.name}.lock", "packs"), pair(*flags) as runs:
+        assert runs[0].stdout.readline().startswith("waiting for another process")
+        runs[0].send_signal(signal.SIGTERM)
+        messages = [run.communicate(timeout=LONGEST)[1] for run in runs]
+    assert [run.returncode for run in runs] == [EXIT_STOPPED, EXIT_STOPPED], messages
+    assert messages == ["train.py: stopped by SIGTERM; finished files stay\n"] * 2
 
 
 def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):

@@ -67,6 +67,6 @@ def test_a_copy_of_the_data_resumes_and_is_not_packed_again(manifest, trained, t
     for path in copied.parent.rglob("*.*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
     assert fingerprint(read_manifest(copied)) == fingerprint(read_manifest(manifest))
-    monkeypatch.setattr("trainer.feed.read_frame", None)  # what packs would call
+    monkeypatch.setattr("dataset.cache.read_frame", None)  # what packs would call
     last = trained / "checkpoints/last.pt"
     assert call(train.main, *train_flags(copied, tmp_path), "--resume", last) == 0

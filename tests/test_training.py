@@ -6,11 +6,8 @@ import math
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,49 +80,6 @@ def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
     assert (taught.labels == IGNORE).all() and not any(taught.labels.stride()[1:]), "training has no use for them"
     statistics = target_statistics(frames, RECIPE)
     assert statistics["majority_class"] is None and not any(statistics["class_shares"])
-
-
-def test_cache_is_reused_and_built_anew_when_a_file_changes(manifest, tmp_path, monkeypatch):
-    manifest = copy_data(manifest, tmp_path / "data")
-    first = packed(read_manifest(manifest), tmp_path / "cache")
-    assert stat.S_IMODE(first.folder.stat().st_mode) & 0o055 == 0o055, "a group shares the cache"
-    with monkeypatch.context() as patch:
-        patch.setattr(PackedFrames, "_build", lambda self, workers: pytest.fail("the cache was not reused"))
-        assert packed(read_manifest(manifest), tmp_path / "cache").folder == first.folder
-    depth_file = read_manifest(manifest)[0].depth
-    np.save(depth_file, read_npy(depth_file) + 1)
-    changed = packed(read_manifest(manifest), tmp_path / "cache")
-    assert changed.folder != first.folder
-    assert (changed.batch([0], CPU).depth - first.batch([0], CPU).depth).min() == pytest.approx(1, abs=2e-3)
-
-
-def test_two_builders_at_once_share_one_cache(manifest, tmp_path):
-    rows = read_manifest(manifest)
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: packed(rows, tmp_path), range(2)))
-    assert both[0].folder == both[1].folder
-    assert [path.name for path in tmp_path.iterdir()] == [both[0].folder.name]
-    assert torch.equal(both[0].batch([0], CPU).rgb, both[1].batch([0], CPU).rgb)
-
-
-def test_what_a_killed_builder_left_goes_and_another_jobs_stays(manifest, tmp_path):
-    for name, age in (("killed", 25), ("busy", 1)):
-        file = tmp_path / f".building-{name}" / "frames" / "rgb.npy"
-        file.parent.mkdir(parents=True)
-        file.touch()
-        for path in (file, file.parent, file.parent.parent):
-            os.utime(path, (time.time() - age * 3600,) * 2)
-    os.utime(tmp_path / ".building-busy", (0, 0))  # only what it writes counts
-    packed(read_manifest(manifest)[:1], tmp_path)
-    assert [path.name for path in tmp_path.glob(".building-*")] == [".building-busy"]
-
-
-def test_a_frame_that_cannot_be_read_leaves_no_cache(manifest, tmp_path):
-    rows = read_manifest(copy_data(manifest, tmp_path / "data"))
-    rows[3].rgb.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="not a readable image"):
-        packed(rows, tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_focal_factor(manifest, tmp_path):

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
-from cli import UserError, resolve_device
+from cli import Stopped, UserError, resolve_device
 
 import torch
 from torch import Tensor, distributed, nn
@@ -46,17 +46,20 @@ class Processes:
     def main_first(self) -> Iterator[None]:
         """The body runs in the main process, then in all others: they find the files that it has written.
 
-        Raises UserError in the others when the body raised in the main one.
+        Raises UserError in the others when the body raised in the main one, Stopped when a signal has stopped it.
         """
-        if not self.main and self.of_main(None):
-            raise UserError("the main process has failed, see its message")
-        failed = True
+        if not self.main and (end := self.of_main(None)):
+            raise end
+        end = UserError("the main process has failed, see its message")
         try:
             yield
-            failed = False
+            end = None
+        except Stopped as stopped:
+            end = stopped
+            raise
         finally:
             if self.main:
-                self.of_main(failed)
+                self.of_main(end)
 
     def of_main(self, value: Any) -> Any:
         """The main process's value, plain Python or numpy, in all of them."""

@@ -1,13 +1,7 @@
-"""The packed cache: every frame once at one size in memory-mapped arrays, and batches cut from it."""
+"""Frames in the packed cache, and batches cut from it."""
 
-import hashlib
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from config import CLASS_NAMES, Recipe
-from dataset.files import read_npy, write_json
-from dataset.frames import MILLIMETRES, read_frame, to_network_camera
-from dataset.identity import fingerprint
+from dataset.cache import FOCAL_FACTOR, PackedCache
+from dataset.frames import MILLIMETRES
 from dataset.manifest import Row
-from dataset.packing import ARRAYS, pack_frame
+from dataset.packing import ARRAYS
 from models.losses import hybrid_depth
 
-LAYOUT_VERSION = 3  # part of the cache's name: raise it when what is packed changes
 TAUGHT = tuple(name for name in ARRAYS if name != "labels")  # what training learns from
-# Scale from metres to metres at the reference focal length: f_ref / f, 1 for a frame without intrinsics.
-FOCAL_FACTOR = "focal_factor"
 STATISTICS_FRAMES = 300
-BUILDING = ".building-"  # begins the name of a cache that is not finished
-ABANDONED = 24 * 3600  # seconds without a write after which its builder must have been killed
 
 
 @dataclass
@@ -65,71 +52,32 @@ class PackedFrames:
     """The frames of some rows at one size, memory-mapped from a cache that is built when it is missing."""
 
     def __init__(
-        self, rows: Sequence[Row], cache_dir: Path, size: tuple[int, int], reference_focal: float, workers: int
+        self,
+        rows: Sequence[Row],
+        cache_dir: Path,
+        size: tuple[int, int],
+        reference_focal: float,
+        workers: int,
+        source: Mapping[str, Any] | None = None,
     ):
-        """Open the cache, or build it first.
+        """Open the cache, or build it first; see PackedCache for all of the arguments and what is raised.
 
         Args:
             rows: frames to pack, in this order.
             cache_dir: where caches are kept; each has a folder named by what is in it.
             size: (width, height) to pack at, of the network's aspect ratio.
             reference_focal: f_ref in pixels at that size.
-            workers: threads that read frames.
-
-        Raises UserError when a frame can't be read; no cache is left behind then.
+            workers: threads that pack.
+            source: what the rows are: a cache of the same source with another content is replaced.
         """
         self.rows, self.size, self.reference_focal = rows, size, reference_focal
-        name = f"{LAYOUT_VERSION}|{size}|{reference_focal}|{fingerprint(rows)}"
-        self.folder = Path(cache_dir) / hashlib.sha256(name.encode()).hexdigest()[:24]
-        if not self.folder.is_dir():
-            self._build(workers)
-        files = {name: self.folder / f"{name}.npy" for name in ARRAYS}
-        self.arrays = {name: np.load(file, mmap_mode="r") for name, file in files.items() if file.is_file()}
-        self.focal_factor = read_npy(self.folder / f"{FOCAL_FACTOR}.npy")
+        cache = PackedCache(rows, Path(cache_dir), size, reference_focal, source)
+        self.folder = cache.folder
+        self.arrays = cache.open(workers)
+        self.focal_factor = np.array(self.arrays.pop(FOCAL_FACTOR))
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def _build(self, workers: int) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(self.folder.parent)
-        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=self.folder.parent))
-        try:
-            (building / "frames").mkdir()  # mkdtemp makes private folders; the cache is shared in a group
-            self._pack_into(building / "frames", workers)
-            os.rename(building / "frames", self.folder)
-        except OSError:
-            if not self.folder.is_dir():  # else another job has just finished the same cache: use that one
-                raise
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-
-    def _pack_into(self, folder: Path, workers: int) -> None:
-        width, height = self.size
-        arrays = {
-            name: np.lib.format.open_memmap(
-                folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(len(self.rows), height, width, channels)
-            )
-            for name, (dtype, channels, _) in ARRAYS.items()
-            if any(getattr(row, name) for row in self.rows)  # one that no frame has would only be read and moved
-        }
-        factors = np.ones(len(self.rows), dtype=np.float32)
-
-        def pack(index: int) -> None:
-            frame = read_frame(self.rows[index])
-            packed = pack_frame(frame, width, height)
-            for name, array in arrays.items():
-                array[index] = packed[name]
-            if frame.intrinsics:
-                factors[index] = self.reference_focal / to_network_camera(frame.intrinsics, width, height).focal
-
-        with ThreadPoolExecutor(max(workers, 1)) as pool:
-            packed = pool.map(pack, range(len(self.rows)))
-            list(tqdm(packed, total=len(self.rows), desc="packing frames", disable=None))
-        for array in arrays.values():
-            array.flush()
-        np.save(folder / f"{FOCAL_FACTOR}.npy", factors, allow_pickle=False)
-        write_json(folder / "stems.json", [row.stem for row in self.rows])
 
     def array(self, name: str, index: int) -> np.ndarray:
         """One packed array of one frame, [H,W,C]; of one value where no frame has it."""
@@ -153,15 +101,6 @@ class PackedFrames:
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """The frames of the given indices on the device."""
         return unpack(self.gather(indices, device.type == "cuda"), device)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove the unfinished caches in a folder whose builders were killed; other jobs may be building theirs."""
-    for building in folder.glob(f"{BUILDING}*"):
-        with suppress(OSError):  # its builder has just finished
-            last_write = max(path.stat().st_mtime for path in (building, *building.rglob("*")))
-            if time.time() - last_write > ABANDONED:
-                shutil.rmtree(building)
 
 
 def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:

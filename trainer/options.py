@@ -1,4 +1,4 @@
-"""The flags of train.py, and the recipe and the runtime that they and config.py's defaults make."""
+"""The flags of train.py and pack.py, and the recipe and the runtime that they and config.py's defaults make."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -35,7 +35,7 @@ def _parser(description: str) -> ArgumentParser:
     runtime = Runtime()
     parser.add_argument("--manifest", type=Path, help="manifest.jsonl to train on (default: the one of --data-root)")
     add_link_flag(parser)
-    add_flags(parser, runtime, "data_root", "use_corridor_data", "checkpoint_dir", "log_dir")
+    add_flags(parser, runtime, "data_root", "use_corridor_data", "cache_dir", "checkpoint_dir", "log_dir")
     add_flags(parser, Recipe())
     add_flags(parser, runtime, "num_workers", "device", "compile")
     parser.add_argument("--data-limit", type=positive_int, help="maximum number of frames to train and to validate on")

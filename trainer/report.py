@@ -1,12 +1,14 @@
 """What a person sees of a run: history.csv, TensorBoard, pictures of validation frames, curves."""
 
 import csv
+import threading
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from dataset.disk import disk_full_named
 from dataset.files import atomic_path, write_png
 from dataset.pictures import stack
 
@@ -23,14 +25,24 @@ def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -
     """
     write_history(run_dir / "history.csv", history)
     plot_history(run_dir / "curves.png", history)
-    entry = history[-1]
-    with SummaryWriter(run_dir) as board:
-        for name, value in entry.items():
-            board.add_scalar(name, value, entry["step"])
-        if panels:
-            picture = stack(panels)
-            write_png(run_dir / "validation.png", picture)
-            board.add_image("validation", picture, entry["step"], dataformats="HWC")
+    picture = stack(panels) if panels else None
+    if picture is not None:
+        write_png(run_dir / "validation.png", picture)
+    add_to_board(run_dir, history[-1], picture)
+
+
+def add_to_board(run_dir: Path, entry: dict, picture: np.ndarray | None) -> None:
+    """Write an epoch's numbers and picture, uint8 [H,W,3], for TensorBoard."""
+    hook = threading.excepthook
+    threading.excepthook = lambda error: None  # the board's thread prints what its close() raises here, too
+    try:
+        with disk_full_named(run_dir / "events"), SummaryWriter(run_dir) as board:
+            for name, value in entry.items():
+                board.add_scalar(name, value, entry["step"])
+            if picture is not None:
+                board.add_image("validation", picture, entry["step"], dataformats="HWC")
+    finally:
+        threading.excepthook = hook
 
 
 def write_history(path: Path, history: list[dict]) -> None:

@@ -1,16 +1,19 @@
 """What a run starts from: data, weights, and what its notes say of code and data."""
 
 import json
+import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cli import UserError
 
 from config import Recipe, Runtime
 from dataset.frames import to_network_camera
 from dataset.identity import content_sample
-from dataset.manifest import Row
+from dataset.manifest import Row, choose_rows, read_manifest
 from models.student import Student, load_encoder_weights
 from rooms.prepare_rooms import prepare_rooms
 from trainer.checkpoint import load_checkpoint, load_student, recipe_of
@@ -40,13 +43,53 @@ def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple
     return prepare_rooms(runtime.data_root / "rooms_teacher_data"), notice
 
 
-def pack(rows: list[Row], manifest: Path, recipe: Recipe, scale: int, workers: int) -> PackedFrames:
-    """The rows' packed cache at `scale` times the network's size, kept beside their manifest.
+def pack(
+    rows: list[Row],
+    manifest: Path,
+    recipe: Recipe,
+    scale: int,
+    workers: int,
+    cache_dir: Path | None = None,
+    which: Mapping[str, Any] | None = None,
+) -> PackedFrames:
+    """The rows' packed cache at `scale` times the network's size.
 
-    workers: threads that read frames, where it has to be built.
+    Args:
+        rows: some of a manifest's.
+        manifest: where they are from.
+        recipe: says the network's size and its reference focal length.
+        scale: 1 or more.
+        workers: threads that pack what is missing.
+        cache_dir: where the cache is kept; by default beside the manifest.
+        which: what the rows are of the manifest, in plain JSON, among it the split: a cache of the same ones that is
+            older than their files is replaced. Without it none is.
     """
     size, focal = (recipe.width * scale, recipe.height * scale), recipe.reference_focal * scale
-    return PackedFrames(rows, manifest.parent / ".cache", size, focal, workers)
+    folder = (cache_dir or manifest.parent / ".cache").resolve()
+    # relative: a data folder may be moved with its cache
+    source = {"manifest": os.path.relpath(manifest.resolve(), folder), **which} if which else None
+    return PackedFrames(rows, folder, size, focal, workers, source)
+
+
+def pack_splits(
+    manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None, allowed_links: Sequence[Path] = ()
+) -> tuple[PackedFrames, ...]:
+    """The frames to train and to validate on, packed as training reads them.
+
+    Args:
+        manifest: lists them.
+        recipe: training frames are kept larger than the network's size, see Recipe.cache_scale.
+        runtime: where the cache is kept, and how many threads pack what is missing.
+        limit: maximum number of frames of each split.
+        allowed_links: see read_manifest().
+    """
+    rows = read_manifest(manifest, allowed_links)
+    chosen = {split: choose_rows(rows, split, limit) for split in ("train", "val")}  # before hours of packing
+    where = (runtime.num_workers, runtime.cache_dir)
+    return tuple(
+        pack(chosen[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
+        for split, scale in (("train", recipe.cache_scale), ("val", 1))
+    )
 
 
 def checkpoint_to_resume(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:
@@ -152,7 +195,7 @@ def refuse_other_data(path: Path, trained: dict, notes: dict) -> None:
     raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")
 
 
-def describe(rows: list[Row], recipe: Recipe) -> dict:
+def describe(rows: Sequence[Row], recipe: Recipe) -> dict:
     """What later stages want to know of the training data.
 
     Its camera when all of it has one, its teachers, and its images by name and by content, which tells held-out ones.

@@ -1,0 +1,329 @@
+"""The packed cache on disk: every frame once at one size, in arrays that are packed in steps which outlive any kill.
+
+A cache is a folder that is named by what is in it and holds
+
+    <array>.npy       the arrays of dataset/packing.py, [N,H,W,C] each, but those that no frame has
+    focal_factor.npy  float32 [N], f_ref / f of each frame, 1 without intrinsics
+    stems.json        the frames' names
+    source.json       the manifest, which of its frames, at which size: another cache of the same source is outdated
+    rows.json         a digest of each frame's files
+    packed.json       the number of frames that are on the disk, in the end all
+
+It is built in a folder .building-<source>, with arrays of full length from the start, and renamed once it is complete.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from cli import Stopped, StopSignal, UserError
+
+import numpy as np
+
+from dataset.disk import DiskFull, disk_full_named
+from dataset.files import read_json, write_json
+from dataset.frames import read_frame, to_network_camera
+from dataset.identity import descriptions, fingerprint_of
+from dataset.locks import lock_if_free, lock_in_turn
+from dataset.manifest import Row
+from dataset.packing import ARRAYS, pack_frame
+from dataset.parallel import in_threads
+from dataset.progress import Progress
+
+LAYOUT_VERSION = 3  # part of the cache's name: raise it when what is packed changes
+FOCAL_FACTOR = "focal_factor"
+SOURCE, ROWS, PACKED = "source.json", "rows.json", "packed.json"
+BUILDING = ".building-"  # begins the name of a cache that is not complete
+REMOVED = ".removed-"  # begins the name of one that is on its way out
+ABANDONED = 24 * 3600  # seconds without a write after which nobody goes on with an incomplete cache of another source
+RECORD_SECONDS = 5.0  # between two records of how far it has come; a kill costs what was packed since
+RESERVED_AT_ONCE = 2**30  # bytes; a signal waits for no more
+
+
+class PackedCache:
+    """The packed arrays of some rows at one size."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        cache_dir: Path,
+        size: tuple[int, int],
+        reference_focal: float,
+        source: Mapping[str, Any] | None = None,
+    ):
+        """Find out the cache's name from the rows' files.
+
+        Args:
+            rows: frames, in this order.
+            cache_dir: where caches are kept.
+            size: (width, height) to pack at, of the network's aspect ratio.
+            reference_focal: f_ref in pixels at that size.
+            source: what the rows are, other than by their content, in plain JSON, among it their split: caches of the
+                same source and size that have another content are outdated. Without it none is.
+
+        Raises UserError when a file of a row is missing.
+        """
+        self.rows, self.size, self.reference_focal = rows, size, reference_focal
+        described = descriptions(rows)
+        self.digests = [_digest(text) for text in described]
+        name = f"{LAYOUT_VERSION}|{size}|{reference_focal}|{fingerprint_of(described)}"
+        self.folder = cache_dir / _digest(name)
+        self.source = {**source, "size": list(size), "reference_focal": reference_focal} if source else None
+        building = _digest(f"{LAYOUT_VERSION}|{json.dumps(self.source)}") if source else self.folder.name
+        self.building = cache_dir / f"{BUILDING}{building}"
+
+    def open(self, workers: int) -> dict[str, np.ndarray]:
+        """The arrays by their names, memory-mapped, packed first where they are missing.
+
+        Args:
+            workers: threads that pack.
+
+        Raises:
+            UserError: a frame can't be read, or the cache can't be written. What is packed is kept for the next try.
+            Stopped: a signal came; the next try goes on from there.
+        """
+        arrays = self._arrays(self.folder)
+        if arrays is None:
+            self._build(workers)
+            arrays = self._arrays(self.folder)
+        if arrays is None:
+            raise UserError(f"{self.folder} has been removed: another run packs the same frames, which have changed")
+        return arrays
+
+    def layout(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Type and shape of each array; one that no frame has would only be read and moved."""
+        width, height = self.size
+        arrays = {
+            name: (np.dtype(dtype), (len(self.rows), height, width, channels))
+            for name, (dtype, channels, _) in ARRAYS.items()
+            if any(getattr(row, name) for row in self.rows)
+        }
+        return arrays | {FOCAL_FACTOR: (np.dtype(np.float32), (len(self.rows),))}
+
+    def _arrays(self, folder: Path) -> dict[str, np.ndarray] | None:
+        """The arrays of a folder; None when one is missing, cut short or of another layout."""
+        arrays = {}
+        for name, (dtype, shape) in self.layout().items():
+            try:
+                array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
+                return None
+            if array.dtype != dtype or array.shape != shape:
+                return None
+            arrays[name] = array
+        return arrays
+
+    def _build(self, workers: int) -> None:
+        with self._alone(), StopSignal() as stop:
+            if self._arrays(self.folder) is not None:  # of the process that was waited for
+                return
+            self._remove_outdated()
+            done = self._resumed()
+            if done is None:
+                self._allocate(stop)
+                done = 0
+            write_json(self.building / PACKED, done)  # before the rows: frames that have changed since are not packed
+            write_json(self.building / ROWS, self.digests)
+            write_json(self.building / "stems.json", [row.stem for row in self.rows])
+            if self.source:
+                write_json(self.building / SOURCE, self.source)
+            done = self._pack(done, workers, stop)
+            if done == len(self.rows):
+                os.rename(self.building, self.folder)
+            else:
+                print(f"{done} of {len(self.rows)} frames are packed; the same command goes on from there", flush=True)
+            if stop.received:
+                raise Stopped(stop.received.name)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process builds a cache of this source in the body; raises UserError when none can be written."""
+        folder = self.folder.parent
+        with ExitStack() as stack:
+            try:
+                with disk_full_named(self.building):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    lock = _lock_of(self.building)
+                    stack.enter_context(lock_in_turn(lock, f"packs frames of the same manifest in {folder}"))
+            except DiskFull:
+                raise
+            except OSError as error:
+                raise UserError(
+                    f"{folder} can't be written ({error.strerror}): name another folder for the packed frames with "
+                    "--cache-dir"
+                ) from error
+            yield
+
+    def _remove_outdated(self) -> None:
+        """Remove what this cache takes the place of, and what killed processes have left."""
+        folder = self.folder.parent
+        for leftover in folder.glob(f"{REMOVED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if self.folder.exists():
+            print(f"{self.folder} is damaged: packing its frames anew")
+            _remove(self.folder)
+        for source in folder.glob(f"*/{SOURCE}") if self.source else ():
+            if not source.parent.name.startswith(".") and _read(source) == self.source:
+                with suppress(OSError):  # another user's
+                    _remove(source.parent)
+        for other in folder.glob(f"{BUILDING}*"):
+            if other != self.building and other.is_dir():
+                _remove_if_abandoned(other)
+
+    def _resumed(self) -> int | None:
+        """Number of the first frames that an earlier try has packed of the same files; None: nothing to go on with."""
+        digests, done = (_read(self.building / name) for name in (ROWS, PACKED))
+        if not isinstance(digests, list) or len(digests) != len(self.rows) or not isinstance(done, int):
+            return None
+        if self._arrays(self.building) is None:
+            return None
+        pairs = enumerate(zip(digests, self.digests, strict=True))
+        return min(done, next((index for index, (before, now) in pairs if before != now), done))
+
+    def _allocate(self, stop: StopSignal) -> None:
+        """Make the arrays with all the disk space that they take; leaves nothing behind when that fails."""
+        shutil.rmtree(self.building, ignore_errors=True)
+        self.building.mkdir()
+        try:
+            for name, (dtype, shape) in self.layout().items():
+                path = self.building / f"{name}.npy"
+                with disk_full_named(path):
+                    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                    _reserve(path, stop)
+        except BaseException as error:
+            shutil.rmtree(self.building, ignore_errors=True)
+            if not isinstance(error, DiskFull):
+                raise
+            need = sum(np.prod(shape, dtype=float) * dtype.itemsize for dtype, shape in self.layout().values())
+            free = shutil.disk_usage(self.folder.parent).free
+            raise UserError(
+                f"can't write {self.building}: disk full: the packed frames take {need / 1e9:.3f} GB, {free / 1e9:.3f} "
+                "GB are free: make room, or name another folder with --cache-dir"
+            ) from error
+
+    def _pack(self, done: int, workers: int, stop: StopSignal) -> int:
+        """Pack the frames from number `done` on until the end or a signal; returns how many are on the disk then."""
+        arrays = self._arrays(self.building)
+        assert arrays is not None  # allocated or checked right before
+        what = f"{self.source['split']} frames" if self.source else "frames"
+        so_far = f", {done} of them were packed before" if done else ""
+        print(f"packing {len(self.rows)} {what} into {self.folder}{so_far}", flush=True)
+        progress, recorded = Progress(len(self.rows), done, f"packing {what}"), time.monotonic()
+        with ExitStack() as stack:
+            files = {name: _ArrayFile(self.building / f"{name}.npy", array) for name, array in arrays.items()}
+            for file in files.values():
+                stack.callback(file.close)
+            stack.callback(progress.close)
+
+            def pack(index: int) -> None:
+                for name, values in self._packed(index).items():
+                    if name in files:
+                        files[name].write(index, values)
+
+            frames = stack.enter_context(closing(in_threads(pack, range(done, len(self.rows)), workers)))
+            try:
+                for _ in frames:
+                    done += 1
+                    progress.update(1)
+                    if time.monotonic() - recorded > RECORD_SECONDS:
+                        self._record(files, done)
+                        recorded = time.monotonic()
+                    if stop:
+                        break
+            finally:
+                self._record(files, done)
+        return done
+
+    def _packed(self, index: int) -> dict[str, np.ndarray]:
+        frame = read_frame(self.rows[index])
+        packed = pack_frame(frame, *self.size)
+        factor = 1.0
+        if frame.intrinsics:
+            factor = self.reference_focal / to_network_camera(frame.intrinsics, *self.size).focal
+        return packed | {FOCAL_FACTOR: np.array(factor, dtype=np.float32)}
+
+    def _record(self, files: Mapping[str, "_ArrayFile"], done: int) -> None:
+        for file in files.values():
+            file.flush()
+        write_json(self.building / PACKED, done)
+
+
+class _ArrayFile:
+    """An .npy file that threads write items of, each at its own place.
+
+    Not through memory: there a full disk, or a server that is gone, would end the process with a bus error.
+    """
+
+    def __init__(self, path: Path, array: np.ndarray):
+        assert isinstance(array, np.memmap)
+        self.path, self.offset = path, array.offset
+        self.item_bytes = array.nbytes // max(len(array), 1)
+        self.file = os.open(path, os.O_WRONLY)
+
+    def write(self, index: int, item: np.ndarray) -> None:
+        left, position = memoryview(item.tobytes()), self.offset + index * self.item_bytes
+        assert len(left) == self.item_bytes
+        with disk_full_named(self.path):
+            while left:
+                written = os.pwrite(self.file, left, position)
+                left, position = left[written:], position + written
+
+    def flush(self) -> None:
+        with disk_full_named(self.path):
+            os.fsync(self.file)
+
+    def close(self) -> None:
+        os.close(self.file)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _read(path: Path) -> Any:
+    """What a JSON file holds; None where it can't be read."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
+
+
+def _lock_of(building: Path) -> Path:
+    return building.with_name(f"{building.name}.lock")
+
+
+def _reserve(path: Path, stop: StopSignal) -> None:
+    """Have the file system set space aside for all of a file, where it can."""
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        for start in range(0, size, RESERVED_AT_ONCE) if hasattr(os, "posix_fallocate") else ():
+            if stop.received:
+                raise Stopped(stop.received.name)
+            try:
+                os.posix_fallocate(file.fileno(), start, min(RESERVED_AT_ONCE, size - start))
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a cache such that a kill leaves no half of it under its name."""
+    removed = folder.with_name(f"{REMOVED}{folder.name}")
+    os.rename(folder, removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def _remove_if_abandoned(building: Path) -> None:
+    with suppress(OSError), lock_if_free(_lock_of(building)) as free:
+        if not free:
+            return
+        last_write = max(path.stat().st_mtime for path in (building, *building.rglob("*")))
+        if time.time() - last_write > ABANDONED:
+            shutil.rmtree(building)

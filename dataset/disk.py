@@ -1,0 +1,51 @@
+"""A disk or a quota that is full, told alike whichever library meets it."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cli import DISK_FULL, UserError
+
+PROBE_BYTES = 2**20
+
+
+class DiskFull(OSError):
+    """A file can't be written because its disk or a quota is full; the message names it."""
+
+    def __init__(self, target: str | Path):
+        super().__init__(errno.ENOSPC, "disk full", str(target))
+
+    def __str__(self) -> str:
+        return f"can't write {self.filename}: disk full"
+
+
+@contextmanager
+def disk_full_named(target: Path) -> Iterator[None]:
+    """An exception of the body that a full disk may have caused becomes a DiskFull that names the target.
+
+    Libraries raise what they like (torch a RuntimeError, NumPy an OSError without a number), so the disk is asked.
+    """
+    try:
+        yield
+    except (DiskFull, UserError):
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in DISK_FULL or is_full(target.parent):
+            raise DiskFull(target) from error
+        raise
+
+
+def is_full(folder: Path) -> bool:
+    """Whether a megabyte can't be written to a folder for lack of space."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            left = PROBE_BYTES
+            while left:  # what just fits is written before the error comes
+                left -= probe.write(bytes(left)) or 0
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return error.errno in DISK_FULL
+    return False
