@@ -7,6 +7,7 @@ Normals, gravity and planes that drift smoothly are planes.py's.
    What stands in parallel before a larger wall, or is seen past, closely or because it is narrow, is furniture.
 3. What lies on two of them, as along the foot of a wall, belongs to the one that its viewing ray meets first.
 4. Glass: where the sensor has holes, or looks through, framed by readings on or in a wall; a window's frame with it.
+   Where the sensor doesn't look, on its rim, there is none.
 
 The rest, ceilings among it, is other: what can't be told is not guessed.
 """
@@ -97,6 +98,7 @@ def classify(
     intrinsics: Intrinsics,
     sensor_depth: np.ndarray | None = None,
     gravity: np.ndarray | Sequence[float] | None = None,
+    common_rim: np.ndarray | None = None,
 ) -> GeometryResult:
     """Floor, wall, glass and other of one frame.
 
@@ -106,8 +108,9 @@ def classify(
         intrinsics: camera of the map at its own size.
         sensor_depth: float32 [H,W], metres, 0 = hole, as the sensor gave it. Without it nothing is glass.
         gravity: vector pointing down in camera axes, when an inertial sensor knows it.
+        common_rim: where the sensor never looks, by sensor_rim.rim_of_frames(); without it this frame has to tell.
     """
-    scene = make_scene(depth, intrinsics, sensor_depth)
+    scene = make_scene(depth, intrinsics, sensor_depth, common_rim)
     down = find_gravity(scene) if gravity is None else np.asarray(gravity, float) / np.linalg.norm(gravity)
     floor = find_floor(scene, down)
     walls = find_walls(scene, down, floor)
@@ -348,7 +351,7 @@ def find_glass(
         in_wall |= _recessed(wall.distance)
     candidates = (scene.hole & (upright | in_wall)).astype(np.uint8)
     closed = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((BARS, BARS), np.uint8))
-    joined = _without_strips(closed).astype(np.uint8)
+    joined = _without_strips(closed & ~scene.rim).astype(np.uint8)
     count, components, stats, _ = cv2.connectedComponentsWithStats(joined)
     read = [wall for wall in walls if scene.hole[wall.members].mean() < GLASS_FILL]  # the others are panes themselves
     panes = []
@@ -422,7 +425,8 @@ def _pane_plane(
 
 def _high(scene: Scene, members: np.ndarray, down: np.ndarray, floor: Surface | None) -> bool:
     """Whether a pane reaches up, or the image ends before it does; a dark panel low on a wall does not."""
-    if members[scene.first_row :][:3].any():
+    beyond = np.logical_and.accumulate(scene.rim)  # what lies above it is not known either
+    if members[scene.first_row :][:3].any() or (members[1:] & beyond[:-1]).any():
         return True
     above = _height(scene.points[members], down, floor)
     return bool(np.percentile(above, 97) >= (0.0 if floor is None else GLASS_TOP))
@@ -443,5 +447,5 @@ def _framed(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray) -
         low, high = np.percentile(coordinate[members], (1, 99))
         inside &= (coordinate >= low) & (coordinate <= high)
     rim = cv2.dilate(inside.astype(np.uint8), np.ones((2 * RIM + 1,) * 2, np.uint8)).astype(bool)
-    rim &= ~inside & _not_before(scene, plane)
+    rim &= ~inside & ~scene.rim & _not_before(scene, plane)
     return float((~scene.hole[rim]).mean()) if rim.any() else 0.0

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from config import Intrinsics
+from teacher_infer.sensor_rim import sensor_rim
 
 WORKING_WIDTH = 320
 FINE, COARSE = 2, 5  # radii in working pixels of the two normal fits; the coarse one counts where it is planar
@@ -59,7 +60,8 @@ class Scene:
     """The working copy of a frame.
 
     points, normals, rays: float [h,w,3], rays being points at depth 1; inverse: float [h,w], inverse depth, 0 = none;
-    valid, planar, hole: bool [h,w]; area: float [h,w], the square metres that a pixel shows.
+    valid, planar, hole, rim: bool [h,w]; hole: where the sensor looks and reads nothing; rim: where it does not;
+    area: float [h,w], the square metres that a pixel shows.
     """
 
     points: np.ndarray
@@ -69,6 +71,7 @@ class Scene:
     valid: np.ndarray
     planar: np.ndarray
     hole: np.ndarray
+    rim: np.ndarray
     area: np.ndarray
 
     @property
@@ -121,8 +124,10 @@ class Surface:
         return np.abs(self.distance) < self.tolerance
 
 
-def make_scene(depth: np.ndarray, intrinsics: Intrinsics, sensor_depth: np.ndarray | None) -> Scene:
-    """Points, normals and holes at about WORKING_WIDTH columns."""
+def make_scene(
+    depth: np.ndarray, intrinsics: Intrinsics, sensor_depth: np.ndarray | None, common_rim: np.ndarray | None = None
+) -> Scene:
+    """Points, normals and holes at about WORKING_WIDTH columns; arguments as those of geometry.classify()."""
     height, width = depth.shape
     scale = min(1.0, WORKING_WIDTH / width)
     size = (round(width * scale), round(height * scale))
@@ -137,12 +142,18 @@ def make_scene(depth: np.ndarray, intrinsics: Intrinsics, sensor_depth: np.ndarr
     points = rays * z[..., None]
     incidence = np.abs(_dot(normals, rays)) / np.sqrt(_dot(rays, rays))
     area = np.where(valid, z**2 / (camera.fx * camera.fy) / np.maximum(incidence, 0.1), 0)
-    hole = np.zeros_like(valid)
+    hole, rim = np.zeros_like(valid), np.zeros_like(valid)
     if sensor_depth is not None:
         offset, factor = HOLE_BEHIND
         empty = (sensor_depth <= 0) | (sensor_depth > depth * factor + offset)
-        hole = (cv2.resize(empty.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5) & valid
-    return Scene(points, normals, rays, inverse, valid, planar, hole, area)
+        rim = _majority(sensor_rim(sensor_depth, common_rim), size)
+        hole = _majority(empty, size) & valid & ~rim
+    return Scene(points, normals, rays, inverse, valid, planar, hole, rim, area)
+
+
+def _majority(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another size, bool: where most of it is true."""
+    return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:

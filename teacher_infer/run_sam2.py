@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from teacher_infer.object_backends import (
     add_object_flags,
     load_object_backend,
 )
+from teacher_infer.sensor_rim import rim_of_frames
 from teacher_infer.stage import (
     PROVENANCE,
     FrameCameras,
@@ -44,6 +46,7 @@ from teacher_infer.stage import (
 )
 
 SAME_DEPTH = 0.05  # relative difference of depth up to which two objects count as equally near
+RIM_FRAMES = 50  # spread over the folder, that the sensor's rim is found in
 NO_DEPTH = 10**6  # an object without depth lies behind all others
 UNTOLD = 0.5  # confidence in `other` where geometry recognises nothing
 CONFIDENCE_DIR = "seg_confidence"  # beside --output-dir
@@ -121,12 +124,27 @@ class DepthMaps:
             print("no sensor depth: nothing will be labelled glass")
         else:
             print(f"glass from the holes of {self.sensor}" + (f" by {self.confidence}" if self.confidence else ""))
+        self.rims: dict[tuple[int, ...], np.ndarray] = {}
+
+    def find_rims(self, stems: Sequence[str]) -> None:
+        """Find where the sensor never looks, from some of all frames, whichever part of them is to be done."""
+        if self.sensor is None:
+            return
+        readings: dict[tuple[int, ...], list[np.ndarray]] = {}
+        for index in np.unique(np.linspace(0, len(stems) - 1, RIM_FRAMES).round().astype(int)):
+            with suppress(UserError, OSError):  # it is listed as failed when its turn comes
+                sensor = self._read_sensor(stems[index])
+                readings.setdefault(sensor.shape, []).append(sensor > 0)
+        self.rims = {shape: rim_of_frames(each) for shape, each in readings.items()}
+        if largest := max((rim.mean() for rim in self.rims.values()), default=0):
+            print(f"no glass on the sensor's rim, which it has no readings on: {largest:.0%} of the image")
 
     def settings(self) -> dict:
         """For provenance: which depth, what made it, whether a sensor's depth and confidence were there."""
         made_by = self.depth / PROVENANCE
         content = read_json(made_by) if made_by.is_file() else {}
-        return {
+        rim = {"glass_on_sensor_rim": False} if self.sensor else {}  # labels of before may have some
+        return rim | {
             "depth": {
                 "folder": self.depth.resolve().name,
                 **{k: content[k] for k in ("backend", "model") if k in content},
@@ -138,13 +156,14 @@ class DepthMaps:
     def read(self, stem: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
         """(depth, sensor depth or None) of a frame, float32 [H,W] metres, 0 = none; UserError when unfit."""
         depth = _read_map(self.depth, stem, self._metres, shape)
-        if self.sensor is None:
-            return depth, None
+        return depth, None if self.sensor is None else self._read_sensor(stem, shape)
+
+    def _read_sensor(self, stem: str, shape: tuple[int, int] | None = None) -> np.ndarray:
+        assert self.sensor is not None
         sensor = _read_map(self.sensor, stem, self._metres, shape)
         if self.confidence is not None and find_map(self.confidence, stem) is not None:
-            sensor[_read_map(self.confidence, stem, read_confidence, shape) == 0] = 0
-        return depth, sensor
-
+            sensor[_read_map(self.confidence, stem, read_confidence, sensor.shape) == 0] = 0
+        return sensor
 
     def check_units(self, stems: Collection[str]) -> None:
         """Raise UserError when the .png maps of some frames can't be in millimetres."""
@@ -163,12 +182,15 @@ def _given_or_beside(given: str | None, beside: Path, flag: str) -> Path | None:
     return beside if beside.is_dir() else None
 
 
-def _read_map(folder: Path, stem: str, read: Callable[[Path], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+def _read_map(
+    folder: Path, stem: str, read: Callable[[Path], np.ndarray], shape: tuple[int, ...] | None
+) -> np.ndarray:
+    """A frame's map; UserError when it is missing or not of a shape (H, W), unless that is None."""
     path = find_map(folder, stem)
     if path is None:
         raise UserError(f"{folder} has no map for frame {stem}")
     array = read(path)
-    if array.shape != shape:
+    if shape and array.shape != shape:
         raise UserError(f"{path} is {array.shape[1]}x{array.shape[0]} but its image is {shape[1]}x{shape[0]}")
     return array
 
@@ -304,7 +326,8 @@ class SegmentationTeacher:
 
     def finish(self, prepared: SceneMaps, output: list[DetectedObject]) -> np.ndarray:
         """Classes uint8 [H,W]; writes their confidence, and a picture of the frame when it is of `panel_stems`."""
-        geometry = classify(prepared.depth, prepared.camera, prepared.sensor, self.gravity.of(prepared.stem))
+        gravity, rim = self.gravity.of(prepared.stem), self.maps.rims.get(prepared.depth.shape)
+        geometry = classify(prepared.depth, prepared.camera, prepared.sensor, gravity, rim)
         classes, confidence = merge(geometry, output, prepared.depth)
         with self.counting:
             self.counts += np.bincount(classes.ravel(), minlength=len(CLASS_NAMES))
@@ -331,6 +354,7 @@ def main() -> int:
     refuse_output_among_inputs(output_dir, "--output-dir", input_dir, maps.depth, maps.sensor, maps.confidence)
     frames = find_frames(input_dir)
     maps.check_units(frames)
+    maps.find_rims(list(frames))
     cameras = FrameCameras(input_dir, args.fx, args.fy)
     gravity = FrameGravity(args.gravity, root, frames)
     teacher = SegmentationTeacher(load_object_backend(args, input_dir), maps, cameras, gravity, output_dir)
