@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps
 from dataset.disk import disk_full_named
 
 # what Pillow raises on files that it can't decode
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 TURNED = range(2, 9)  # values of EXIF's orientation that ask a viewer to turn or mirror the picture
 LONGEST_NAME = 200  # bytes of a stem that a temporary name keeps; file systems take 255 for all of a name
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")

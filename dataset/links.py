@@ -48,7 +48,7 @@ class DataFolder:
         """
         if not isinstance(relative, str) or "\0" in relative:
             raise UserError(f"{where}: a path is a string")
-        refuse_undecodable(relative, relative)
+        refuse_undecodable(relative, where)
         written = PurePosixPath(relative)
         if not written.parts or written.is_absolute() or ".." in written.parts:
             raise UserError(

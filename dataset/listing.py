@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 JUNK = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 )
+SHOWN = 5  # suffixes named in one message
 LISTINGS = 256  # folders whose listings are kept at once
 
 
@@ -42,17 +43,17 @@ def by_stem(content: Mapping[str, Value], where: str | Path) -> dict[str, Value]
 
 def stem_of(relative: Path) -> str:
     """The stem of a file by its path in its folder; raises UserError when the name can't be written as text."""
-    stem = normal(relative.with_suffix("").as_posix())
-    refuse_undecodable(stem, str(relative))
-    return stem
+    refuse_undecodable(str(relative))
+    return normal(relative.with_suffix("").as_posix())
 
 
-def refuse_undecodable(text: str, what: str) -> None:
-    """Raise UserError when a name is no UTF-8: JSON can't hold it, and OpenCV can't open it."""
+def refuse_undecodable(name: str | Path, where: str = "") -> None:
+    """Raise UserError when a name or path is no UTF-8: JSON can't hold it, and on such a path OpenCV crashes."""
     try:
-        text.encode()
+        str(name).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{ascii(what)}: a name that is no UTF-8: rename it") from None
+        before = f"{where}: " if where else ""
+        raise UserError(f"{before}{ascii(str(name))} is a name that is no UTF-8: rename it") from None
 
 
 def data_folder(images: Path) -> Path:
@@ -153,7 +154,8 @@ def image_files(folder: Path) -> dict[str, Path]:
     Raises UserError when there is no image, else as find_files().
     """
     images, others = find_files(folder, IMAGE_SUFFIXES)
-    kinds = ", ".join(suffix for suffix, _ in others.most_common())
+    ranked = sorted(others, key=lambda suffix: (-others[suffix], suffix))
+    kinds = ", ".join(ranked[:SHOWN]) + (", ..." if len(ranked) > SHOWN else "")
     if not images:
         found = f": its {others.total()} files are others ({kinds})" if others else ""
         raise UserError(f"{folder} holds no .png or .jpg image, nor {', '.join(IMAGE_SUFFIXES[3:])}{found}")

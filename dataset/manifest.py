@@ -195,7 +195,7 @@ def _parse(line: str, folder: DataFolder, where: str) -> Row:
     if not isinstance(made_by, dict):
         raise UserError(f"{where}: made_by is a JSON object")
     stem = normal(str(entry.get("stem") or default_stem(entry["rgb"])))
-    refuse_undecodable(stem, stem)
+    refuse_undecodable(stem, where)
     if stem.startswith("/") or ".." in stem.split("/") or "\0" in stem:  # stages name their output files by it
         raise UserError(f"{where}: stem {stem} leads out of the manifest's folder")
     return Row(

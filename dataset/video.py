@@ -29,7 +29,7 @@ class Video:
 
     def __init__(self, source: str):
         """Open it; raises UserError when its path is no UTF-8, on which OpenCV ends the process."""
-        refuse_undecodable(source, source)
+        refuse_undecodable(source)
         self.source, self.endless = source, not Path(source).is_file()
         is_camera = self.endless and source.isdecimal() and len(source) <= CAMERA_DIGITS
         self.capture = cv2.VideoCapture(int(source) if is_camera else source)
@@ -63,7 +63,7 @@ def written_video(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Cal
 
     Raises OSError when the video can't be opened or, in the end, can't be read back.
     """
-    refuse_undecodable(str(path), str(path))
+    refuse_undecodable(path)
     width, height = size
     even = (width + width % 2, height + height % 2)
     count = 0

@@ -1,6 +1,8 @@
 """manifest.jsonl, camera.json and splits.json: what is read, what is refused, what is written."""
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 from cli import UserError
@@ -86,6 +88,10 @@ def test_splits_and_camera_files_fill_rows_in(tmp_path, capsys):
         (ROW | {"labels": "labels/../../x.npy"}, "labels.*leads out"),
         (ROW | {"depth": 7}, "a path is a string"),
         (ROW | {"depth": "a\0b"}, "a path is a string"),
+        (ROW | {"rgb": "rgb/../rgb/1.png"}, "leads out"),
+        (ROW | {"rgb": "//etc/passwd"}, "leads out"),
+        (ROW | {"rgb": "rgb/\ud800.png"}, "no UTF-8"),
+        (ROW | {"stem": "caf\udce9"}, "no UTF-8"),
         (ROW | {"stem": "../../home/user/x"}, "stem .* leads out"),
         (ROW | {"stem": "/tmp/x"}, "stem .* leads out"),
         (without("stem") | {"rgb": "rgb/../../data/1.png"}, "leads out"),
@@ -111,12 +117,99 @@ def test_wrong_rows_are_named(tmp_path, row, words):
     assert "line 1" in str(error.value)
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "rgb").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="leads out"):
-        read_manifest(write(folder, ROW))
+def linked_data(root: Path) -> tuple[Path, Path]:
+    """(data folder, folder outside) with a linked folder of images and one linked depth map, and the manifest."""
+    data, outside = root / "data", root / "outside"
+    for folder in (data / "depth", outside / "rgb", outside / "depth"):
+        folder.mkdir(parents=True)
+    for name in ("rgb/000001.png", "depth/000001.npy"):
+        (outside / name).touch()
+    (data / "rgb").symlink_to(outside / "rgb")
+    (data / "depth/000001.npy").symlink_to(outside / "depth/000001.npy")
+    write(data, ROW)
+    return data, outside
+
+
+def test_a_link_out_of_the_folder_needs_permission(tmp_path):
+    data, outside = linked_data(tmp_path)
+    folder = re.escape(f"{data / 'rgb'} is a link to {outside / 'rgb'}, outside of the data folder: ")
+    with pytest.raises(UserError, match=f"leads out .*{folder}allow it with --allow-links-to {outside / 'rgb'}$"):
+        read_manifest(data / "manifest.jsonl")
+    file = re.escape(f"{data / 'depth/000001.npy'} is a link to {outside / 'depth/000001.npy'}, outside")
+    with pytest.raises(UserError, match=f"{file}.*--allow-links-to {outside / 'depth'}$"):
+        read_manifest(data / "manifest.jsonl", [outside / "rgb"])
+    for allowed in ([outside], [outside / "depth", outside / "rgb"], [tmp_path]):
+        (row,) = read_manifest(data / "manifest.jsonl", allowed)
+        assert row.rgb == data / "rgb/000001.png" and row.depth == data / "depth/000001.npy"
+    with pytest.raises(UserError, match="--allow-links-to: there is no folder"):
+        read_manifest(data / "manifest.jsonl", [tmp_path / "gone"])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="leads out"):  # another folder whose name only begins alike
+        read_manifest(data / "manifest.jsonl", [tmp_path / "out"])
+
+
+def test_a_chain_of_links_is_judged_by_its_end(tmp_path):
+    data, outside = linked_data(tmp_path)
+    (outside / "rgb/000001.png").unlink()
+    (tmp_path / "farther.png").touch()
+    (outside / "rgb/000001.png").symlink_to(tmp_path / "farther.png")
+    with pytest.raises(UserError, match=f"000001.png is a link to {tmp_path}/farther.png"):
+        read_manifest(data / "manifest.jsonl", [outside])
+    (outside / "rgb/000001.png").unlink()
+    (outside / "rgb/000001.png").symlink_to("000001.png")
+    assert read_manifest(data / "manifest.jsonl", [outside])  # that it leads nowhere is told when it is read
+
+
+def test_links_inside_the_folder_keep_their_written_path(tmp_path):
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/x.png").touch()
+    (tmp_path / "rgb").mkdir()
+    (tmp_path / "rgb/1.png").symlink_to("../pool/x.png")
+    write_manifest(tmp_path / "manifest.jsonl", [Row("1", tmp_path / "rgb/1.png", tmp_path / "d.npy", split="test")])
+    assert json.loads((tmp_path / "manifest.jsonl").read_text())["rgb"] == "rgb/1.png"
+    (row,) = read_manifest(tmp_path / "manifest.jsonl")
+    assert row.rgb == tmp_path / "rgb/1.png"
+
+
+def test_a_folder_known_by_two_names_is_one(tmp_path, monkeypatch):
+    """$SCRATCH is often a link: images may be given by one name and the manifest by the other."""
+    (tmp_path / "disk/data").mkdir(parents=True)
+    (tmp_path / "scratch").symlink_to(tmp_path / "disk")
+    names = [tmp_path / "scratch/data", tmp_path / "disk/data", Path("scratch/data"), tmp_path / "disk/x/../data"]
+    monkeypatch.chdir(tmp_path)
+    for manifest_folder in names[:3]:
+        for folder in names:
+            rows = [Row("1", folder / "rgb/1.png", folder / "1.npy")]
+            write_manifest(manifest_folder / "manifest.jsonl", rows)
+            assert '"rgb/1.png", "depth": "1.npy"' in (tmp_path / "disk/data/manifest.jsonl").read_text()
+
+
+def test_letters_composed_and_decomposed(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "\u00e9") for form in ("NFC", "NFD"))
+    (tmp_path / "rgb").mkdir()
+    (tmp_path / f"rgb/{decomposed}.PNG").touch()
+    row = without("stem", "split", "intrinsics") | {"rgb": f"rgb/{composed}.PNG"}
+    (tmp_path / "splits.json").write_text(json.dumps({"val": [decomposed]}))
+    (tmp_path / "camera.json").write_text(json.dumps({decomposed: CAMERA}))
+    (found,) = read_manifest(write(tmp_path, row))
+    assert (found.stem, found.split, found.intrinsics.fx) == (composed, "val", 500)
+    assert found.rgb == tmp_path / f"rgb/{decomposed}.PNG"
+    (tmp_path / "recordings.json").write_text(json.dumps({decomposed: "hall"}))
+    assert read_recordings(tmp_path / "recordings.json") == {composed: "hall"}
+    with pytest.raises(UserError, match="listed twice"):
+        read_manifest(write(tmp_path, ROW | {"stem": composed}, ROW | {"stem": decomposed}))
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_byte_order_mark_and_windows_line_ends(tmp_path, ending):
+    lines = [json.dumps(ROW), "\ufeff" + json.dumps(ROW | {"stem": "2"}), ""]  # two files of Windows joined
+    (tmp_path / "manifest.jsonl").write_bytes(ending.join(lines).encode("utf-8-sig"))
+    assert [row.stem for row in read_manifest(tmp_path / "manifest.jsonl")] == ["000001", "2"]
+    (tmp_path / "camera.json").write_bytes(json.dumps(CAMERA, indent=1).replace("\n", ending).encode("utf-8-sig"))
+    assert Cameras.read(tmp_path / "camera.json").common.fx == 500
+    (tmp_path / "manifest.jsonl").write_bytes(ending.join(lines[:1]).encode("utf-16"))
+    with pytest.raises(UserError, match="not a text file: it is UTF-16.*save it as UTF-8"):
+        read_manifest(tmp_path / "manifest.jsonl")
 
 
 def test_wrong_manifests_are_refused(tmp_path):

@@ -1,31 +1,37 @@
 """predict.py on images, folders and videos of box rooms."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
-from cli import UserError
+from cli import EXIT_OK, EXIT_STOPPED, STOP_SIGNALS, UserError
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from box_room import CAMERA
-from small_run import SIZE, call
+from PIL import ExifTags, Image
+from small_run import SIZE, call, exit_code
 
 import predict
 from config import IGNORE
 from dataset.files import read_image, write_png
 from dataset.manifest import read_manifest
+from dataset.video import Video, written_video
 
 
 @pytest.fixture(scope="module")
 def run(trained):
     """predict.py with the trained student: run(input, output folder, flags...)."""
 
-    def predict_into(source: Path, output: Path, *flags: object) -> Path:
+    def predict_into(source: Path, output: Path, *flags: object, code: int = EXIT_OK) -> Path:
         checkpoint = trained / "checkpoints/best.pt"
         flags = ("--checkpoint", checkpoint, "--input", source, "--output-dir", output, "--device", "cpu", *flags)
-        assert call(predict.main, *flags) == 0
+        assert call(predict.main, *flags) == code
         return output
 
     return predict_into
@@ -75,6 +81,131 @@ def test_a_video(run, manifest, tmp_path):
     pictures = [video.read()[1] for _ in range(3)]
     assert pictures[2] is None and pictures[0].shape == pictures[1].shape
     assert pictures[0].shape[1] > 3 * 320 and pictures[0].std() > 10
+
+
+def film(manifest: Path, path: Path, fps: float = 10, pictures: int = 3) -> Path:
+    with written_video(path, fps, SIZE) as append:
+        for row in read_manifest(manifest)[:pictures]:
+            append(read_image(row.rgb))
+    return path
+
+
+@pytest.mark.parametrize("fps", [7, 29.97])
+def test_a_video_keeps_its_rate(run, manifest, tmp_path, fps):
+    output = run(film(manifest, tmp_path / "walk.mp4", fps), tmp_path / "out")
+    written = Video(str(output / "predictions.mp4"))
+    assert written.fps == pytest.approx(fps, rel=1e-3)
+    assert len(list(written.pictures(None))) == 3
+
+
+def test_a_video_that_can_not_be_written(trained, manifest, tmp_path, monkeypatch, capfd):
+    source = film(manifest, tmp_path / "walk.mp4")
+    writer = mock.Mock(**{"isOpened.return_value": False})
+    monkeypatch.setattr(cv2, "VideoWriter", mock.Mock(return_value=writer, fourcc=cv2.VideoWriter.fourcc))
+    flags = ("--input", source, "--output-dir", tmp_path / "out", "--device", "cpu")
+    assert exit_code(predict.main, "--checkpoint", trained / "checkpoints/best.pt", *flags) == 2
+    assert "can't write a video" in capfd.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def after_first_picture(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Do something while the first picture is drawn."""
+    draw, drawn = predict.draw, []
+
+    def draw_and_act(*maps: np.ndarray) -> np.ndarray:
+        if not drawn:
+            action()
+        drawn.append(1)
+        return draw(*maps)
+
+    monkeypatch.setattr(predict, "draw", draw_and_act)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_keeps_what_is_done(run, manifest, tmp_path, monkeypatch, capsys, number):
+    after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), number))
+    output = run(manifest.parent / "rgb", tmp_path / "out", code=EXIT_STOPPED)
+    assert [path.relative_to(output).as_posix() for path in output.rglob("*.*")] == ["a/000.png"]
+    assert f"stopped by {number.name}: 1 images done, others left" in capsys.readouterr().out
+
+
+def test_a_stopped_video_can_be_played(run, manifest, tmp_path, monkeypatch):
+    source = film(manifest, tmp_path / "walk.mp4")
+    after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    output = run(source, tmp_path / "out", code=EXIT_STOPPED)
+    assert len(list(Video(str(output / "predictions.mp4")).pictures(None))) == 1
+    assert [path.name for path in output.iterdir()] == ["predictions.mp4"]
+
+
+def test_a_signal_during_the_last_image_leaves_nothing(run, image, tmp_path, monkeypatch):
+    after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert (run(image, tmp_path / "out") / "005.png").is_file()
+
+
+@pytest.mark.parametrize(("limit", "code"), [((), EXIT_OK), (("--data-limit", 100), EXIT_STOPPED)])
+def test_a_camera_is_ended_by_a_signal(run, manifest, tmp_path, monkeypatch, limit, code):
+    """A camera has no end of its own; with a limit it has."""
+    source, opened = film(manifest, tmp_path / "walk.mp4"), cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda what: opened(str(source) if what == 0 else what))
+    after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.chdir(tmp_path)
+    output = run("0", tmp_path / "out", *limit, code=code)
+    assert len(list(Video(str(output / "predictions.mp4")).pictures(None))) == 1
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.webp", "a.TIF", "a.jfif", "a.gif", "a"])
+def test_single_pictures_of_any_format_keep_their_names(run, image, tmp_path, name):
+    formats = {".jfif": "JPEG", "": "PNG"}
+    with Image.open(image) as picture:
+        picture.save(tmp_path / name, formats.get(Path(name).suffix))
+    output = run(tmp_path / name, tmp_path / "out")
+    assert [path.name for path in output.iterdir()] == ["a.png"]
+
+
+def test_an_animation_is_a_video(run, manifest, tmp_path):
+    pages = [Image.open(row.rgb).quantize(64) for row in read_manifest(manifest)[:2]]
+    pages[0].save(tmp_path / "walk.gif", save_all=True, append_images=pages[1:], duration=200)
+    output = run(tmp_path / "walk.gif", tmp_path / "out")
+    assert [path.name for path in output.iterdir()] == ["predictions.mp4"]
+
+
+def test_a_phones_picture_is_turned(run, image, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    rgb = read_image(image)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.ascontiguousarray(np.rot90(rgb))).save(tmp_path / "in/turned.png", exif=exif)
+    write_png(tmp_path / "in/upright.png", rgb)
+    output = run(tmp_path / "in", tmp_path / "out", "--save-maps")
+    np.testing.assert_array_equal(depth_of(output, "turned"), depth_of(output, "upright"))
+
+
+def test_outputs_do_not_become_inputs(run, image, tmp_path):
+    (tmp_path / "in").mkdir()
+    copy = tmp_path / "in/1.png"
+    copy.write_bytes(image.read_bytes())
+    for output in (tmp_path / "in", tmp_path / "in/predictions"):
+        with pytest.raises(UserError, match="--output-dir .* lies in .*in, which is read"):
+            run(tmp_path / "in", output)
+    with pytest.raises(UserError, match="1.png would be overwritten by its prediction"):
+        run(copy, tmp_path / "in")
+    assert copy.read_bytes() == image.read_bytes() and [path.name for path in copy.parent.iterdir()] == ["1.png"]
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.png", "caf\udce9.mp4", "caf\udce9/1.png"])
+def test_names_that_are_no_utf8_are_refused(trained, image, manifest, tmp_path, capfd, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    source = film(manifest, tmp_path / "walk.mp4") if name.endswith("mp4") else image
+    path.write_bytes(source.read_bytes())
+    for given in (path, path.parent if "/" not in name and name.endswith("png") else tmp_path):
+        flags = ("--input", given, "--output-dir", tmp_path.parent / "out", "--device", "cpu")
+        code = exit_code(predict.main, "--checkpoint", trained / "checkpoints/best.pt", *flags)
+        error = capfd.readouterr().err
+        if name == "caf\udce9/1.png" and given == path:
+            assert code == 0, error  # its own name is text
+        elif not (name.endswith("mp4") and given == tmp_path):
+            assert code == 2 and "caf\\udce9" in error and "no UTF-8" in error and error.count("\n") == 1, error
 
 
 def test_a_wide_image_is_cropped_not_squeezed(run, image, tmp_path):
