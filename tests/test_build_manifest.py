@@ -4,14 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
+
+from cli import UserError
 
 import cv2
 import numpy as np
 import pytest
 from box_room import write_folder
+from PIL import ExifTags, Image
 
 from dataset.manifest import read_manifest
+from teacher_infer import build_manifest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "teacher_infer" / "build_manifest.py"
 
@@ -164,3 +169,101 @@ def test_camera_that_lacks_a_frame_is_refused(folder):
 def test_manifest_below_its_data_is_refused(folder):
     result = build(folder, "--output", folder / "rgb" / "manifest.jsonl")
     assert result.returncode == 2 and "above all data" in result.stderr
+
+
+def move_out(folder, name, outside):
+    """A file or folder of the data, moved elsewhere with a link in its place."""
+    (outside / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder / name, outside / name)
+    (folder / name).symlink_to(outside / name)
+
+
+def test_links_out_of_the_data_folder_need_permission(folder, tmp_path):
+    outside = tmp_path / "disk2"
+    for name in ("rgb/b", "depth/a/000.npy", "sam2_seg"):
+        move_out(folder, name, outside)
+    (folder / "labels/a").rename(folder / "pool")
+    (folder / "labels/a").symlink_to("../pool")  # inside, so nobody needs to be asked
+    error = refused(folder)
+    assert f"{folder / 'depth/a/000.npy'} is a link to {outside / 'depth/a/000.npy'}" in error
+    assert f"allow it with --allow-links-to {outside / 'depth/a'}" in error
+    assert "rgb/b is a link to" in refused(
+        folder, "--allow-links-to", outside / "depth", "--allow-links-to", outside / "sam2_seg"
+    )
+    done = build(folder, "--allow-links-to", outside)
+    assert done.returncode == 0, done.stderr
+    assert "4 frames have files that are links out of" in done.stdout
+    rows = read_manifest(folder / "manifest.jsonl", [outside])
+    assert [row.stem for row in rows] == ["a/000", "a/001", "b/000", "b/001"]
+    assert all(row.made_by["links_to"] == [str(outside)] and row.labels and row.confidence for row in rows)
+    assert json.loads((folder / "manifest.jsonl").read_text().splitlines()[2])["rgb"] == "rgb/b/000.png"
+    assert str(outside) not in json.dumps([row.made_by["sam2_seg"] for row in rows])
+
+
+def test_links_inside_the_data_folder_are_no_news(folder):
+    (folder / "rgb/a").rename(folder / "pool")
+    (folder / "rgb/a").symlink_to(folder / "pool")
+    assert build(folder).returncode == 0
+    assert all("links_to" not in row.made_by for row in read_manifest(folder / "manifest.jsonl"))
+
+
+def test_linked_image_folder_keeps_what_lies_beside_it(folder, tmp_path):
+    """Confidence and labels were looked for beside the link's target."""
+    move_out(folder, "rgb", tmp_path / "disk2")
+    done = build(folder, "--allow-links-to", tmp_path / "disk2")
+    assert done.returncode == 0, done.stderr
+    assert all(row.confidence and row.labels for row in read_manifest(folder / "manifest.jsonl", [tmp_path / "disk2"]))
+
+
+def test_links_to_nothing_are_named(folder):
+    (folder / "rgb/b/001.png").unlink()
+    (folder / "rgb/b/001.png").symlink_to("/gone/001.png")
+    assert "b/001.png" in refused(folder)
+    (folder / "rgb/more").symlink_to("/gone/more")
+    assert "more is a link to /gone/more, which is not there" in refused(folder)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_turned_images_are_refused(folder, monkeypatch, suffix):
+    """By their headers, so that a turned one among a million is found before training."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    with Image.open(folder / "rgb/a/001.png") as image:
+        image.save((folder / "rgb/a/001.png").with_suffix(suffix), exif=exif)
+    if suffix != ".png":
+        (folder / "rgb/a/001.png").unlink()
+    monkeypatch.setattr(build_manifest, "read_image", lambda path: None)
+    error = exit_error(folder, monkeypatch)
+    assert f"001{suffix} has the EXIF tag Orientation 3" in error
+
+
+def exit_error(folder, monkeypatch):
+    flags = {"--rgb-dir": "rgb", "--depth-dir": "depth", "--da3-dir": "da3_depth", "--sam2-dir": "sam2_seg"}
+    flags["--output"] = "manifest.jsonl"
+    words = [word for flag, name in flags.items() for word in (flag, str(folder / name))]
+    monkeypatch.setattr(sys, "argv", ["build_manifest.py", *words])
+    with pytest.raises(UserError) as error:
+        build_manifest.main()
+    return str(error.value)
+
+
+def test_names_in_other_writing_and_what_systems_leave(folder):
+    composed, decomposed = (unicodedata.normalize(form, "\u00e9") for form in ("NFC", "NFD"))
+    for name, suffix in (("rgb", ".PNG"), ("depth", ".NPY"), ("labels", ".PNG"), ("sam2_seg", ".npy")):
+        (old,) = (folder / name / "a").glob("001.*")
+        old.rename(folder / name / "a" / f"{composed if name == 'rgb' else decomposed}{suffix}")
+    for name in ("confidence", "da3_depth"):
+        (folder / name / "a/001.npy").rename(folder / name / f"a/{composed}.npy")
+    splits = json.loads((folder / "splits.json").read_text())
+    splits["train"] = ["a/000", f"a/{decomposed}"]
+    (folder / "splits.json").write_text(json.dumps(splits), encoding="utf-8-sig")
+    for junk in ("rgb/.ipynb_checkpoints/000-checkpoint.png", "depth/__MACOSX/a/._000.npy", "depth/.cache/x.npy"):
+        (folder / junk).parent.mkdir(parents=True)
+        (folder / junk).touch()
+    done = build(folder)
+    assert done.returncode == 0, done.stderr
+    assert "without an image" not in done.stdout and "in no split" not in done.stdout
+    rows = read_manifest(folder / "manifest.jsonl")
+    assert [row.stem for row in rows] == ["a/000", f"a/{composed}", "b/000", "b/001"]
+    assert all(file.is_file() for row in rows for file in row.files().values())
+    assert all(row.labels and row.confidence for row in rows)

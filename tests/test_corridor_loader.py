@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 from cli import UserError
@@ -12,6 +13,7 @@ from cli import UserError
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from dataset import corridor_loader
 from dataset.files import read_json, read_npy
@@ -202,6 +204,136 @@ def test_one_unreadable_frame_is_listed_and_left_out(tmp_path):
     shutil.copy(recording / f"{stem(1)}.depth.png", recording / f"{stem(8)}.depth.png")
     assert "train 7, val 1, test 2" in loaded("--input", recording, "--out", out, *FEW)
     assert not (out / "failed_frames.jsonl").exists()
+
+
+def failed_frames(out: Path) -> dict[str, str]:
+    lines = (out / "failed_frames.jsonl").read_text().splitlines()
+    return {entry["stem"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def test_halves_of_frames_are_listed_and_left_out(tmp_path):
+    """Depth of a frame for training, of one in a gap, and colour of a frame dropped by the recorder."""
+    recording, out = record(tmp_path / "in"), tmp_path / "out"
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in (f"{stem(3)}.depth.png", f"{stem(7)}.depth.png", f"{stem(5)}.color.jpg"):
+        (recording / name).rename(kept / name)
+    printed = loaded("--input", recording, "--out", out, *FEW)
+    assert "11 frames (train 5, val 1, test 2); 2 in the gaps" in printed
+    assert "3 without depth or without colour, listed in failed_frames.jsonl" in printed
+    assert failed_frames(out) == {
+        stem(3): f"{stem(3)}.color.jpg needs {recording / stem(3)}.depth.png",
+        stem(7): f"{stem(7)}.color.jpg needs {recording / stem(7)}.depth.png",
+        stem(5): f"{stem(5)}.depth.png has no colour image",
+    }
+    assert set(find_frames(out / "rgb")) == set(read_splits(out / "splits.json")) and stem(3) not in find_frames(
+        out / "rgb"
+    )
+    (kept / f"{stem(3)}.depth.png").rename(recording / f"{stem(3)}.depth.png")
+    assert "train 6, val 1, test 2" in loaded("--input", recording, "--out", out, *FEW)
+    assert set(failed_frames(out)) == {stem(7), stem(5)}
+
+
+def test_halves_of_frames_in_folders(tmp_path, monkeypatch, capsys):
+    recording, out = record_in_folders(tmp_path / "in", "rgb"), tmp_path / "out"
+    (recording / "depth/0003.png").unlink()
+    (recording / "depth/0005.png").unlink()
+    (recording / "depth/0005.png").symlink_to("/gone/0005.png")
+    (recording / "rgb/0004.png").unlink()
+    (recording / "depth/.0004.png").touch()
+    monkeypatch.setattr(corridor_loader, "LONG_RECORDING", 10)
+    flags = ["--input", recording, "--out", out, *FEW, "--fx", 30, "--fy", 30, "--cx", 16, "--cy", 12]
+    monkeypatch.setattr(sys, "argv", ["corridor_loader.py", *map(str, flags)])
+    assert not corridor_loader.main()
+    assert "1 unreadable, 2 without depth or without colour" in capsys.readouterr().out
+    assert set(failed_frames(out)) == {"0000/0003", "0000/0005", "0004"}
+    assert "link to /gone/0005.png" in failed_frames(out)["0000/0005"]
+
+
+def tag(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, exif=exif)
+
+
+def test_turned_recordings_are_refused_in_one_line(tmp_path):
+    """Not as unreadable frames, one by one: the depth would fit none of them."""
+    recording = record(tmp_path / "in")
+    tag(recording / f"{stem(4)}.color.jpg", 1)
+    loaded("--input", recording, "--out", tmp_path / "out", *FEW)
+    tag(recording / f"{stem(4)}.color.jpg", 3)
+    check_refused(
+        load("--input", recording, "--out", tmp_path / "out2", *FEW),
+        f"{stem(4)}.color.jpg",
+        "Orientation 3",
+        "exiftool",
+    )
+    assert not (tmp_path / "out2/splits.json").exists()
+    for path in recording.glob("*.color.jpg"):
+        tag(path, 6)
+    check_refused(load("--input", recording, "--out", tmp_path / "out3", *FEW), f"{stem(0)}.color.jpg", "Orientation 6")
+    assert not (tmp_path / "out3").exists()
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".TIF", ".JPG"])
+def test_colour_of_other_formats_and_depth_in_upper_case(tmp_path, suffix):
+    recording, out = record_in_folders(tmp_path / "in", "rgb"), tmp_path / "out"
+    for path in list((recording / "rgb").iterdir()):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix))
+        path.unlink()
+    for path in list((recording / "depth").iterdir()):
+        path.rename(path.with_suffix(".PNG"))
+    loaded("--input", recording, "--out", out, *FEW, "--fx", 30, "--fy", 30, "--cx", 16, "--cy", 12)
+    assert [path.suffix for path in find_frames(out / "rgb").values()] == [suffix.lower()] * 10
+    assert (out / "depth/0010.png").is_file() and not (out / "failed_frames.jsonl").exists()
+
+
+def test_composed_and_decomposed_names_are_one_frame(tmp_path):
+    recording = record(tmp_path / "in")
+    for number in range(12):
+        for form, suffix in (("NFC", "color.jpg"), ("NFD", "depth.png")):
+            name = unicodedata.normalize(form, f"caf\u00e9-{number:02d}.{suffix}")
+            (recording / f"{stem(number)}.{suffix}").rename(recording / name)
+    loaded("--input", recording, "--out", tmp_path / "out", *FEW)
+    assert list(find_frames(tmp_path / "out/rgb"))[0] == "caf\u00e9-00"
+    assert not (tmp_path / "out/failed_frames.jsonl").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_intrinsics_as_windows_writes_them(tmp_path, encoding):
+    recording = record(tmp_path / "in")
+    (recording / "camera-intrinsics.txt").unlink()
+    (recording / "Camera-Intrinsics.TXT").write_bytes("30 0 15.5\r\n0 31 11.5\r\n0 0 1\r\n".encode(encoding))
+    loaded("--input", recording, "--out", tmp_path / "out", *FEW)
+    assert Cameras.read(tmp_path / "out/camera.json").common.fy == 31
+
+
+def test_intrinsics_in_utf16_are_named(tmp_path):
+    recording = record(tmp_path / "in")
+    (recording / "camera-intrinsics.txt").write_text("30 0 15.5\n0 31 11.5\n0 0 1\n", encoding="utf-16")
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "camera-intrinsics.txt", "UTF-16")
+
+
+def test_a_name_that_is_no_utf8_is_refused(tmp_path):
+    recording = record(tmp_path / "in")
+    for suffix in ("color.jpg", "depth.png"):
+        shutil.copy(recording / f"{stem(1)}.{suffix}", recording / f"caf\udce9.{suffix}")
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "caf\\udce9.color", "no UTF-8")
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    """OpenCV ended the process on such a path."""
+    recording = record(tmp_path / "in").rename(tmp_path / "caf\udce9")
+    loaded("--input", recording, "--out", tmp_path / "out\udce9", *FEW)
+    assert len(find_frames(tmp_path / "out\udce9/rgb")) == 10
+
+
+def test_an_output_folder_among_the_images_is_refused(tmp_path):
+    recording = record_in_folders(tmp_path / "in", "color")
+    check_refused(load("--input", recording, "--out", recording / "color/data", *FEW), "lies in", "which is read")
 
 
 def test_mostly_unreadable_recordings_are_refused(tmp_path):

@@ -17,6 +17,7 @@ import pytest
 from box_room import write_folder
 from PIL import Image
 
+from dataset import files
 from dataset.files import read_image
 from dataset.frames import find_frames
 from teacher_infer import depth_backends, run_da3, stage
@@ -204,3 +205,73 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tmp_path_factory, small
     assert 2 < len(kept) < 12
     for path in kept:
         assert np.array_equal(np.load(path), np.load(folder / "depth" / path.name))
+
+
+@pytest.mark.parametrize("output", ["rgb/out", "depth/out"])
+def test_outputs_among_the_inputs_are_refused(tmp_path, output):
+    """The next run would take pictures of the gate for images, or its labels for depth."""
+    folder = write_folder(tmp_path / "data")
+    before = files_of(folder)
+    depth = {
+        "run_sam2.py": ("--depth-dir", folder / "depth"),
+        "verify_teacher_output.py": ("--gt-depth-dir", folder / "depth"),
+    }
+    for script in ("run_da3.py", "run_sam2.py", "verify_teacher_output.py"):
+        if script == "run_da3.py" and output.startswith("depth"):
+            continue
+        done = call(folder / "rgb", folder / output, "--backend", "reference", *depth.get(script, ()), script=script)
+        assert done.returncode == 2 and "which is read" in done.stderr, done.stderr
+    assert files_of(folder) == before
+
+
+def test_turned_images_are_listed_or_stop_the_gate(tmp_path):
+    folder = write_folder(tmp_path / "data")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(folder / "rgb/a/000.png") as image:
+        image.save(folder / "rgb/a/000.png", exif=exif)
+    done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
+    assert done.returncode == 0 and "3 frames done" in done.stdout and "1 failed" in done.stdout
+    failed = json.loads((tmp_path / "out/failed_frames.jsonl").read_text())
+    assert failed["stem"] == "a/000" and "Orientation 6" in failed["reason"]
+    depth = ("--gt-depth-dir", folder / "depth")
+    done = call(folder / "rgb", tmp_path / "gate", "--backend", "reference", *depth, script="verify_teacher_output.py")
+    assert done.returncode == 2 and "Orientation 6" in done.stderr
+
+
+def test_linked_images_and_long_names_are_done_once(tmp_path):
+    """What was written into a linked folder was never found finished; a long name had no room for a temporary one."""
+    long_name = "x" * 250
+    folder = write_folder(tmp_path / "data", ("a/000", f"b/{long_name}"))
+    shutil.move(folder / "rgb/a", tmp_path / "disk2")
+    (folder / "rgb/a").symlink_to(tmp_path / "disk2")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out_a").mkdir()
+    (tmp_path / "out/a").symlink_to(tmp_path / "out_a")
+    done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
+    assert done.returncode == 0 and "2 frames done" in done.stdout, done.stderr
+    (tmp_path / f"out/b/.{files.short_name(long_name)}.abc.part.npy").touch()
+    done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
+    assert "2 finished before" in done.stdout
+    assert [path.name for path in (tmp_path / "out/b").iterdir()] == [f"{long_name}.npy"]
+
+
+def test_paths_that_are_no_utf8(tmp_path):
+    """OpenCV ended the process; printing such a name raised an error."""
+    folder = write_folder(tmp_path / "data").rename(tmp_path / "caf\udce9")
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    for script in ("run_da3.py", "run_sam2.py", "verify_teacher_output.py"):
+        depth = {
+            "run_sam2.py": ("--depth-dir", folder / "depth"),
+            "verify_teacher_output.py": ("--gt-depth-dir", folder / "depth"),
+        }
+        line = command(folder / "rgb", folder / script, "--backend", "reference", *depth.get(script, ()), script=script)
+        done = subprocess.run(line, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    (folder / "rgb/a/000.png").rename(folder / "rgb/a/\udce9.png")
+    done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "'a/\\udce9.png' is a name that is no UTF-8" in done.stderr
+    )
