@@ -1,6 +1,7 @@
 """Data and a student that several test files share; making them costs seconds."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,10 @@ def trained(manifest, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     assert call(train.main, *train_flags(manifest, out)) == 0
     return out
+
+
+@pytest.fixture(autouse=True)
+def heed_ctrl_c():
+    """A shell that runs the tests in the background has SIGINT ignored, and what is ignored stays so in the scripts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
