@@ -223,6 +223,14 @@ class Runtime:
         "train on corridor_teacher_data of the data root",
         action="store_true",
     )
+    allow_links_to: tuple[Path, ...] = flag(
+        (),
+        "take data that is linked from somewhere below this folder, too; may be repeated (default: links may not lead "
+        "out of the manifest's folder)",
+        type=Path,
+        action="append",
+        metavar="DIR",
+    )
     num_workers: int = flag(2, "threads", type=non_negative_int)
     device: str = flag("auto", "cpu, cuda, cuda:N, or auto: a GPU where there is one")
     compile: bool = flag(False, "compile the student first; pays off on a GPU", action="store_true")

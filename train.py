@@ -79,7 +79,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     with processes.main_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
-        rows = read_manifest(manifest, arguments.allow_links_to)
+        rows = read_manifest(manifest, runtime.allow_links_to)
         train_rows, val_rows = (choose_rows(rows, split, arguments.data_limit) for split in ("train", "val"))
         frames = pack(train_rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
         val_frames = pack(val_rows, manifest, recipe, 1, runtime.num_workers)
