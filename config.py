@@ -257,6 +257,14 @@ class Runtime:
         "train on corridor_teacher_data of the data root",
         action="store_true",
     )
+    allow_links_to: tuple[Path, ...] = flag(
+        (),
+        "take data that is linked from somewhere below this folder, too; may be repeated (default: links may not lead "
+        "out of the manifest's folder)",
+        type=Path,
+        action="append",
+        metavar="DIR",
+    )
     cache_dir: Path | None = flag(None, "folder of the packed frames (default: .cache beside the manifest)", type=Path)
     num_workers: int = flag(cpu_count, "threads that pack frames", type=non_negative_int)
     device: str = flag("auto", "cpu, cuda, cuda:N, or auto: a GPU where there is one")

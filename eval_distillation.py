@@ -15,7 +15,6 @@ from cli import ArgumentParser, UserError, add_flags, given, positive_int, resol
 
 from config import Runtime
 from dataset.files import atomic_path, write_json
-from dataset.links import add_link_flag
 from dataset.manifest import SPLITS, read_manifest
 from evaluation.comparison import compare
 from evaluation.inference import predictor
@@ -33,11 +32,10 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
     manifest = runtime.teacher_data_dir / "manifest.jsonl"
     parser.add_argument("--manifest", type=Path, default=manifest, help="default: %(default)s")
-    add_link_flag(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     parser.add_argument("--output-dir", type=Path, help="default: table_4 beside the checkpoint")
     parser.add_argument("--data-limit", type=positive_int, help="evaluate at most so many frames")
-    add_flags(parser, runtime, "device")
+    add_flags(parser, runtime, "allow_links_to", "device")
     return parser.parse_args()
 
 
@@ -45,9 +43,10 @@ def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
     keep_freed_memory()  # scoring makes and frees many maps
-    device = resolve_device(Runtime(**given(arguments, Runtime)).device)
+    runtime = Runtime(**given(arguments, Runtime))
+    device = resolve_device(runtime.device)
     student, recipe, checkpoint = load_student(arguments.checkpoint)
-    all_rows = read_manifest(arguments.manifest, arguments.allow_links_to)
+    all_rows = read_manifest(arguments.manifest, runtime.allow_links_to)
     rows = [row for row in all_rows if row.split == arguments.split][: arguments.data_limit]
     if not rows:
         raise UserError(f"{arguments.manifest} has no frame of the split {arguments.split!r}")

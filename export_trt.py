@@ -32,7 +32,6 @@ import torch
 from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
 from dataset.files import atomic_path, sha256_of, write_json
 from dataset.frames import to_network_camera
-from dataset.links import add_link_flag
 from dataset.manifest import Cameras
 from deployment.agreement import TOLERANCES
 from deployment.engine import build, import_tensorrt, layer_types
@@ -144,14 +143,13 @@ def parse_arguments() -> Namespace:
     """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
-    add_flags(parser, Runtime(), "engine_dir")
+    add_flags(parser, Runtime(), "engine_dir", "allow_links_to")
     parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX, build no engine")
     parser.add_argument("--camera", type=Path, help="camera.json of the robot (default: the training data's camera)")
     parser.add_argument(
         "--uint8-input", action="store_true", help="take the camera's frames as they are: uint8 [1,H,W,3], RGB"
     )
     parser.add_argument("--manifest", type=Path, help="data with test frames (default: the data folder's, else rooms')")
-    add_link_flag(parser)
     parser.add_argument("--eval-frames", type=positive_int, default=32, help="at most so many (default: %(default)s)")
     parser.add_argument(
         "--calibration-frames",
@@ -174,7 +172,7 @@ def main() -> int:
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     manifest = find_manifest(arguments.manifest, runtime)
-    limit, links = arguments.eval_frames, arguments.allow_links_to
+    limit, links = arguments.eval_frames, runtime.allow_links_to
     rows, images_are = find_test_rows(manifest, notes, limit, links) if manifest else ([], "random images")
     frames = evaluation_frames(rows, recipe) if rows else None
     calibration = None

@@ -18,7 +18,7 @@ def main() -> int:
     """Run the script; returns the exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
     manifest, _ = find_manifest(arguments.manifest, runtime, arguments.require_data or bool(arguments.data_root))
-    packed = pack_splits(manifest, recipe, runtime, arguments.data_limit, arguments.allow_links_to)
+    packed = pack_splits(manifest, recipe, runtime, arguments.data_limit)
     for split, frames in zip(("train", "val"), packed, strict=True):
         print(f"{len(frames)} {split} frames: {frames.folder}")
     return EXIT_OK

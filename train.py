@@ -78,7 +78,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     with processes.main_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
-        frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit, arguments.allow_links_to)
+        frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit)
         remove_temporaries(runtime.checkpoint_dir)  # each as large as a checkpoint
     checkpoint = checkpoint_to_resume(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)

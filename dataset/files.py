@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import io
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -230,19 +231,25 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def read_png_raw(path: str | Path) -> np.ndarray:
-    """Read a single-channel PNG with its own bit depth: uint8 or uint16 [H,W]; raises UserError otherwise."""
+    """Read a single-channel PNG with its own bit depth: uint8 or uint16 [H,W].
+
+    Raises UserError when it can't, and TurnedImageError when the map has an EXIF orientation: its image may have none.
+    """
     try:
-        content = np.fromfile(path, dtype=np.uint8)  # given a path that is no UTF-8, OpenCV ends the process
+        content = Path(path).read_bytes()  # given a path that is no UTF-8, OpenCV ends the process
     except FileNotFoundError:
         raise no_such_file(path) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     try:
-        image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     except cv2.error:
         image = None
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path} is not a readable single-channel 8- or 16-bit PNG")
+    if b"eXIf" in content:
+        with suppress(*UNREADABLE), Image.open(io.BytesIO(content)) as header:
+            refuse_turned(path, orientation_of(header))
     return image
 
 

@@ -80,7 +80,7 @@ def load_class_table(path: Path = TABLE) -> tuple[ClassRow, ...]:
     Raises UserError when an edit has left the file without that shape or with an unknown class.
     """
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
         for expected_id, record in enumerate(csv.DictReader(file), start=1):
             if record.get("id") != str(expected_id) or not record.get("name"):
                 raise UserError(f"{path}: row {expected_id} must have id {expected_id} and a name, not {record}")

@@ -1,7 +1,6 @@
 """The files of a data folder by the paths that its manifest writes, and where links may lead out of it."""
 
 import os
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -9,20 +8,7 @@ from cli import UserError, existing_dir
 
 from dataset.listing import refuse_undecodable, same_name
 
-LINK_FLAG = "--allow-links-to"
-
-
-def add_link_flag(parser: ArgumentParser) -> None:
-    """--allow-links-to, which gives a list of folders."""
-    parser.add_argument(
-        LINK_FLAG,
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="take files of the data that are links to somewhere below this folder, too; may be repeated (default: "
-        "links may not lead out of the manifest's folder)",
-    )
+LINK_FLAG = "--allow-links-to"  # Runtime.allow_links_to
 
 
 class DataFolder:

@@ -77,11 +77,12 @@ def refuse_output_among_inputs(output: Path, flag: str, *inputs: Path | None) ->
             )
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
-    """(folder, its files) of a folder and of all below it; linked folders are followed, those left out are not entered.
+def walk(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], list[os.DirEntry[str]]]]:
+    """(folder, its sub-folders, its files) of a folder and of all below it; linked ones are followed.
 
-    A folder that is reached twice is listed once, under its own name where it has one below the root, and a link to a
-    folder that the link itself lies in is not followed: both are told on stderr.
+    Folders that is_left_out() names are not among them. A folder that is reached twice is listed once, under its own
+    name where it has one below the root, and a link to a folder that the link itself lies in is not followed: both are
+    told on stderr.
     """
     home = os.path.realpath(root)
     listed: set[str] = set()
@@ -96,17 +97,15 @@ def walk(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
             print(notice, file=sys.stderr)
             continue
         listed.add(place)
-        files = []
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if not _is_folder(entry):
-                    files.append(entry)
-                elif not is_left_out(entry.name):
-                    if entry.is_symlink():
-                        heapq.heappush(links, folder / entry.name)
-                    else:
-                        folders.append(folder / entry.name)
-        yield folder, files
+            found = [(entry, _is_folder(entry)) for entry in entries]
+        below = [entry for entry, is_folder in found if is_folder and not is_left_out(entry.name)]
+        for entry in below:
+            if entry.is_symlink():
+                heapq.heappush(links, folder / entry.name)
+            else:
+                folders.append(folder / entry.name)
+        yield folder, below, [entry for entry, is_folder in found if not is_folder]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -124,8 +123,10 @@ def find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path]
     """
     files: dict[str, Path] = {}
     others: Counter[str] = Counter()
-    for below, entries in walk(folder):
-        for entry in entries:
+    for below, folders, entries in walk(folder):
+        # a folder 1.png is listed, so that whoever reads it says what it is
+        named_alike = [entry for entry in folders if Path(entry.name).suffix.lower() in suffixes]
+        for entry in (*entries, *named_alike):
             path = below / entry.name
             if is_left_out(entry.name):
                 continue

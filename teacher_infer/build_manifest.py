@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 try:
-    from cli import ArgumentParser, UserError, existing_dir, run
+    from cli import ArgumentParser, UserError, add_flags, existing_dir, given, run
 except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from config import Intrinsics, Recipe
+from config import Intrinsics, Recipe, Runtime
 from dataset.alignment import seam_step, sensor_scale
 from dataset.files import UNREADABLE, orientation_of, read_image, read_json, refuse_turned, write_json
 from dataset.frames import (
@@ -31,7 +31,7 @@ from dataset.frames import (
     read_seg_confidence,
 )
 from dataset.identity import fingerprint
-from dataset.links import DataFolder, add_link_flag
+from dataset.links import DataFolder
 from dataset.listing import data_folder, is_left_out, walk
 from dataset.manifest import Cameras, Row, read_recordings, read_splits, write_manifest
 from dataset.units import DepthUnit, add_unit_flag
@@ -88,7 +88,7 @@ def parse_args() -> Namespace:
         help="give each row the factor da3_scale that brings its teacher's depth to its sensor's scale; training "
         "applies it where the teacher fills the sensor's holes, so that the two meet without a step",
     )
-    add_link_flag(parser)
+    add_flags(parser, Runtime(), "allow_links_to")
     return parser.parse_args()
 
 
@@ -248,7 +248,7 @@ def teachers_provenance(folders: Folders) -> dict:
 def orphans(folders: Folders, frames: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
     """(column, files) of maps that belong to no image."""
     for column, folder in folders.maps.items():
-        files = {below / entry.name for below, entries in walk(folder) for entry in entries}
+        files = {below / file.name for below, _, found in walk(folder) for file in found}
         files = {f for f in files if f.suffix.lower() in (".npy", ".png") and not is_left_out(f.name)}
         files = {f for f in files if f.relative_to(folder).parts[0] != "panels"}
         used = {find_map(folder, stem) for stem in frames}
@@ -349,7 +349,7 @@ def main() -> None:
     check(join, args.allow_missing_teachers)
     if not args.depth_unit:
         check_unit(folders.maps["depth"], (row.depth for row in join.rows))
-    note_links(join.rows, DataFolder(output.parent, args.allow_links_to))
+    note_links(join.rows, DataFolder(output.parent, Runtime(**given(args, Runtime)).allow_links_to))
     if recordings_file:
         recordings = read_recordings(recordings_file)
         for row in join.rows:

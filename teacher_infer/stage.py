@@ -370,7 +370,7 @@ def _survey(output_dir: Path, own: set[str]) -> set[str]:
         return finished
     split = (stem.rpartition("/") for stem in own)
     own = {f"{folder}{slash}{short_name(name)}" for folder, slash, name in split}
-    for folder, files in walk(output_dir):  # one walk: asking for each stem costs a round trip on a cluster
+    for folder, _, files in walk(output_dir):  # one walk: asking for each stem costs a round trip on a cluster
         relative = normal(folder.relative_to(output_dir).as_posix())
         prefix = "" if relative == "." else f"{relative}/"
         for file in files:

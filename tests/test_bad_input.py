@@ -1,6 +1,7 @@
 """Wrong input to training, evaluation and prediction: one line on stderr, exit code 2, nothing half-written."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cli import EXIT_USAGE
+from cli import EXIT_USAGE, UserError
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from small_run import STEMS, copy_data, exit_code, train_flags
 import eval_distillation
 import predict
 import train
+from config import Recipe
 from dataset.files import read_npy, read_png_raw, write_npy, write_png
+from deployment.images import calibration_images
+from evaluation.held_out import find_test_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -238,6 +242,37 @@ def test_evaluation_refuses_wrong_flags(manifest, trained, tmp_path, capfd):
     code = exit_code(eval_distillation.main, *flags, "--manifest", copy)
     check_one_line(code, capfd.readouterr().err, "no frame of the split 'test'")
     assert not (tmp_path / "out").exists()
+
+
+def test_data_linked_from_elsewhere_needs_permission(manifest, trained, tmp_path, capfd):
+    data, outside = copy_data(manifest, tmp_path / "data"), tmp_path / "disk2"
+    (data.parent / "rgb").rename(outside)
+    (data.parent / "rgb").symlink_to(outside)
+    checkpoint, allowed = trained / "checkpoints/best.pt", ("--allow-links-to", outside)
+    evaluation = ("--checkpoint", checkpoint, "--manifest", data, "--output-dir", tmp_path / "table", "--device", "cpu")
+    training = train_flags(data, tmp_path / "run")
+    for main, flags in ((train.main, training), (eval_distillation.main, evaluation)):
+        check_one_line(exit_code(main, *flags), capfd.readouterr().err, f"allow it with --allow-links-to {outside}")
+        assert exit_code(main, *flags, *allowed) == 0
+        check_one_line(exit_code(main, *flags, "--allow-links-to", "gone"), capfd.readouterr().err, "no folder gone")
+    with pytest.raises(UserError, match="--allow-links-to"):
+        find_test_rows(data, {}, 9)
+    rows, _ = find_test_rows(data, {}, 9, [outside])
+    assert len(calibration_images(data, rows, 2, Recipe(), [outside])) == 2
+
+
+def test_any_name_can_be_printed(tmp_path):
+    """A name that is no text of the terminal's encoding raised UnicodeEncodeError."""
+    (tmp_path / "script.py").write_text(
+        "from cli import UserError, run\n"
+        "def main():\n    print('caf\\udce9', 'é')\n    raise UserError('caf\\udce9')\nrun(main)\n"
+    )
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        command = [sys.executable, str(tmp_path / "script.py")]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
+        assert done.returncode == EXIT_USAGE and done.stdout.startswith("caf\\udce9 "), done.stderr
+        assert done.stderr == "script.py: error: caf\\udce9\n"
 
 
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess:

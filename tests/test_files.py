@@ -74,6 +74,16 @@ def test_orientation_behind_the_pixels_and_in_xmp(tmp_path):
         assert read_image(tmp_path / name, apply_orientation=True).shape == (8, 6, 3)
 
 
+def test_turned_depth_maps_are_refused(tmp_path):
+    exif = Image.Exif()
+    for orientation in (1, 3):
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.fromarray(np.full((6, 8), 1234, np.uint16)).save(tmp_path / f"{orientation}.png", exif=exif)
+    assert read_png_raw(tmp_path / "1.png").shape == (6, 8)
+    with pytest.raises(TurnedImageError, match="3.png has the EXIF tag Orientation 3"):
+        read_png_raw(tmp_path / "3.png")
+
+
 def test_exif_that_nobody_can_read_is_no_obstacle(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "1.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 30)
     assert read_image(tmp_path / "1.jpg").shape == RGB.shape

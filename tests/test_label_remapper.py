@@ -144,3 +144,10 @@ def test_official_split():
     split = json.loads((ROOT / "dataset" / "nyu_official_split.json").read_text())
     assert len(split["train"]) == 795 and len(split["test"]) == 654
     assert sorted(split["train"] + split["test"]) == list(range(1, 1450))
+
+
+def test_a_table_that_a_spreadsheet_saved(tmp_path):
+    """With a byte-order mark and Windows line ends."""
+    text = label_remapper.TABLE.read_text(encoding="utf-8")
+    (tmp_path / "table.csv").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert label_remapper.load_class_table(tmp_path / "table.csv") == label_remapper.load_class_table()

@@ -44,7 +44,7 @@ def data(tmp_path_factory) -> Path:
 
 def resume(data: Path, out: Path, recipe: Recipe) -> int:
     flags = {"data_root": None, "require_data": True}
-    arguments = Namespace(manifest=data, **flags, data_limit=None, allow_links_to=[], resume=CHECKPOINT, init=None)
+    arguments = Namespace(manifest=data, **flags, data_limit=None, resume=CHECKPOINT, init=None)
     runtime = Runtime(checkpoint_dir=out / "checkpoints", log_dir=out / "runs", num_workers=1)
     return train.train(arguments, recipe, runtime, Processes(), torch.device("cpu"))
 

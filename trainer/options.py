@@ -6,7 +6,6 @@ from pathlib import Path
 from cli import ArgumentParser, UserError, add_flags, given, positive_int
 
 from config import Recipe, Runtime
-from dataset.links import add_link_flag
 from trainer.augment import SHORTEST_LENS
 
 
@@ -34,8 +33,8 @@ def _parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(description)
     runtime = Runtime()
     parser.add_argument("--manifest", type=Path, help="manifest.jsonl to train on (default: the one of --data-root)")
-    add_link_flag(parser)
-    add_flags(parser, runtime, "data_root", "use_corridor_data", "cache_dir", "checkpoint_dir", "log_dir")
+    paths = ("data_root", "allow_links_to", "use_corridor_data", "cache_dir", "checkpoint_dir", "log_dir")
+    add_flags(parser, runtime, *paths)
     add_flags(parser, Recipe())
     add_flags(parser, runtime, "num_workers", "device", "compile")
     parser.add_argument("--data-limit", type=positive_int, help="maximum number of frames to train and to validate on")

@@ -71,19 +71,16 @@ def pack(
     return PackedFrames(rows, folder, size, focal, workers, source)
 
 
-def pack_splits(
-    manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None, allowed_links: Sequence[Path] = ()
-) -> tuple[PackedFrames, ...]:
+def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
     """The frames to train and to validate on, packed as training reads them.
 
     Args:
         manifest: lists them.
         recipe: training frames are kept larger than the network's size, see Recipe.cache_scale.
-        runtime: where the cache is kept, and how many threads pack what is missing.
+        runtime: where the cache is kept, where links may lead, and how many threads pack what is missing.
         limit: maximum number of frames of each split.
-        allowed_links: see read_manifest().
     """
-    rows = read_manifest(manifest, allowed_links)
+    rows = read_manifest(manifest, runtime.allow_links_to)
     chosen = {split: choose_rows(rows, split, limit) for split in ("train", "val")}  # before hours of packing
     where = (runtime.num_workers, runtime.cache_dir)
     return tuple(
