@@ -52,6 +52,7 @@ bench: $(INSTALLED)  ## speed and accuracy, a table a script
 	$(RUN) benchmarks/geometry_cost.py
 	$(RUN) benchmarks/manifest_rows.py
 	$(RUN) benchmarks/loader_speed.py
+	$(RUN) benchmarks/packing.py
 	$(RUN) benchmarks/train_throughput.py
 	$(RUN) benchmarks/table_4.py --manifest $(DEMO_MANIFEST)   # after the demo
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from config import Recipe, Runtime
-from dataset.files import atomic_path, remove_temporaries, write_json
+from dataset.files import atomic_path, write_json
 from dataset.identity import fingerprint
 from models.losses import LossWeights, class_weights, distillation_loss, target_counts
 from trainer.augment import SIZES, augment
@@ -56,6 +56,8 @@ from trainer.start import (
     find_manifest,
     git_revision,
     load_start,
+    new_run,
+    only_writer,
     pack_splits,
     refuse_other_data,
     refuse_other_recipe,
@@ -67,7 +69,7 @@ from trainer.validation import best_score, validate
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
-    with processes_of(runtime.device) as (processes, device):
+    with processes_of(runtime.device) as (processes, device), only_writer(runtime.checkpoint_dir, processes):
         return train(arguments, recipe, runtime, processes, device)
 
 
@@ -79,7 +81,6 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
         frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit)
-        remove_temporaries(runtime.checkpoint_dir)  # each as large as a checkpoint
     checkpoint = checkpoint_to_resume(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
     data = fingerprint([*frames.rows, *val_frames.rows])
@@ -177,9 +178,9 @@ class Trainer:
         start = load_start(self.model, self.recipe, weights)
         self.processes.same_start(self.model)  # one of them may not have reached the hub
         self.average = MovingAverage(self.model, self.recipe.ema_decay)
-        name = time.strftime("%Y%m%d-%H%M%S")
         revision = {"git_revision": git_revision(), "processes": self.processes.size}
-        self.notes |= {"encoder_start": start, "run": name} | revision | description
+        run = new_run(self.runtime.log_dir) if self.processes.main else None
+        self.notes |= {"encoder_start": start, "run": run} | revision | description
         self.notes = self.processes.of_main(self.notes)
         if self.notes["encoder_start"] != "random" and not isinstance(weights, Path):
             # the encoder alone knows something that a high rate would spoil

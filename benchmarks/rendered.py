@@ -22,6 +22,15 @@ def render(folder: Path, scenes: int, seed: int) -> None:
         subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], check=True)
 
 
+def rendered_manifest(folder: Path, frames: int, seed: int) -> Path:
+    """The manifest of so many rendered frames, or one more, without teachers."""
+    render(folder, -(-frames // 2), seed)
+    flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
+    flags += ["--output", folder / "manifest.jsonl"]
+    subprocess.run([sys.executable, ROOT / "teacher_infer" / "build_manifest.py", *map(str, flags)], check=True)
+    return folder / "manifest.jsonl"
+
+
 @contextmanager
 def data_folder(given: str | None, scenes: int, seed: int) -> Iterator[Path]:
     """The folder that --data names, else a temporary one of rendered rooms; UserError when the named one is missing."""

@@ -12,7 +12,6 @@ tells its process how to keep memory. On a GPU the share of the time in which it
 """
 
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from tabulate import tabulate
 
 from benchmarks.machine import peak_memory, processor
 from benchmarks.published_student import PublishedTrainer, loader
-from benchmarks.rendered import render
+from benchmarks.rendered import rendered_manifest
 from config import Recipe, Runtime
 from dataset.manifest import Row, read_manifest
 from models.losses import distillation_loss
@@ -43,7 +42,6 @@ from trainer.feed import Batch, gathered_batches
 from trainer.memory import keep_freed_memory
 from trainer.start import pack
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 
 
@@ -184,15 +182,6 @@ def _call(method: str, *arguments: object) -> float:
     return getattr(_ways, method)(*arguments)
 
 
-def rooms(folder: Path, frames: int) -> Path:
-    """The manifest of rendered rooms without teachers."""
-    render(folder, -(-frames // 2), SEED)
-    flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
-    flags += ["--output", folder / "manifest.jsonl"]
-    subprocess.run([sys.executable, ROOT / "teacher_infer" / "build_manifest.py", *map(str, flags)], check=True)
-    return folder / "manifest.jsonl"
-
-
 def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
@@ -207,7 +196,9 @@ def main() -> None:
     with ExitStack() as stack:
         manifest = arguments.manifest
         if manifest is None:
-            manifest = rooms(Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames)
+            manifest = rendered_manifest(
+                Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames, SEED
+            )
         rows = read_manifest(manifest)[: arguments.frames]
         images = len(rows) // size * size
         if not images:

@@ -9,6 +9,7 @@ if [ -z "${SCRATCH:-}" ]; then
 fi
 
 export SBATCH_PARTITION="${SBATCH_PARTITION:-l40s_public}"
+SBATCH_PARTITION_CPU="${SBATCH_PARTITION_CPU:-$SBATCH_PARTITION}" # of submit.sh's job that packs frames, without a GPU
 export SBATCH_ACCOUNT="${SBATCH_ACCOUNT:-torch_pr_742_general}"
 export SBATCH_GRES="${SBATCH_GRES-gpu:l40s:1}"               # empty for a job without a GPU
 CLUSTER_MODULE="${CLUSTER_MODULE:-anaconda3/2025.06}"        # loaded where there is a module system

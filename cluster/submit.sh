@@ -1,6 +1,6 @@
 #!/bin/bash
-# Submit the whole pipeline as a chain of jobs and print it: teachers (--shards parts each), manifest, training, Table
-# IV, export. A job that fails takes all behind it out of the queue.
+# Submit the whole pipeline as a chain of jobs and print it: teachers (--shards parts each), manifest, packing of the
+# frames, training, Table IV, export. A job that fails takes all behind it out of the queue.
 #
 #   bash cluster/submit.sh [--shards N] [flags of train.py]
 #
@@ -65,6 +65,7 @@ submit gate "" "$teachers" prepare gate
 submit da3 "$job" --array="0-$((SHARDS - 1))" "$teachers" da3
 submit sam2 "$job" --array="0-$((SHARDS - 1))" "$teachers" sam2
 submit manifest "$job" "$teachers" manifest
+submit pack "$job" --partition="$SBATCH_PARTITION_CPU" --gres=none cluster/pack.slurm "$@"
 submit train "$job" train.slurm "$@"
 trained=$job
 submit evaluate "$trained" cluster/run.slurm \

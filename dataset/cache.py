@@ -25,6 +25,7 @@ from typing import Any
 
 from cli import Stopped, StopSignal, UserError
 
+import cv2
 import numpy as np
 
 from dataset.disk import DiskFull, disk_full_named
@@ -217,6 +218,7 @@ class PackedCache:
         print(f"packing {len(self.rows)} {what} into {self.folder}{so_far}", flush=True)
         progress, recorded = Progress(len(self.rows), done, f"packing {what}"), time.monotonic()
         with ExitStack() as stack:
+            stack.enter_context(_one_thread_of_opencv())
             files = {name: _ArrayFile(self.building / f"{name}.npy", array) for name, array in arrays.items()}
             for file in files.values():
                 stack.callback(file.close)
@@ -281,6 +283,17 @@ class _ArrayFile:
 
     def close(self) -> None:
         os.close(self.file)
+
+
+@contextmanager
+def _one_thread_of_opencv() -> Iterator[None]:
+    """Resizing in the body takes one thread: several are at work, whose helpers would spin for each other's cores."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _digest(text: str) -> str:

@@ -222,6 +222,8 @@ def to_network_map(array: np.ndarray, width: int, height: int) -> np.ndarray:
     Nearest, because averaging depth mixes foreground, background and holes into distances where nothing is.
     """
     left, top, crop_width, crop_height = centre_crop(array.shape[1], array.shape[0], width / height)
+    if (crop_width, crop_height) == (width, height):  # as when 640x480 is packed for training: ten times as fast
+        return array[top : top + height, left : left + width].copy()
     columns = left + ((np.arange(width) + 0.5) * crop_width / width).astype(int)
     rows = top + ((np.arange(height) + 0.5) * crop_height / height).astype(int)
     return array[np.ix_(rows, columns)]

@@ -70,12 +70,17 @@ class NyuFile:
 
     def __init__(self, path: Path):
         self.path = path
+        try:
+            path.open("rb").close()  # HDF5's own words of a file that may not be read fill three lines
+        except OSError as error:
+            raise UserError(f"{path} can't be read: {error.strerror}") from None
         if not h5py.is_hdf5(path):
             raise UserError(f"{path} is no HDF5 file: is it nyu_depth_v2_labeled.mat, fully downloaded?")
         with self._readable("the file"):
-            with h5py.File(path, "r") as file:
+            # not locked: a folder shared read-only may refuse locks, and other readers do no harm
+            with h5py.File(path, "r", locking=False) as file:
                 cache = _cache_bytes(file)
-            self.file = h5py.File(path, "r", rdcc_nbytes=cache, rdcc_nslots=CACHE_SLOTS)
+            self.file = h5py.File(path, "r", locking=False, rdcc_nbytes=cache, rdcc_nslots=CACHE_SLOTS)
         try:
             with self._readable("the variables"):
                 self._check()

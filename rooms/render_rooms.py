@@ -198,7 +198,7 @@ def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, wid
         "instances": ((width, height), np.uint8),
     }
     scenes, types, cameras = [], [], []
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         sets = {
             name: file.create_dataset(
                 name, (count, *shape), dtype, chunks=(1, *shape), compression="gzip", compression_opts=1, shuffle=True

@@ -10,6 +10,7 @@ from config import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB_FILES = ("train.slurm", "teacher_infer/teacher_infer.slurm", "cluster/run.slurm")
+CPU_JOB = "cluster/pack.slurm"
 SBATCH = ("SBATCH_PARTITION", "SBATCH_ACCOUNT", "SBATCH_GRES")
 FOLDERS = ("CHECKPOINT_DIR", "WEIGHTS_DIR", "LOG_DIR")
 
@@ -50,6 +51,15 @@ def test_a_job_without_a_gpu_asks_for_none():
 def test_another_data_set_leaves_nyus_student_alone(scratch, dataset, own):
     expected = [f"{scratch}/checkpoints{own}", f"{scratch}/engines{own}"]
     assert settings("CHECKPOINT_DIR", "ENGINE_DIR", DATASET=dataset) == expected
+
+
+def test_the_job_without_a_gpu_has_a_partition_of_its_own():
+    lines = (ROOT / CPU_JOB).read_text().splitlines()
+    for variable, value in zip(SBATCH[:2], settings("SBATCH_PARTITION_CPU", "SBATCH_ACCOUNT"), strict=True):
+        assert f"#SBATCH --{variable.removeprefix('SBATCH_').lower()}={value}" in lines
+    assert not [line for line in lines if line.startswith("#SBATCH --gres")]
+    assert settings("SBATCH_PARTITION_CPU", SBATCH_PARTITION="gpus") == ["gpus"]
+    assert settings("SBATCH_PARTITION", "SBATCH_PARTITION_CPU", SBATCH_PARTITION_CPU="cpus") == ["l40s_public", "cpus"]
 
 
 @pytest.mark.parametrize("name", JOB_FILES)

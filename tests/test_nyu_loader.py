@@ -1,11 +1,13 @@
 """nyu_depth_v2_labeled.mat -> data folder, on small files of the same layout."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from cli import UserError
 import h5py
 import numpy as np
 import pytest
+from small_disk import small_disk
 
 from config import CLASS_NAMES, IGNORE
 from dataset import nyu_loader
@@ -253,6 +256,38 @@ def test_damaged_files_give_one_line(mat, tmp_path):
     check_refused(load("--mat", path, "--out", tmp_path / "out"), ["no HDF5"])
     check_refused(load("--mat", tmp_path / "none.mat", "--out", tmp_path / "out"), ["none.mat"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", [fcntl.LOCK_EX, fcntl.LOCK_SH])
+def test_a_file_that_another_program_has_locked_is_read(mat, tmp_path, mode):
+    path = shutil.copy(mat, tmp_path / "locked.mat")
+    path.chmod(0o444)
+    with open(path, "rb") as other:
+        fcntl.flock(other, mode)
+        result = load("--mat", path, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_file_in_a_read_only_folder_is_read(mat, tmp_path):
+    with small_disk(tmp_path / "disk", "16m", shutil.copy, mat, "rooms.mat", read_only=True) as disk:
+        result = load("--mat", disk / "rooms.mat", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(mat):
+    """By another user than root, who may read all."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        path = shutil.copy(mat, Path(name) / "private.mat")
+        path.chmod(0)
+        if root := os.geteuid() == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=r"private\.mat can't be read: Permission denied"):
+                nyu_loader.NyuFile(path)
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 def test_a_stopped_run_is_taken_up_again(mat, folder, tmp_path):

@@ -128,8 +128,10 @@ def processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     Args:
         device: as for resolve_device(); 'auto' and 'cuda' mean a GPU a process.
 
-    Raises UserError when the device can't be had, or the environment names processes that can't be reached.
+    Raises UserError when the device can't be had, or the environment names processes that can't be reached or that
+    don't know of each other.
     """
+    _refuse_separate_trainings()
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Processes(), resolve_device(device)
         return
@@ -141,6 +143,16 @@ def processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
         raise UserError(f"the processes named by WORLD_SIZE don't find each other: {error}") from None
     yield group, own
     distributed.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
+
+
+def _refuse_separate_trainings() -> None:
+    """Raise UserError when SLURM starts several processes that each would train alone."""
+    tasks = os.environ.get("SLURM_NTASKS") or "1"
+    if tasks != "1" and not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        raise UserError(
+            f"SLURM_NTASKS is {tasks}, but RANK and WORLD_SIZE are not set, so that each process would train alone: "
+            "start them with srun bash cluster/rank.sh python train.py, or a single one with SLURM_NTASKS=1"
+        )
 
 
 def _own_device(device: str) -> torch.device:

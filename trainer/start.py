@@ -1,9 +1,12 @@
 """What a run starts from: data, weights, and what its notes say of code and data."""
 
+import itertools
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,15 @@ from typing import Any
 from cli import UserError
 
 from config import Recipe, Runtime
+from dataset.files import remove_temporaries
 from dataset.frames import to_network_camera
 from dataset.identity import content_sample
+from dataset.locks import lock_if_free
 from dataset.manifest import Row, choose_rows, read_manifest
 from models.student import Student, load_encoder_weights
 from rooms.prepare_rooms import prepare_rooms
 from trainer.checkpoint import load_checkpoint, load_student, recipe_of
+from trainer.distributed import Processes
 from trainer.feed import PackedFrames
 
 
@@ -87,6 +93,42 @@ def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
         pack(chosen[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
         for split, scale in (("train", recipe.cache_scale), ("val", 1))
     )
+
+
+@contextmanager
+def only_writer(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
+    """Keep other trainings than that of these processes out of a checkpoint folder in the body.
+
+    What killed writers have left half-written there goes, and so does the folder when the body has written nothing.
+    Raises UserError when another training writes there.
+    """
+    made = [folder for folder in (checkpoint_dir, *checkpoint_dir.parents) if not folder.exists()]
+    with ExitStack() as held:
+        with processes.main_first():
+            if processes.main:
+                held.callback(_remove_empty, made)
+                checkpoint_dir.mkdir(parents=True, exist_ok=True)
+                if not held.enter_context(lock_if_free(checkpoint_dir / ".training.lock")):
+                    raise UserError(f"another training writes to {checkpoint_dir}: give another --checkpoint-dir")
+                remove_temporaries(checkpoint_dir)  # each as large as a checkpoint
+        yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def new_run(log_dir: Path) -> str:
+    """Make the folder of a run that starts now; returns its name, with a number where another has started just now."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        name = now if number == 1 else f"{now}-{number}"
+        with suppress(FileExistsError):
+            (log_dir / name).mkdir(parents=True)
+            break
+    return name
 
 
 def checkpoint_to_resume(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:

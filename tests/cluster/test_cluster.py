@@ -83,6 +83,22 @@ class Account:
             return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
+def copy_of_repository(folder: Path) -> Path:
+    """The checkout's files, as they are now, in a folder where a test may change them."""
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in files.stdout.split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    """Replace what stands in a file once."""
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+
+
 def same_labels(one: Path, other: Path) -> None:
     """Data folders hold the same labels, to the bit, and the same rows."""
     rows, others = read_manifest(one / "manifest.jsonl"), read_manifest(other / "manifest.jsonl")
@@ -118,9 +134,9 @@ def table_4(account: Account) -> dict:
 def test_whole_pipeline(cluster, local, tmp_path):
     account = Account(cluster, tmp_path, EXPORT_FLAGS="--skip-trt --calibration-frames 4")
     jobs = account.submit("--shards", SHARDS, "--epochs", 2, *TRAINING)
-    assert list(jobs) == ["gate", "da3", "sam2", "manifest", "train", "evaluate", "export"]
+    assert list(jobs) == ["gate", "da3", "sam2", "manifest", "pack", "train", "evaluate", "export"]
     states = cluster.wait(list(jobs.values()))
-    assert set(states.values()) == {"COMPLETED"} and len(states) == 5 + 2 * SHARDS, account.logs()
+    assert set(states.values()) == {"COMPLETED"} and len(states) == 6 + 2 * SHARDS, account.logs()
     same_labels(account.data, local.data)
     same_weights(account.weights(), local.weights())
     assert table_4(account)["rows"] == table_4(local)["rows"]
@@ -168,6 +184,40 @@ def test_requeued_training_ends_as_if_never_stopped(cluster, local, tmp_path):
 
 def restarts(cluster, job: str) -> int:
     return int(re.search(r"Restarts=(\d+) ", cluster.call("scontrol", "show", "job", job)).group(1))
+
+
+def test_packing_that_is_requeued_goes_on_where_it_was(cluster, local, tmp_path):
+    """Once by SLURM's warning, once by an operator's requeue, which kills; training waits, and packs nothing itself."""
+    repository = copy_of_repository(tmp_path / "repository")
+    cache = repository / "dataset/cache.py"
+    edit(cache, "RECORD_SECONDS = 5.0", "RECORD_SECONDS = 0.1")
+    edit(cache, "        frame = read_frame(", "        time.sleep(2)\n        frame = read_frame(")
+    data = tmp_path / "rooms_teacher_data"
+    shutil.copytree(local.data, data, ignore=shutil.ignore_patterns(".cache"))
+    account = Account(cluster, tmp_path, repository)
+    job = account.sbatch("--gres=none", "cluster/pack.slurm", *TRAINING)
+    behind = account.sbatch(f"--dependency=afterok:{job}", "train.slurm", "--epochs", 1, *TRAINING)
+    cluster.until(lambda: packed_frames(data) >= 2)
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    cluster.until(lambda: "back to the queue" in account.logs())
+    done = packed_frames(data)
+    assert "frames are packed; the same command goes on from there" in account.logs()
+    cluster.until(lambda: packed_frames(data) > done)
+    cluster.call("scontrol", "requeue", job)
+    cluster.until(lambda: restarts(cluster, job) == 2)
+    assert cluster.states()[behind] == "PENDING"
+    assert set(cluster.wait([job, behind]).values()) == {"COMPLETED"}, account.logs()
+    assert account.logs().count("of them were packed before") >= 2, account.logs()
+    logs = {path.name.partition("-")[0]: path.read_text() for path in account.scratch.glob("job_logs/*")}
+    assert "frames into" not in logs["train"]
+    ours, others = ({path.relative_to(root): path.read_bytes() for path in root.glob("*/*")}
+                    for root in (data / ".cache", local.data / ".cache"))  # fmt: skip
+    assert ours == others and len(ours) > 10
+
+
+def packed_frames(data: Path) -> int:
+    """Frames of training that an unfinished cache holds."""
+    return max((int(path.read_text()) for path in data.glob(".cache/.building-*/packed.json")), default=0)
 
 
 def test_time_limit_sends_the_job_back_to_the_queue(cluster, local, tmp_path):
@@ -293,15 +343,9 @@ def on_node(cluster, node: str) -> list[str]:
 
 def test_tasks_and_nodes_train_as_one_process(cluster, local, tmp_path):
     """Batch norm's statistics stand still from the start, being all that differs between a batch and its halves."""
-    repository = tmp_path / "repository"
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in files.stdout.split():
-        (repository / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, repository / name)
-    config = repository / "config.py"
+    repository = copy_of_repository(tmp_path / "repository")
     frozen = f"frozen_statistics: float = {Recipe.frozen_statistics}"
-    assert frozen in config.read_text()
-    config.write_text(config.read_text().replace(frozen, "frozen_statistics: float = 1.0"))
+    edit(repository / "config.py", frozen, "frozen_statistics: float = 1.0")
     losses = {}
     for name, numbers in {"one": (1, 1), "tasks": (1, 2), "nodes": (2, 1)}.items():
         account = Account(cluster, tmp_path / name, repository, DATA=str(local.data))
