@@ -37,7 +37,7 @@ from config import Intrinsics, Runtime
 from dataset.files import is_still_image, read_image, write_npy, write_png
 from dataset.frames import camera_for, find_frames
 from dataset.listing import IMAGE_SUFFIXES, refuse_output_among_inputs, stem_of
-from dataset.manifest import Cameras, possible
+from dataset.manifest import Cameras, check_camera
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
 from dataset.video import Video, written_video
 from evaluation.inference import predictor
@@ -83,7 +83,7 @@ def camera_of(
     """The camera of one image: what the flags say, else the one that the student was trained on, if it was one."""
     height, width = rgb.shape[:2]
     if arguments.fx:
-        return possible(Intrinsics.centred(arguments.fx, arguments.fy, width, height), "--fx --fy")
+        return check_camera(Intrinsics.centred(arguments.fx, arguments.fy, width, height), "--fx --fy")
     if cameras:
         return camera_for(cameras.of(stem), rgb, stem)
     return Intrinsics(**trained_on) if trained_on else None

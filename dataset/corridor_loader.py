@@ -52,7 +52,7 @@ from dataset.listing import (
     refuse_output_among_inputs,
     stem_of,
 )
-from dataset.manifest import possible
+from dataset.manifest import check_camera
 from dataset.units import UNITS, DepthUnit, add_unit_flag
 
 LONG_RECORDING = 10_000  # frames; one folder holds no more
@@ -287,7 +287,7 @@ def build_camera(args: Namespace, folder: Path, size: tuple[int, int]) -> Intrin
     flags = {name: getattr(args, name) for name in ("fx", "fy", "cx", "cy") if getattr(args, name) is not None}
     file = existing_file(args.intrinsics, "--intrinsics") if args.intrinsics else None
     values = find_intrinsics(folder, file, flags)
-    camera = possible(Intrinsics(**values, width=size[0], height=size[1]), str(file or folder))
+    camera = check_camera(Intrinsics(**values, width=size[0], height=size[1]), str(file or folder))
     warn_off_centre(camera)
     return camera
 

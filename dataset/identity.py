@@ -38,7 +38,7 @@ def _sample(path: Path, size: int, time: int) -> str:
 
 def describe(row: Row) -> str:
     """A row's stem, split, camera and scale, and the size and samples of its files; UserError when one is missing."""
-    unit = f"|{row.depth_unit}" if row.depth_unit else ""  # nothing: the same as before there were units
+    unit = f"|{row.depth_unit.name}" if row.depth_unit else ""  # nothing: the same as before there were units
     text = f"{row.stem}|{row.split}|{row.intrinsics}|{row.da3_scale}{unit}"
     for name, file in row.files().items():
         if not file.is_file():

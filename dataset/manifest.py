@@ -79,10 +79,10 @@ def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
     if not all(0 < values[name] < 1e6 for name in ("fx", "fy", "width", "height")):
         raise UserError(f"{where}: fx, fy, width and height of a camera are above 0")
     width, height = int(values.pop("width")), int(values.pop("height"))
-    return possible(Intrinsics(**values, width=width, height=height), where)
+    return check_camera(Intrinsics(**values, width=width, height=height), where)
 
 
-def possible(camera: Intrinsics, where: str) -> Intrinsics:
+def check_camera(camera: Intrinsics, where: str) -> Intrinsics:
     """The camera itself; raises UserError naming `where` when there can be no such camera (see Intrinsics.fault)."""
     if camera.fault:
         raise UserError(f"{where}: {camera.fault}")

@@ -9,11 +9,10 @@ import json
 import math
 import sys
 from argparse import Namespace
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +31,7 @@ from dataset.files import claim_data_folder, read_npy, read_png_raw, write_json,
 from dataset.frames import white_border
 from dataset.label_remapper import check_names, remap
 from dataset.manifest import intrinsics_from
+from dataset.parallel import in_threads
 
 OFFICIAL_SPLIT = Path(__file__).with_name("nyu_official_split.json")
 N_OFFICIAL = 1449
@@ -138,16 +138,12 @@ class NyuFile:
         with self._readable(name):
             return ["".join(map(chr, np.ravel(self.file[ref][()]))) for ref in np.ravel(self.file[name][()])]
 
-    def frame(self, index: int) -> FrameMaps:
-        """Read and convert one frame, index counted from 0; raises UserError naming the frame on damage."""
-        return self.convert(index, self.raw(index))
-
     def raw(self, index: int) -> dict[str, np.ndarray]:
         """One frame's variables as the file has them, each [H,W] or [H,W,3]; raises UserError on damage."""
         return {name: self._read(name, index) for name in (*REQUIRED, *OPTIONAL) if self.has(name)}
 
     def convert(self, index: int, raw: dict[str, np.ndarray]) -> FrameMaps:
-        """What raw() has read as a frame; raises UserError naming it when a label is none. Reads nothing."""
+        """What raw() has read of a frame, as a data folder has it; raises UserError naming it when a label is none."""
         depth = np.nan_to_num(raw["depths"].astype(np.float32), nan=0, posinf=0, neginf=0)
         try:
             labels = remap(raw["labels"])
@@ -306,27 +302,21 @@ def count_pixels(confidence: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.concatenate([[labels.size, np.count_nonzero(confidence)], counts])
 
 
-def convert_frames(source: NyuFile, out: Path) -> Iterator[np.ndarray]:
+def convert_frames(source: NyuFile, out: Path) -> Generator[np.ndarray, None, None]:
     """Write the maps of all frames, in order, but for those that are there; yields count_pixels() of each.
 
     HDF5 is read in this thread, for it takes one at a time; converting and writing go on beside it.
     """
-    begun: deque[Future[np.ndarray]] = deque()
-    workers = cpu_count()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for index in range(len(source)):
-                files = frame_files(out, stem_of(index), source.has("instances"))
-                if all(file.is_file() for file in files.values()):
-                    begun.append(pool.submit(count_finished, files))
-                else:
-                    begun.append(pool.submit(convert_frame, source, index, source.raw(index), files))
-                if len(begun) > workers:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
-        finally:  # when a frame is damaged, or nobody asks for more
-            pool.shutdown(cancel_futures=True)
+
+    def work() -> Iterator[Callable[[], np.ndarray]]:
+        for index in range(len(source)):
+            files = frame_files(out, stem_of(index), source.has("instances"))
+            if all(file.is_file() for file in files.values()):
+                yield partial(count_finished, files)
+            else:
+                yield partial(convert_frame, source, index, source.raw(index), files)
+
+    return in_threads(lambda job: job(), work(), cpu_count())
 
 
 def summary(split: dict[str, list[str]], counts: np.ndarray) -> str:

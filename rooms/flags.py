@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from cli import UserError, non_negative_int, positive_float, positive_int
 
 from config import NYU_INTRINSICS
+from dataset.manifest import check_camera
 
 
 def add_room_flags(parser: ArgumentParser, scenes: int, frames_per_scene: int) -> None:
@@ -38,6 +39,5 @@ def lens_range(focal_scale: list[float]) -> tuple[float, float]:
     if len(focal_scale) > 2 or shortest > longest:
         raise UserError("--focal-scale LOW HIGH: one factor, or two and the first is the smaller one")
     for factor in focal_scale:
-        if fault := NYU_INTRINSICS.with_lens(factor).fault:
-            raise UserError(f"--focal-scale {factor:g}: {fault}")
+        check_camera(NYU_INTRINSICS.with_lens(factor), f"--focal-scale {factor:g}")
     return shortest, longest

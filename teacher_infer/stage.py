@@ -32,7 +32,7 @@ from dataset.disk import DiskFull
 from dataset.files import read_json, short_name, target_of_temporary, write_failed_frames, write_json, write_npy
 from dataset.frames import camera_for
 from dataset.listing import data_folder, normal, walk
-from dataset.manifest import Cameras
+from dataset.manifest import Cameras, check_camera
 from dataset.progress import Progress
 
 PROVENANCE = "provenance.json"
@@ -126,20 +126,14 @@ class FrameCameras:
             assert known is not None  # without flags there are cameras
             return known
         if known is None:
-            return self._possible(Intrinsics.centred(self.fx, self.fy, width, height))
+            return check_camera(Intrinsics.centred(self.fx, self.fy, width, height), "--fx/--fy")
         if max(abs(self.fx / known.fx - 1), abs(self.fy / known.fy - 1)) > FOCAL_TOLERANCE and not self._warned:
             self._warned = True
             print(
                 f"warning: --fx/--fy {self.fx:g} {self.fy:g} override camera.json's {known.fx:g} {known.fy:g}",
                 file=sys.stderr,
             )
-        return self._possible(replace(known, fx=self.fx, fy=self.fy))
-
-    @staticmethod
-    def _possible(camera: Intrinsics) -> Intrinsics:
-        if camera.fault:
-            raise UserError(f"--fx/--fy: {camera.fault}")
-        return camera
+        return check_camera(replace(known, fx=self.fx, fy=self.fy), "--fx/--fy")
 
     def settings(self) -> dict:
         """For provenance: where focal lengths came from and, when all frames share one camera, what they are."""

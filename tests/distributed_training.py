@@ -15,6 +15,7 @@ import torch
 
 import train
 from config import Recipe, Runtime
+from dataset.cache import PackedCache
 from dataset.manifest import read_manifest
 from trainer.checkpoint import freeze_statistics
 from trainer.distributed import processes
@@ -40,7 +41,9 @@ def main() -> None:
     rows = (read_manifest(manifest) * 2)[:BATCH]
     with processes("cpu") as (group, device):
         with group.main_first():
-            frames = PackedFrames(rows, Path(log_dir) / ".cache", (192, 128), recipe.reference_focal, workers=1)
+            frames = PackedFrames(
+                PackedCache(rows, Path(log_dir) / ".cache", (192, 128), recipe.reference_focal), workers=1
+            )
         trainer = Uneven(recipe, Runtime(), device, frames, frames, "data", group)
         trainer.model.train()
         freeze_statistics(trainer.model)

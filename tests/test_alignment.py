@@ -69,13 +69,13 @@ def test_the_manifest_holds_the_factor_and_says_what_became_of_the_seam(folder, 
 
 def test_training_gets_the_teacher_at_the_sensor_s_scale(folder, monkeypatch):
     pytest.importorskip("torch")
+    from dataset.cache import PackedCache
     from trainer.feed import PackedFrames
 
     rows = build(folder, monkeypatch, "--align-to-sensor")
-    aligned = PackedFrames(rows, folder / ".cache", (160, 120), 100.0, 1)
-    raw = PackedFrames(
-        [dataclasses.replace(row, da3_scale=None) for row in rows], folder / ".cache", (160, 120), 100.0, 1
-    )
+    aligned = PackedFrames(PackedCache(rows, folder / ".cache", (160, 120), 100.0), workers=1)
+    unscaled = [dataclasses.replace(row, da3_scale=None) for row in rows]
+    raw = PackedFrames(PackedCache(unscaled, folder / ".cache", (160, 120), 100.0), workers=1)
     assert aligned.folder != raw.folder
     teacher, before = (np.asarray(f.arrays["da3_depth"], np.float64) for f in (aligned, raw))
     assert teacher[before > 0] / before[before > 0] == pytest.approx(1.25, rel=2e-3)

@@ -142,7 +142,7 @@ def test_a_signal_while_the_main_process_packs_ends_all_with_work_left(manifest,
 
 
 def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):
-    frames = PackedFrames(read_manifest(manifest)[:6], tmp_path / "cache", (64, 48), 50.0, workers=1)
+    frames = PackedFrames(PackedCache(read_manifest(manifest)[:6], tmp_path / "cache", (64, 48), 50.0), workers=1)
     parts = [next(training_batches(frames, 16, 0, 0, 0, torch.device("cpu"), rank, 2)) for rank in range(2)]
     whole = next(training_batches(frames, 16, 0, 0, 0, torch.device("cpu")))
     assert torch.equal(torch.cat([part.rgb for part in parts]), whole.rgb)

@@ -16,6 +16,7 @@ import eval_distillation
 import export_trt
 import predict
 from config import NYU_INTRINSICS, Intrinsics, Recipe
+from dataset.cache import PackedCache
 from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import read_frame, to_network_map
 from dataset.manifest import Row, read_manifest
@@ -177,7 +178,7 @@ def test_labels_to_the_reference_camera_and_back(manifest, tmp_path):
     row = read_manifest(manifest)[0]
     row.intrinsics = row.intrinsics.with_lens(1.37)
     size = (RECIPE.width, RECIPE.height)
-    batch = PackedFrames([row], tmp_path, size, RECIPE.reference_focal, workers=1).batch([0], CPU)
+    batch = PackedFrames(PackedCache([row], tmp_path, size, RECIPE.reference_focal), workers=1).batch([0], CPU)
     learned = batch.depth * batch.focal_factor.view(-1, 1, 1, 1)
     back = learned[0, 0].numpy() * focal_scale(row.intrinsics, RECIPE)
     np.testing.assert_allclose(back, to_network_map(read_frame(row).depth, *size), atol=0.51e-3)

@@ -39,7 +39,8 @@ SOURCE = {"manifest": "../manifest.jsonl", "split": "train"}
 
 
 def packed(rows: list[Row], folder: Path, source: dict | None = None, workers: int = 2) -> PackedFrames:
-    return PackedFrames(rows, folder, (RECIPE.width, RECIPE.height), RECIPE.reference_focal, workers, source)
+    size = (RECIPE.width, RECIPE.height)
+    return PackedFrames(PackedCache(rows, folder, size, RECIPE.reference_focal, source), workers)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import torch
 from small_run import SIZE
 
 from config import NYU_INTRINSICS, Intrinsics, Recipe
+from dataset.cache import PackedCache
 from dataset.files import write_npy, write_png
 from dataset.manifest import Row
 from evaluation.comparison import compare
@@ -61,7 +62,7 @@ def rmse_everywhere(row: Row, folder, student: torch.nn.Module) -> tuple[float, 
     """The student's RMSE in Table IV, in validation, and on the frames of Table III, at the reference camera."""
     scale = row.intrinsics.cropped(*window_of(row.intrinsics)).resized(320, 240).focal / RECIPE.reference_focal
     table = compare(predictor(student, RECIPE, CPU), [row], {}, RECIPE, [])["student vs reference"]["depth"]
-    frames = PackedFrames([row], folder / ".cache", (320, 240), RECIPE.reference_focal, workers=1)
+    frames = PackedFrames(PackedCache([row], folder / ".cache", (320, 240), RECIPE.reference_focal), workers=1)
     validated, _ = validate(student, frames, RECIPE, CPU, Processes())
     kept = evaluation_frames([row], RECIPE)
     truth = kept["depth"][kept["depth"] > 0] / scale
@@ -120,7 +121,7 @@ def test_a_teacher_is_at_its_rows_scale_wherever_it_is_read(tmp_path):
     results = compare(predictor(Constant(), RECIPE, CPU), [row], {}, RECIPE, [])
     assert results["student vs teacher"]["depth"]["abs_rel"] == pytest.approx(0, abs=1e-6)
     assert results["teacher vs reference"]["depth"]["abs_rel"] == pytest.approx(0, abs=1e-6)
-    frames = PackedFrames([row], tmp_path / ".cache", (320, 240), RECIPE.reference_focal, workers=1)
+    frames = PackedFrames(PackedCache([row], tmp_path / ".cache", (320, 240), RECIPE.reference_focal), workers=1)
     batch = frames.batch([0], CPU)
     assert torch.equal(batch.da3_depth, batch.depth)
 

@@ -20,6 +20,7 @@ from small_run import MADE_BY, SIZE, STEMS, call, copy_data, train_flags
 
 import train
 from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
+from dataset.cache import PackedCache
 from dataset.files import read_image, read_npy, write_npy, write_png
 from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, choose_rows, read_manifest
@@ -38,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 def packed(rows: list[Row], folder: Path) -> PackedFrames:
-    return PackedFrames(rows, folder, NETWORK, RECIPE.reference_focal, workers=2)
+    return PackedFrames(PackedCache(rows, folder, NETWORK, RECIPE.reference_focal), workers=2)
 
 
 def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):

@@ -1,9 +1,8 @@
 """Frames in the packed cache, and batches cut from it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor
 from config import CLASS_NAMES, Recipe
 from dataset.cache import FOCAL_FACTOR, PackedCache
 from dataset.frames import MILLIMETRES
-from dataset.manifest import Row
 from dataset.packing import ARRAYS
 from models.losses import hybrid_depth
 
@@ -49,29 +47,14 @@ class Batch:
 
 
 class PackedFrames:
-    """The frames of some rows at one size, memory-mapped from a cache that is built when it is missing."""
+    """The frames of a packed cache, memory-mapped; packed first where they are missing.
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        cache_dir: Path,
-        size: tuple[int, int],
-        reference_focal: float,
-        workers: int,
-        source: Mapping[str, Any] | None = None,
-    ):
-        """Open the cache, or build it first; see PackedCache for all of the arguments and what is raised.
+    rows, size, reference_focal: as PackedCache has them; folder: where the arrays are; focal_factor: float32 [N].
+    """
 
-        Args:
-            rows: frames to pack, in this order.
-            cache_dir: where caches are kept; each has a folder named by what is in it.
-            size: (width, height) to pack at, of the network's aspect ratio.
-            reference_focal: f_ref in pixels at that size.
-            workers: threads that pack.
-            source: what the rows are: a cache of the same source with another content is replaced.
-        """
-        self.rows, self.size, self.reference_focal = rows, size, reference_focal
-        cache = PackedCache(rows, Path(cache_dir), size, reference_focal, source)
+    def __init__(self, cache: PackedCache, workers: int):
+        """Open the cache; workers: threads that pack. Raises like PackedCache.open()."""
+        self.rows, self.size, self.reference_focal = cache.rows, cache.size, cache.reference_focal
         self.folder = cache.folder
         self.arrays = cache.open(workers)
         self.focal_factor = np.array(self.arrays.pop(FOCAL_FACTOR))

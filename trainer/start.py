@@ -14,6 +14,7 @@ from typing import Any
 from cli import UserError
 
 from config import Recipe, Runtime
+from dataset.cache import PackedCache
 from dataset.files import remove_temporaries
 from dataset.frames import to_network_camera
 from dataset.identity import content_sample
@@ -74,7 +75,7 @@ def pack(
     folder = (cache_dir or manifest.parent / ".cache").resolve()
     # relative: a data folder may be moved with its cache
     source = {"manifest": os.path.relpath(manifest.resolve(), folder), **which} if which else None
-    return PackedFrames(rows, folder, size, focal, workers, source)
+    return PackedFrames(PackedCache(rows, folder, size, focal, source), workers)
 
 
 def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
