@@ -21,8 +21,9 @@ class DepthMetrics:
     def __init__(self, min_depth: float, max_depth: float):
         """min_depth, max_depth: the range of what is scored, in metres; answers outside are taken as its ends."""
         self.min_depth, self.max_depth = min_depth, max_depth
-        self.sums: list[Tensor] = []  # one row an image, see _row()
-        self.median_ratios: list[Tensor] = []
+        # numbers, not tensors: small tensors that stay between large ones that go keep the heap from shrinking
+        self.sums: list[list[float]] = []  # one row an image, see _row()
+        self.median_ratios: list[float] = []
 
     def update(self, predicted: Tensor, reference: Tensor, scored: Tensor) -> None:
         """Add one image.
@@ -40,8 +41,8 @@ class DepthMetrics:
         if not answered.all():
             nearest_is_farther = truth - self.min_depth > self.max_depth - truth
             answer = torch.where(answered, answer, torch.where(nearest_is_farther, self.min_depth, self.max_depth))
-        self.median_ratios.append((answer / truth).median().cpu())
-        self.sums.append(self._row(answer.clamp(self.min_depth, self.max_depth), truth, answered).cpu())
+        self.median_ratios.append((answer / truth).median().item())
+        self.sums.append(self._row(answer.clamp(self.min_depth, self.max_depth), truth, answered).tolist())
 
     def extend(self, other: "DepthMetrics") -> None:
         """Add the images that another one has seen."""
@@ -76,13 +77,13 @@ class DepthMetrics:
             names = ("rmse", "rmse_log", "silog", *self.ERRORS)
             nothing = {prefix + name: float("nan") for prefix in ("", "image_") for name in names}
             return nothing | {"median_ratio": float("nan")}
-        rows = torch.stack(self.sums)
+        rows = torch.tensor(self.sums, dtype=torch.float64)
         pooled = self._metrics(rows.sum(dim=0, keepdim=True))
         mean = self._metrics(rows)
         return (
             {name: value.item() for name, value in pooled.items()}
             | {f"image_{name}": value.mean().item() for name, value in mean.items()}
-            | {"median_ratio": torch.stack(self.median_ratios).median().item()}
+            | {"median_ratio": torch.tensor(self.median_ratios, dtype=torch.float64).median().item()}
         )
 
     def _metrics(self, rows: Tensor) -> dict[str, Tensor]:
