@@ -131,6 +131,7 @@ def write_bad_files(rgb):
         "truncated_jpg": "not a readable image",
         "empty": "not a readable image",
         "text": "not a readable image",
+        "folder": "no file",
         "one_pixel": "field of view",
         "grey": "no 8-bit RGB",
         "depth16": "no 8-bit RGB",
