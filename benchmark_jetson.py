@@ -27,13 +27,14 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
@@ -43,6 +44,7 @@ INPUT, DEPTH, SEG = "rgb", "depth", "seg"
 IGNORE = 255
 MEBIBYTE = 2.0**20
 EXIT_USAGE = 2
+EXIT_STOPPED = 75  # a signal ended the script before it was done
 STREAMS = 2  # inferences under way at a time: one computes while the other is copied
 Outputs = Tuple[np.ndarray, np.ndarray]  # depth float32 [H,W] in metres, seg float32 [classes,H,W]
 
@@ -85,7 +87,7 @@ class TensorRTStudent:
             self.context.set_tensor_address(name, int(self.device[name]))
         if set(self.host) != {INPUT, DEPTH, SEG}:
             raise BenchmarkError(f"{path} has the tensors {sorted(self.host)}, not {INPUT}, {DEPTH}, {SEG}")
-        self.size = image_size(self.host[INPUT].shape, self.host[INPUT].dtype)
+        self.size = image_size(path, self.host[INPUT].shape, self.host[INPUT].dtype)
         self.marks = [cuda.Event() for _ in range(4)]
         self.run()  # what TensorRT allocates on first use belongs to the engine's memory
         self.memory_bytes = max(free_before - cuda.mem_get_info()[0], 0)
@@ -146,7 +148,7 @@ class OnnxRuntimeStudent:
         if set(tensors) != {INPUT, DEPTH, SEG}:
             raise BenchmarkError(f"{path} has the tensors {sorted(tensors)}, not {INPUT}, {DEPTH}, {SEG}")
         self.dtype = np.dtype(np.uint8 if tensors[INPUT].type == "tensor(uint8)" else np.float32)
-        self.size = image_size(tensors[INPUT].shape, self.dtype)
+        self.size = image_size(path, tensors[INPUT].shape, self.dtype)
 
     def prepare(self, image: np.ndarray) -> None:
         """Take the next image, uint8 [H,W,3]."""
@@ -168,10 +170,23 @@ class OnnxRuntimeStudent:
 Student = Union[TensorRTStudent, OnnxRuntimeStudent]
 
 
-def image_size(shape: Sequence[int], dtype: np.dtype) -> Tuple[int, int]:
-    """(height, width) of the images for an input of a shape: [1,H,W,3] of uint8, else [1,3,H,W]."""
-    height, width = shape[1:3] if dtype == np.uint8 else shape[2:]
-    return height, width
+def image_size(path: Path, shape: Sequence[Union[int, str, None]], dtype: np.dtype) -> Tuple[int, int]:
+    """(height, width) of the images that a model takes.
+
+    Args:
+        path: the model, for the message.
+        shape: of its input: [1,H,W,3] for uint8, [1,3,H,W] for float32. A dynamic size is a name or None.
+        dtype: of its input.
+
+    Raises BenchmarkError for any other shape.
+    """
+    order = "[1,H,W,3]" if dtype == np.uint8 else "[1,3,H,W]"
+    sizes = [size for size in shape if isinstance(size, int) and size > 0]
+    if len(sizes) == len(shape) == 4:
+        batch, height, width, channels = sizes if dtype == np.uint8 else [sizes[0], *sizes[2:], sizes[1]]
+        if (batch, channels) == (1, 3):
+            return height, width
+    raise BenchmarkError(f"{path}: {INPUT} has the shape {list(shape)}, not {order}: export it with export_trt.py")
 
 
 def as_input(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -255,8 +270,30 @@ def board_state() -> Dict[str, Optional[str]]:
     return {"L4T": lines[0].strip("# ") if lines else None, "power mode": mode}
 
 
+# What a Jetson draws, by the names that its tegrastats gives the rails: the input where a sensor measures it, else the
+# rails that add up to the module's power. AGX Orin's VIN_SYS_5V0 feeds its memory, VDDQ_VDD2_1V8AO, which is not added.
+POWER_RAILS = (
+    ("VDD_IN",),  # Orin Nano, Orin NX, Xavier NX, TX2
+    ("POM_5V_IN",),  # Nano
+    ("VIN",),  # AGX Thor: with the carrier board
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier
+)
+
+
+def read_power(text: str) -> Tuple[Optional[float], Optional[str]]:
+    """Mean power in W of tegrastats' lines, and the rails that it is the sum of; None where there are no such rails."""
+    # a rail is NAME now/average, in milliwatts, with the unit since L4T 32.7; RAM and SWAP are in MB
+    found = re.findall(r"(?<!\S)([A-Z]\w*) (-?\d+)(?:mW)?/-?\d+(?:mW)?(?!\S)", text)
+    for rails in POWER_RAILS:
+        readings = [[float(value) for name, value in found if name == rail] for rail in rails]
+        if all(readings):
+            return sum(sum(values) / len(values) for values in readings) / 1000, " + ".join(rails)
+    return None, None
+
+
 class Sensors:
-    """Power, temperature and clock of a Jetson while a block runs, as its tegrastats tells them."""
+    """Power, temperature and clock of a Jetson while a block runs, as its tegrastats prints them."""
 
     def __enter__(self) -> Sensors:
         self.log, self.process = tempfile.TemporaryFile(), None
@@ -274,15 +311,16 @@ class Sensors:
         self.text = self.log.read().decode("utf-8", "replace")
         self.log.close()
 
-    def readings(self) -> Dict[str, Optional[float]]:
-        """Means over the block; None for what is not told. Power is the whole board's input, on boards that have it."""
+    def readings(self) -> Dict[str, Union[float, str, None]]:
+        """Means over the block, and the rails whose power was added up; None for what tegrastats does not print."""
         patterns = {
-            "power_w": (r"\b(?:VDD_IN|POM_5V_IN) (\d+)", 1e-3),  # milliwatts
-            "gpu_celsius": (r"\b(?:gpu|GPU)@(\d+(?:\.\d+)?)C", 1.0),
-            "gpu_mhz": (r"\bGR3D_FREQ \d+%@\[?(\d+)", 1.0),
+            "gpu_celsius": r"\b(?:gpu|GPU)@(\d+(?:\.\d+)?)C",
+            "gpu_mhz": r"\bGR3D_FREQ (?:\d+%)?@\[?(\d+)",
         }
-        found = {name: [unit * float(v) for v in re.findall(p, self.text)] for name, (p, unit) in patterns.items()}
-        return {name: sum(values) / len(values) if values else None for name, values in found.items()}
+        found = {name: [float(value) for value in re.findall(p, self.text)] for name, p in patterns.items()}
+        means = {name: sum(values) / len(values) if values else None for name, values in found.items()}
+        power, rails = read_power(self.text)
+        return {"power_w": power, "power_rails": rails, **means}
 
 
 def find_models(engine_dir: Path, backend: Backend) -> List[Tuple[str, Path]]:
@@ -411,24 +449,28 @@ def read_description(engine_dir: Path) -> dict:
     return description
 
 
-def refuse_foreign(path: Path, description: dict, backend: Backend) -> None:
-    """Raise BenchmarkError for a graph that is not the described one, or an engine that was built for elsewhere."""
-    entries = [entry[kind] for entry in description.get("precisions", []) for kind in ("onnx", "engine")]
-    entry = next((entry for entry in entries if entry and entry["file"] == path.name), None)
-    graph = path.with_suffix(".onnx")
-    if entry is None:  # an engine built here by other means: what loads it will say whether it fits
-        if graph.is_file() and path.stat().st_mtime < graph.stat().st_mtime:
-            raise BenchmarkError(f"{path} is older than {graph.name}, so it may be of an earlier student: --build")
-        return
+def refuse_foreign(path: Path, description: dict, backend: Backend) -> Optional[str]:
+    """Raise BenchmarkError for a file that is not the described one, or an engine built for another machine.
+
+    Returns a warning for an engine of a folder whose student.json describes neither it nor its graph.
+    """
+    pairs = [(entry["onnx"], entry["engine"]) for entry in description.get("precisions", [])]
+    described = {entry["file"]: entry for pair in pairs for entry in pair if entry}
+    entry = described.get(path.name)
+    if entry is None and path.suffix == ".onnx":
+        return None
+    if entry is None and path.with_suffix(".onnx").name not in described:
+        return f"nothing in the folder says which graph {path.name} was built from: it may be another student's"
+    if entry is None or path.is_file() and sha256_of(path) != entry["sha256"]:
+        how = "build it here: --build" if path.suffix == ".engine" else "copy the whole folder again"
+        raise BenchmarkError(f"{path} is not what student.json describes, so it may be another student's: {how}")
     if not path.is_file():
-        raise BenchmarkError(f"{path}, which student.json describes, is not there: copy the whole folder")
-    same = sha256_of(path) == entry["sha256"]
-    if path.suffix == ".onnx" and not same:
-        raise BenchmarkError(f"{path} is not the graph that student.json describes: copy the whole folder again")
+        raise BenchmarkError(f"{path}, which student.json describes, is missing: copy the whole folder")
     foreign = [name for name, here in backend.built_by.items() if entry.get(name, here) != here]
-    if path.suffix == ".engine" and same and foreign:
+    if path.suffix == ".engine" and foreign:
         differences = ", ".join(f"{name} {entry[name]}, not {backend.built_by[name]}" for name in foreign)
         raise BenchmarkError(f"{path} was built for {differences}: build it here: --build")
+    return None
 
 
 def sha256_of(path: Path) -> str:
@@ -638,7 +680,9 @@ def as_markdown(table: dict) -> str:
         "to answers in host memory, FPS its mean's inverse, jitter its standard deviation; H2D, compute and D2H are "
         f"medians on the GPU's clock; {scored}.",
     ]
-    state = "; ".join(f"{name}: {value}" for name, value in table["board"].items() if value)
+    rails = sorted({row["power_rails"] for row in table["rows"] if row.get("power_rails")})
+    board = {**table["board"], "power": ", ".join(rails)}
+    state = "; ".join(f"{name}: {value}" for name, value in board.items() if value)
     if state:
         lines += ["", state]
     return "\n".join(lines) + "\n"
@@ -742,8 +786,9 @@ def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) 
     models = find_models(engine_dir, backend)
     frames, description = read_evaluation(engine_dir), read_description(engine_dir)
     rows, latencies = [], {}
+    notices = [backend.notice]
     for precision, path in models:
-        refuse_foreign(path, description, backend)
+        notices.append(refuse_foreign(path, description, backend))
         student = backend.load(path)
         height, width = student.size
         if frames is None:
@@ -753,6 +798,7 @@ def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) 
         else:
             raise BenchmarkError(f"{path} takes images of {width}x{height}, eval_frames.npz has others: export anew")
         row = {"precision": precision, "runtime": backend.name, "file_mib": path.stat().st_size / MEBIBYTE}
+        print(f"measuring {path.name}", file=sys.stderr, flush=True)
         with Sensors() as sensors:
             samples = measure(student, images, iterations, warmup, time.perf_counter)
         latencies[precision] = samples["latency_ms"]
@@ -766,7 +812,7 @@ def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) 
         del student  # its GPU memory must not count as the next one's
     table = {
         "title": f"Table III: student, {backend.name}, {backend.device}",
-        "notice": backend.notice,
+        "notice": "; ".join(notice for notice in notices if notice) or None,
         "rows": rows,
         "board": board_state(),
         "iterations": iterations,
@@ -811,9 +857,21 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def stop_on_signals() -> None:
+    """Have SIGTERM and SIGHUP end the script as Ctrl-C does, unless nohup has it ignore them."""
+
+    def interrupt(number: int, frame: Optional[FrameType]) -> None:
+        raise KeyboardInterrupt
+
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) != signal.SIG_IGN:
+            signal.signal(name, interrupt)
+
+
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
+    stop_on_signals()
     try:
         earlier = read_table(arguments.compare) if arguments.compare else None
         backend = find_backend(arguments.threads)
@@ -828,6 +886,9 @@ def main() -> int:
     except (BenchmarkError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: stopped by a signal; no table was written", file=sys.stderr)
+        return EXIT_STOPPED
     print(text)
     if drawn:
         print(f"latencies: {arguments.engine_dir / 'latency.png'}")

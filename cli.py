@@ -322,3 +322,16 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError if torch.compile does not work on a device, usually because there is no C++ compiler."""
+    import torch
+
+    try:
+        torch.compile(lambda x: 2 * x)(torch.ones(8, device=device))
+    except Exception as error:  # Inductor, Triton and the compiler each raise their own kinds
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"--compile does not work here ({reason[:160]}): install a C++ compiler (g++), or leave the flag out"
+        ) from None

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cli import EXIT_STOPPED, StopSignal, UserError, run
+from cli import EXIT_STOPPED, StopSignal, UserError, check_compiler, run
 
 import torch
 from tqdm import tqdm
@@ -77,6 +77,8 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     """Train as the arguments say, in one of the processes of a run; returns the exit code."""
     if device.type == "cpu":
         keep_freed_memory()
+    if runtime.compile:
+        check_compiler(device)
     with processes.main_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)

@@ -28,8 +28,8 @@ from tabulate import tabulate
 
 from config import Recipe, Runtime
 from dataset.files import read_json, sha256_of, write_json
+from hub import LOCK
 
-LOCK = "weights.lock"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 YOLO_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0/yolov8x.pt"
 YOLO_RELEASE = "https://api.github.com/repos/ultralytics/assets/releases/tags/v8.4.0"  # with each file's digest

@@ -145,36 +145,32 @@ def bounded_depth(raw: Tensor, output_range: tuple[float, float]) -> Tensor:
     return nearest * torch.exp(math.log(farthest / nearest) * torch.sigmoid(raw))
 
 
-def load_encoder_weights(student: Student, encoder: str, choice: str) -> str:
-    """Start the encoder from what `choice` says, in place.
+def load_timm_weights(student: Student, encoder: str, path: str) -> None:
+    """Load pretrained weights of the encoder in place, from a weights file that timm publishes.
 
     Args:
         student: whose encoder it is.
         encoder: its name in timm.
-        choice: 'imagenet' (timm's weights, from its cache or the hub), 'auto' (the same, but a random start when they
-            can't be had), 'none' (random), or a path to a state dict.
+        path: .safetensors file of the whole timm model; the classifier's weights are ignored.
 
-    Returns: where the encoder started from: 'imagenet', 'random' or the path.
-    Raises OSError or RuntimeError when the weights can't be had (not for 'auto') or don't fit.
+    Raises RuntimeError or OSError if the file does not hold this model's weights.
     """
-    if choice == "none":
-        return "random"
-    if choice in ("auto", "imagenet"):
-        try:
-            pretrained = timm.create_model(encoder, features_only=True, pretrained=True)
-        except Exception as error:  # the hub's client raises many kinds of errors when it is out of reach
-            if choice == "imagenet":
-                raise OSError(f"ImageNet weights of {encoder} can't be had: {error}") from None
-            return "random"
-        student.encoder.load_state_dict(pretrained.state_dict())
-        return "imagenet"
+    pretrained = timm.create_model(encoder, features_only=True, pretrained=True, pretrained_cfg_overlay={"file": path})
+    student.encoder.load_state_dict(pretrained.state_dict())
+
+
+def load_encoder_state(student: Student, encoder: str, path: str) -> None:
+    """Load the encoder's weights in place from a state dict that torch.save wrote.
+
+    Args as load_timm_weights(). Raises OSError or RuntimeError if the file is missing, is no state dict or lacks
+    tensors of the encoder.
+    """
     try:
-        weights = torch.load(choice, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except (EOFError, pickle.UnpicklingError):
-        raise RuntimeError(f"{choice} is not a state dict of tensors") from None
+        raise RuntimeError(f"{path} is not a state dict of tensors") from None
     if not isinstance(weights, dict):
-        raise RuntimeError(f"{choice} is not a state dict of tensors")
-    missing, _ = student.encoder.load_state_dict(weights, strict=False)  # a classifier's head is left over
+        raise RuntimeError(f"{path} is not a state dict of tensors")
+    missing, _ = student.encoder.load_state_dict(weights, strict=False)  # ignores a classifier's head
     if missing:
-        raise RuntimeError(f"{choice} lacks {len(missing)} tensors of {encoder}, among them {missing[0]}")
-    return choice
+        raise RuntimeError(f"{path} lacks {len(missing)} tensors of {encoder}, among them {missing[0]}")

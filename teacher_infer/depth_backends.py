@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cli import UserError, existing_dir, positive_int, remedy, resolve_device
+from cli import UserError, check_compiler, existing_dir, positive_int, remedy, resolve_device
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from config import Intrinsics
 from dataset.files import sha256_of
 from dataset.frames import find_map, read_depth
 from dataset.listing import data_folder
+from hub import is_local
 from teacher_infer.stage import gpu_memory, versions_of
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class DA3:
             print(f"warning: {name} is trained for relative depth; its output is no metres")
         # the nested model fits one scale to all that it is given
         self.batch_size = 1 if "nested" in name else batch_size
-        self.model = _compiled(self.network.model) if compiled else self.network.model
+        self.model = _compiled(self.network.model, self.device) if compiled else self.network.model
         self.provenance = _provenance("da3", model_id, name, self.device) | {
             "process_resolution": process_resolution,
             "versions": versions_of(("depth-anything-3", "torch")),
@@ -172,7 +173,7 @@ class Transformers:
         self.processor, network = _load_transformers(model_id)
         self.network = network.to(self.device).eval()
         _keep_half_precision_to_the_encoder(self.network, self.device)
-        self.model = _compiled(self.network) if compiled else self.network
+        self.model = _compiled(self.network, self.device) if compiled else self.network
         self.provenance = _provenance("transformers", model_id, network.config.model_type, self.device) | {
             "head": "float32",  # labels of before were rounded to 8 bits on a GPU
             "versions": versions_of(("transformers", "torch")),
@@ -311,9 +312,10 @@ def _inference(device: torch.device, half: bool = True) -> Iterator[None]:
         yield
 
 
-def _compiled(module: torch.nn.Module) -> Callable[..., Any]:
+def _compiled(module: torch.nn.Module, device: torch.device) -> Callable[..., Any]:
     import torch
 
+    check_compiler(device)
     torch._dynamo.config.recompile_limit = SIZES_COMPILED
     return torch.compile(module)
 
@@ -338,8 +340,9 @@ def _load_da3(model_id: str) -> Any:
         raise UserError(
             f"depth-anything-3 is not installed completely ({error}): {remedy('depth_anything_3')}, or {ADVICE}"
         ) from None
+    local = is_local(model_id, ("config.json",), (WEIGHTS_FILE,))
     try:
-        return DepthAnything3.from_pretrained(model_id)
+        return DepthAnything3.from_pretrained(model_id, local_files_only=local)
     except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
         raise _not_loaded(model_id, error) from None
 
@@ -352,9 +355,10 @@ def _load_transformers(model_id: str) -> tuple[Any, Any]:
         raise UserError(
             f"the package transformers is not installed ({error}): {remedy('transformers')}, or {ADVICE}"
         ) from None
+    local = is_local(model_id, ("config.json",), (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json"))  # or in shards
     try:
-        processor = AutoImageProcessor.from_pretrained(model_id)
-        network = AutoModelForDepthEstimation.from_pretrained(model_id, use_safetensors=True)
+        processor = AutoImageProcessor.from_pretrained(model_id, local_files_only=local)
+        network = AutoModelForDepthEstimation.from_pretrained(model_id, use_safetensors=True, local_files_only=local)
     except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
         raise _not_loaded(model_id, error) from None
     if getattr(network.config, "depth_estimation_type", "metric") == "relative":

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Runtime
 from dataset.files import read_png_raw, sha256_of
 from dataset.frames import find_map, read_classes
 from dataset.listing import data_folder
+from hub import is_published
 from teacher_infer.stage import gpu_memory, versions_of
 
 if TYPE_CHECKING:
@@ -71,14 +74,29 @@ def student_class(name: str) -> int:
 class YoloSam2:
     """YOLO finds boxes, SAM2 outlines them: the image is encoded once and its boxes are one batch of prompts.
 
-    ultralytics unpickles its weights file, so take it from its makers only.
-    Raises UserError when a package or a weights file can't be had, or the detector knows neither person nor furniture.
+    Args:
+        yolo_weights: a pickle of ultralytics. It is loaded with ultralytics' list of allowed classes, unless it is
+            trusted, or its source publishes its sha256 (hub.is_published()).
+        sam2_checkpoint: state dict of SAM2.
+        sam2_config: name of a config in the sam2 package; None: the one of the checkpoint's name.
+        device: torch device name.
+        trust_yolo: unpickle yolo_weights without restrictions, which runs whatever code the file holds.
+
+    Raises UserError if a package or a weights file is missing or unusable, if the YOLO file needs more than the allowed
+    classes, or if the detector knows neither person nor furniture.
     """
 
-    def __init__(self, yolo_weights: Path, sam2_checkpoint: Path, sam2_config: str | None, device: str):
+    def __init__(
+        self,
+        yolo_weights: Path,
+        sam2_checkpoint: Path,
+        sam2_config: str | None,
+        device: str,
+        trust_yolo: bool = False,
+    ):
         self.device = resolve_device(device)
         weights = existing_file(yolo_weights, f"--yolo-weights ({ADVICE} without it)")
-        self.detector, self.classes = _load_yolo(weights)
+        self.detector, self.classes = _load_yolo(weights, trust_yolo or is_published(weights))
         checkpoint = existing_file(sam2_checkpoint, f"--sam2-checkpoint ({ADVICE} without it)")
         config = sam2_config or _config_of(checkpoint)
         self.predictor = _load_sam2(checkpoint, config, self.device)
@@ -159,20 +177,29 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     return kept | small[gaps]
 
 
-def _load_yolo(weights: Path) -> tuple[Any, dict[int, str]]:
-    os.environ.setdefault("YOLO_OFFLINE", "true")  # compute nodes have no way out
+def _load_yolo(weights: Path, trusted: bool) -> tuple[Any, dict[int, str]]:
+    os.environ.setdefault("YOLO_OFFLINE", "true")  # compute nodes have no network
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     try:
         from ultralytics import YOLO
+        from ultralytics.nn import tasks
         from ultralytics.utils import ROOT, YAML
     except ImportError as error:
         raise UserError(
             f"the package ultralytics is not installed ({error}): {remedy('ultralytics')}, or {ADVICE}"
         ) from None
+    if not trusted and not hasattr(tasks, "SAFE_LOAD"):
+        raise UserError(f"this ultralytics can't restrict what --yolo-weights may load: {remedy('ultralytics')}")
+    tasks.SAFE_LOAD = not trusted  # ULTRALYTICS_SAFE_LOAD is read once, perhaps before this
     try:
         detector = YOLO(str(weights))
         names = dict(detector.names)
     except Exception as error:  # unpickling raises whatever the file makes it raise
+        if isinstance(error.__cause__, pickle.UnpicklingError) and zipfile.is_zipfile(weights):
+            raise UserError(
+                f"--yolo-weights {weights} holds more than ultralytics' own classes, so loading it could run any code: "
+                "take the file from its makers, or give --trust-yolo-weights"
+            ) from None
         raise UserError(f"--yolo-weights {weights}: not a YOLO weights file ({type(error).__name__})") from None
     if names == {i: str(i) for i in range(80)}:  # weights made from a bare architecture number COCO's classes
         names = dict(YAML.load(ROOT / "cfg" / "datasets" / "coco.yaml")["names"])
@@ -266,7 +293,7 @@ def _with_box(class_id: int, mask: np.ndarray) -> DetectedObject:
 
 
 def add_object_flags(parser: argparse.ArgumentParser) -> None:
-    """--backend, --reference-dir, --yolo-weights, --sam2-checkpoint, --sam2-config."""
+    """--backend, --reference-dir, --yolo-weights, --trust-yolo-weights, --sam2-checkpoint, --sam2-config."""
     weights = Runtime().weights_dir
     parser.add_argument(
         "--backend",
@@ -288,6 +315,11 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
         help="ultralytics weights; classes by config.DETECTOR_CLASSES, others are other (default: %(default)s)",
     )
     parser.add_argument(
+        "--trust-yolo-weights",
+        action="store_true",
+        help="load --yolo-weights without restrictions: this runs any code that the file holds",
+    )
+    parser.add_argument(
         "--sam2-checkpoint",
         type=Path,
         default=weights / "sam2.1_hiera_large.pt",
@@ -304,5 +336,7 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
 def load_object_backend(args: argparse.Namespace, input_dir: Path) -> ObjectBackend:
     """The backend that the flags name; raises UserError when its package, weights or folder can't be had."""
     if args.backend == "yolo-sam2":
-        return YoloSam2(args.yolo_weights, args.sam2_checkpoint, args.sam2_config, args.device)
+        return YoloSam2(
+            args.yolo_weights, args.sam2_checkpoint, args.sam2_config, args.device, args.trust_yolo_weights
+        )
     return Reference(existing_dir(args.reference_dir or data_folder(input_dir), "--reference-dir"))

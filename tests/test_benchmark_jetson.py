@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -492,11 +493,47 @@ def test_board_power_temperature_and_clock(engine_dir, on_a_jetson, monkeypatch,
     assert table["board"]["power mode"] == "NV Power Mode: 15W 2"
 
 
-def test_older_boards_tell_the_same_in_other_words():
+RAILS = {  # lines as tegrastats prints them on each board, and what the board draws
+    "Nano": ("GR3D_FREQ 0%@76 PLL@21C CPU@25C PMIC@100C GPU@23.5C POM_5V_IN 2545/2547 POM_5V_GPU 0/0", 2.545),
+    "Orin NX": ("RAM 3254/7620MB GR3D_FREQ 62%@[612] gpu@47.5C VDD_IN 5043mW/5001mW VDD_SOC 9mW/9mW", 5.043),
+    "AGX Xavier": (
+        "RAM 1903/15692MB (lfb 3251x4MB) CPU [1%@1190,1%@1190] EMC_FREQ 0% GR3D_FREQ 0% GPU@32C PMIC@100C "
+        "GPU 0/0 CPU 216/216 SOC 864/864 CV 0/0 VDDRQ 144/144 SYS5V 1889/1889",
+        3.113,
+    ),
+    "AGX Orin": (
+        "EMC_FREQ 1%@2133 GR3D_FREQ 14%@[407,407] VIC_FREQ 115 NVDLA0_FREQ @1600 APE 174 CPU@77.281C GPU@69.125C "
+        "VDD_GPU_SOC 3150mW/2971mW VDD_CPU_CV 14312mW/12415mW VIN_SYS_5V0 4968mW/5048mW VDDQ_VDD2_1V8AO 1091mW/1091mW",
+        22.430,
+    ),
+    "AGX Thor": (
+        "GR3D_FREQ @[1385,1386,1385] gpu@48.5C "
+        "VDD_GPU -392mW/-392mW VDD_CPU_SOC_MSS 6510mW/6510mW VIN_SYS_5V0 6520mW/6520mW VIN 23100mW/23050mW",
+        23.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("board", RAILS)
+def test_power_of_every_generation(board):
+    line, watts = RAILS[board]
+    power, rails = benchmark_jetson.read_power(f"{line}\n" * 3)
+    assert power == pytest.approx(watts) and rails
+    power, _ = benchmark_jetson.read_power(f"{line}\nRAM 1/2MB\n")  # a line cut short
+    assert power == pytest.approx(watts)
+
+
+def test_temperature_and_clock_of_every_generation():
     sensors = benchmark_jetson.Sensors()
-    sensors.text = "GR3D_FREQ 0%@76 PLL@21C CPU@25C PMIC@100C GPU@23.5C POM_5V_IN 2545/2547 POM_5V_GPU 0/0\n" * 2
-    assert sensors.readings() == pytest.approx({"power_w": 2.545, "gpu_celsius": 23.5, "gpu_mhz": 76})
-    sensors.text = ""
+    readings = {}
+    for board, (line, _) in RAILS.items():
+        sensors.text = f"{line}\n" * 2
+        readings[board] = (sensors.readings()["gpu_celsius"], sensors.readings()["gpu_mhz"])
+    assert readings == {
+        "Nano": (23.5, 76), "Orin NX": (47.5, 612), "AGX Xavier": (32, None), "AGX Orin": (69.125, 407),
+        "AGX Thor": (48.5, 1385),
+    }  # fmt: skip
+    sensors.text = "RAM 1903/15692MB SWAP 0/7846MB (cached 0MB)\n"
     assert set(sensors.readings().values()) == {None}
 
 
@@ -564,7 +601,7 @@ def test_graph_of_another_student(engine_dir, monkeypatch, capsys):
     assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
     path = engine_dir / "student_fp32.onnx"
     path.write_bytes(path.read_bytes() + b" ")
-    wrong(monkeypatch, capsys, engine_dir, "is not the graph that student.json describes")
+    wrong(monkeypatch, capsys, engine_dir, "is not what student.json describes")
     outside = {"onnx": {"file": "../x", "sha256": ""}, "engine": None}
     description = json.loads((engine_dir / "student.json").read_text())
     (engine_dir / "student.json").write_text(json.dumps({**description, "precisions": [outside]}))
@@ -572,12 +609,56 @@ def test_graph_of_another_student(engine_dir, monkeypatch, capsys):
 
 
 def test_engine_of_an_earlier_export(engine_dir, on_a_jetson, monkeypatch, capsys):
-    """A new export is copied over the robot's folder: the engine that was built there is none of its own."""
+    """A new export is copied over the robot's folder: the engine that was built there belongs to the old one.
+
+    Whether a file is older than another says nothing: a copy may have any time.
+    """
     engine = engine_dir / "student_fp32.engine"
     engine.write_bytes(b"engine")
-    assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
-    os.utime(engine, (0, 0))
-    wrong(monkeypatch, capsys, engine_dir, "older than student_fp32.onnx", "--build")
+    described(engine_dir)
+    for time_of_engine in (0, 2**31):
+        os.utime(engine, (time_of_engine, time_of_engine))
+        assert run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)[0] == 0
+    description = json.loads((engine_dir / "student.json").read_text())
+    description["precisions"][0]["engine"] = None
+    (engine_dir / "student.json").write_text(json.dumps(description))
+    wrong(monkeypatch, capsys, engine_dir, "is not what student.json describes", "--build")
+
+
+def test_engine_that_nothing_describes_is_said_to_be_unknown(engine_dir, on_a_jetson, monkeypatch, capsys):
+    (engine_dir / "student_fp32.engine").write_bytes(b"engine")
+    code, out, _ = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)
+    assert code == 0 and "**nothing in the folder says which graph student_fp32.engine was built from" in out
+
+
+def test_graph_of_another_shape(engine_dir, monkeypatch, capsys):
+    without(monkeypatch, "tensorrt", "pycuda")
+    for shape in ([3, 240, 320], [1, 1, 240, 320], [2, 3, 240, 320], [1, 3, "height", "width"], [1, 240, 320, 3]):
+        graph = helper.make_graph(
+            [
+                helper.make_node("Identity", ["rgb"], ["depth"]),
+                helper.make_node("Identity", ["rgb"], ["seg"]),
+            ],
+            "graph",
+            [helper.make_tensor_value_info("rgb", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("depth", "seg")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, engine_dir / "student_fp32.onnx")
+        wrong(monkeypatch, capsys, engine_dir, "not [1,3,H,W]", "export it with export_trt.py")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_by_a_signal(engine_dir, number):
+    """One line, exit code 75, no table."""
+    command = [sys.executable, str(SCRIPT), "--engine-dir", str(engine_dir), "--iterations", "10000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline() == "measuring student_fp32.onnx\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 75, err
+    assert err.strip().splitlines()[-1].endswith("stopped by a signal; no table was written")
+    assert not (engine_dir / "table_3.json").exists()
 
 
 def test_build_on_the_robot(engine_dir, on_a_jetson, monkeypatch, capsys):

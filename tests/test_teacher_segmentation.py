@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from box_room import FLOOR, FURNITURE, GLASS, OTHER, PERSON, WALL, write_folder
 
-from dataset.files import read_image
+from dataset.files import read_image, sha256_of
+from hub import LOCK
 from teacher_infer import object_backends
 from teacher_infer.geometry import GeometryResult
 from teacher_infer.object_backends import DetectedObject, clean_mask, student_class
@@ -230,6 +231,46 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def backend(weights):
     return object_backends.YoloSam2(weights / "yolov8n.pt", weights / "sam2.1_hiera_tiny.pt", None, "cpu")
+
+
+class RunsCode:
+    """What a hostile weights file holds: unpickling it calls a function of its author's choice."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_hostile_weights_file_runs_nothing(weights, tmp_path):
+    import torch
+
+    hostile = tmp_path / "yolov8n.pt"
+    torch.save({"model": RunsCode(tmp_path / "run")}, hostile)
+    sam2 = weights / "sam2.1_hiera_tiny.pt"
+    with pytest.raises(UserError, match="could run any code: .* or give --trust-yolo-weights"):
+        object_backends.YoloSam2(hostile, sam2, None, "cpu")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="not a YOLO weights file"):
+        object_backends.YoloSam2(hostile, sam2, None, "cpu", trust_yolo=True)
+    assert (tmp_path / "run").exists(), "the file is hostile indeed"
+
+
+def test_weights_with_a_published_sha256_are_trusted(weights, tmp_path, monkeypatch):
+    from ultralytics.nn import tasks
+
+    restricted = []
+    load = tasks.torch_load
+    monkeypatch.setattr(tasks, "torch_load", lambda *a, **k: restricted.append(k.get("weights_only")) or load(*a, **k))
+    for name in ("yolov8n.pt", "sam2.1_hiera_tiny.pt"):
+        shutil.copy(weights / name, tmp_path)
+    flags = tmp_path / "yolov8n.pt", tmp_path / "sam2.1_hiera_tiny.pt", None, "cpu"
+    object_backends.YoloSam2(*flags)
+    digest = sha256_of(tmp_path / "yolov8n.pt")
+    (tmp_path / LOCK).write_text(json.dumps({"yolov8n.pt": {"bytes": 1, "sha256": digest, "verified": True}}))
+    object_backends.YoloSam2(*flags)
+    assert restricted == [True, None]
 
 
 BOXES = [[10, 10, 60, 90, 0.9, 0], [50, 20, 150, 110, 0.8, 56], [5, 5, 20, 20, 0.7, 62]]

@@ -531,3 +531,14 @@ def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_fa
     assert large.arrays["rgb"].shape[1:3] == (RECIPE.height * scale, RECIPE.width * scale)
     assert small.arrays["rgb"].shape[1:3] == (RECIPE.height, RECIPE.width)
     np.testing.assert_allclose(large.focal_factor, small.focal_factor, rtol=1e-6)
+
+
+def test_compile_without_a_compiler_is_one_line(manifest, tmp_path):
+    """Said before anything is packed, not by some ninety lines of Inductor's."""
+    flags = [*train_flags(manifest, tmp_path), "--compile", "--device", "cpu"]
+    environment = os.environ | {"CXX": str(tmp_path / "absent"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    command = [sys.executable, train.__file__, *map(str, flags)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "--compile does not work here" in done.stderr and "install a C++ compiler" in done.stderr
+    assert not (tmp_path / "checkpoints" / "last.pt").exists()

@@ -13,6 +13,8 @@ from typing import Any
 
 from cli import UserError
 
+import timm
+
 from config import Recipe, Runtime
 from dataset.cache import PackedCache
 from dataset.files import remove_temporaries
@@ -20,7 +22,8 @@ from dataset.frames import to_network_camera
 from dataset.identity import content_sample
 from dataset.locks import lock_if_free
 from dataset.manifest import Row, choose_rows, read_manifest
-from models.student import Student, load_encoder_weights
+from hub import fetch
+from models.student import Student, load_encoder_state, load_timm_weights
 from rooms.prepare_rooms import prepare_rooms
 from trainer.checkpoint import load_checkpoint, load_student, recipe_of
 from trainer.distributed import Processes
@@ -177,8 +180,9 @@ def load_start(model: Student, recipe: Recipe, weights: str | Path) -> str:
     Args:
         model: the student to train.
         recipe: what it was made by.
-        weights: a Path is another run's checkpoint, all of whose student is taken; a string is a choice of
-            load_encoder_weights().
+        weights: a Path is another run's checkpoint, whose whole student is loaded. A string chooses the encoder's
+            weights: 'imagenet' (timm's, from the hub's cache or the hub), 'auto' (the same, or random ones if they are
+            unavailable), 'none' (random), or the path of a state dict.
 
     Returns: where the weights are from. Raises UserError when they are unavailable or don't fit.
     """
@@ -186,13 +190,26 @@ def load_start(model: Student, recipe: Recipe, weights: str | Path) -> str:
 
 
 def _encoder(model: Student, recipe: Recipe, choice: str) -> str:
+    if choice == "none":
+        return "random"
     try:
-        start = load_encoder_weights(model, recipe.encoder, choice)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"--encoder-weights {choice}: {error}") from None
-    if start == "random" and choice == "auto":
-        print("WARNING: ImageNet weights of the encoder are unavailable; it starts from random weights")
-    return start
+        if choice not in ("auto", "imagenet"):
+            load_encoder_state(model, recipe.encoder, choice)
+            return choice
+        load_timm_weights(model, recipe.encoder, _imagenet_file(recipe.encoder))
+    except (OSError, RuntimeError, UserError) as error:
+        if choice != "auto":
+            raise UserError(f"--encoder-weights {choice}: {error}") from None
+        print(f"WARNING: the encoder starts from random weights: {error}")
+        return "random"
+    return "imagenet"
+
+
+def _imagenet_file(encoder: str) -> str:
+    config = timm.get_pretrained_cfg(encoder)
+    if config is None or not config.hf_hub_id:
+        raise UserError(f"timm publishes no weights of {encoder} on the hub")
+    return str(fetch(config.hf_hub_id, "model.safetensors"))
 
 
 def _student(model: Student, recipe: Recipe, path: Path) -> str:
