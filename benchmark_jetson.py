@@ -444,7 +444,7 @@ def read_description(engine_dir: Path) -> dict:
                     name, digest = entry[kind]["file"], entry[kind]["sha256"]
                     if Path(name).name != name or not isinstance(digest, str):
                         raise ValueError(f"it names {name!r}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BenchmarkError(f"{path} is not what export_trt.py writes: {error}") from None
     return description
 
@@ -573,7 +573,7 @@ def read_evaluation(engine_dir: Path) -> Optional[dict]:
         content = json.loads(description.read_text(encoding="utf-8"))
         frames["engine_focal"] = float(content["camera"]["focal"])
         frames["scored_depth"] = [float(metres) for metres in content["scored_depth"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BenchmarkError(
             f"{description}, which says what camera the engines are for, is not readable: {error}"
         ) from None
@@ -718,7 +718,7 @@ def read_table(path: Path) -> dict:
                 if not isinstance(row.get(key), (str, int, float, type(None))):
                     raise ValueError(f"{key} is {row[key]!r}")
         table["title"].strip()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BenchmarkError(f"{path} is not a table_3.json: {error}") from None
     return table
 

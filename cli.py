@@ -29,7 +29,7 @@ EXIT_OK = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left, a job wrapper requeues on it
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no space left, or no quota
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, no quota, or ulimit --file-size
 PROJECT = "indoor-student"  # its name in pyproject.toml
 CHECKOUT = Path(__file__).resolve().parent
 TRACEBACK = "STUDENT_TRACEBACK"  # environment variable; 1 shows the traceback behind a one-line error
@@ -55,6 +55,9 @@ def run(main: Callable[[], int | None]) -> None:
 
     UserError and OSError become one line and exit code 2, a signal one line and exit code 75.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (>&-)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text of the terminal's encoding
@@ -76,6 +79,10 @@ def run(main: Callable[[], int | None]) -> None:
         if discard_output("\n" if unnamed else "") and unnamed:
             error.filename = "standard output"
         code = fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # of torch's CPU allocator
+            raise
+        code = fail(UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches, or allow more memory"))
     sys.exit(code or EXIT_OK)
 
 
@@ -96,9 +103,15 @@ def fail(error: BaseException) -> int:
         traceback.print_exception(error)
     text = str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        text = f"can't write {error.filename or 'a file'}: disk full"
+        text = unwritable(error)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}", file=sys.stderr)
     return EXIT_USAGE
+
+
+def unwritable(error: OSError) -> str:
+    """Message for an error whose number is one of DISK_FULL."""
+    cause = "larger than the limit on files (ulimit -f)" if error.errno == errno.EFBIG else "disk full"
+    return f"can't write {error.filename or 'a file'}: {cause}"
 
 
 def checkout_of(script: Path) -> Path | None:
@@ -127,8 +140,11 @@ def report_missing_module(kind: type[BaseException], error: BaseException, trace
     except UserError as refusal:
         sys.exit(fail(refusal.with_traceback(trace)))
     if not isinstance(error, ModuleNotFoundError):
-        sys.__excepthook__(kind, error, trace)
-        return
+        if ".so" not in str(error):
+            sys.__excepthook__(kind, error, trace)
+            return
+        # a shared library that is missing, broken, or too large for the memory that the process may take
+        sys.exit(fail(UserError(f"a package does not load: {error}").with_traceback(trace)))
     module = (error.name or "").partition(".")[0]
     sys.exit(fail(UserError(f"there is no module {module} here: {remedy(module)}").with_traceback(trace)))
 

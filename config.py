@@ -49,6 +49,7 @@ DETECTOR_CLASSES = {
 
 
 NARROWEST_VIEW, WIDEST_VIEW = 10.0, 170.0  # degrees; no camera that looks through a room does so with less or more
+WIDEST_PIXEL = 1.25  # ratio of fx and fy: cameras have square pixels, and the student sees crops, never squeezed images
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Intrinsics:
                     f"{lengths} are a field of view of {view:.3g} degrees, not {NARROWEST_VIEW:g} to {WIDEST_VIEW:g}; "
                     f"{cause}"
                 )
+        if not 1 / WIDEST_PIXEL <= self.fx / self.fy <= WIDEST_PIXEL:
+            return f"{lengths} differ by more than {WIDEST_PIXEL:g} times; was the image squeezed, or a digit lost?"
         # below 1 it would be in the outermost row or column; there lie those that are divided by the image's size
         if not (1 <= self.cx < self.width and 1 <= self.cy < self.height):
             cause = "divided by the image's size: give pixels" if 0 < self.cx < 1 else "are they of another resolution?"

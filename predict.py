@@ -3,7 +3,8 @@
 Reads   a checkpoint and images (--input: an image file, a folder, a video file, or the number of a camera). Pictures
         that carry an EXIF orientation are turned by it.
 Writes  a picture per image (image | depth | classes) into --output-dir, for video and camera a video predictions.mp4;
-        with --save-maps also <stem>_depth.npy (float32 metres) and <stem>_seg.npy (uint8 0..5) per image.
+        with --save-maps also <stem>_depth.npy (float32 metres) and <stem>_seg.npy (uint8 0..5) per image;
+        failed_frames.jsonl lists unreadable images of a folder, which are skipped.
 
 Depth is in metres of the camera given by --camera or --fx --fy, else of the camera that the student was trained on.
 A signal ends it after the image in hand, and what is written stays. Exit 0: all done, or a camera was stopped;
@@ -34,9 +35,9 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Intrinsics, Runtime
-from dataset.files import is_still_image, read_image, write_npy, write_png
+from dataset.files import is_still_image, read_image, write_failed_frames, write_npy, write_png
 from dataset.frames import camera_for, find_frames
-from dataset.listing import IMAGE_SUFFIXES, refuse_output_among_inputs, stem_of
+from dataset.listing import IMAGE_SUFFIXES, stem_of
 from dataset.manifest import Cameras, check_camera
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
 from dataset.video import Video, written_video
@@ -48,15 +49,22 @@ class Images:
     """The images of --input one after the other: (stem, RGB uint8 [H,W,3]).
 
     video: what they come from when that is a video, a stream or a camera, else None.
+    failed: {stem: reason} of the files that could not be read.
     """
 
     def __init__(self, source: str, output_dir: Path, limit: int | None):
         """Find them; raises UserError when there is none or they would be overwritten."""
         path, self.limit, self.video = Path(source), limit, None
         self.files: dict[str, Path] = {}
+        self.failed: dict[str, str] = {}
         if path.is_dir():
-            refuse_output_among_inputs(output_dir, "--output-dir", path)
             self.files = find_frames(path)
+            output = output_dir.resolve()
+            if path.resolve() == output:
+                raise UserError(f"--output-dir {output_dir} is the folder of the images: choose another")
+            self.files = {stem: file for stem, file in self.files.items() if output not in file.absolute().parents}
+            if not self.files:
+                raise UserError(f"--input {path} holds no image but predictions in {output_dir}")
         elif path.suffix.lower() in IMAGE_SUFFIXES or is_still_image(path):
             self.files = {stem_of(Path(path.name)): path}
             if (target := output_dir / f"{next(iter(self.files))}.png").exists() and target.samefile(path):
@@ -65,11 +73,22 @@ class Images:
             self.video = Video(source)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Read them, at most `limit`; raises UserError when one can't be read."""
+        """Read them, at most `limit`. An unreadable one is skipped and noted in `failed`.
+
+        Raises UserError if none of them is readable.
+        """
         if self.video:
             yield from ((f"{n:06d}", rgb) for n, rgb in enumerate(self.video.pictures(self.limit)))
-        for stem, path in list(self.files.items())[: self.limit]:
-            yield stem, read_image(path, apply_orientation=True)
+        chosen = list(self.files.items())[: self.limit]
+        for stem, path in chosen:
+            try:
+                rgb = read_image(path, apply_orientation=True)
+            except UserError as error:
+                self.failed[stem] = str(error)
+                if len(self.failed) == len(chosen):
+                    raise
+            else:
+                yield stem, rgb
 
     @property
     def endless(self) -> bool:
@@ -160,6 +179,10 @@ def main() -> int:
                 write_npy(output / f"{stem}_depth.npy", depth.astype(np.float32))
                 write_npy(output / f"{stem}_seg.npy", seg)
             count += 1
+    if images.video is None:
+        write_failed_frames(output / "failed_frames.jsonl", images.failed)
+    if images.failed:
+        print(f"{len(images.failed)} images are unreadable, see {output / 'failed_frames.jsonl'}", file=sys.stderr)
     if left and stop.received:
         print(f"stopped by {stop.received.name}: {count} images done, others left: {output}")
         return EXIT_STOPPED

@@ -205,8 +205,8 @@ class PackedCache:
             need = sum(np.prod(shape, dtype=float) * dtype.itemsize for dtype, shape in self.layout().values())
             free = shutil.disk_usage(self.folder.parent).free
             raise UserError(
-                f"can't write {self.building}: disk full: the packed frames take {need / 1e9:.3f} GB, {free / 1e9:.3f} "
-                "GB are free: make room, or name another folder with --cache-dir"
+                f"{error}: the packed frames take {need / 1e9:.3f} GB, {free / 1e9:.3f} GB are free: make room, or "
+                "name another folder with --cache-dir"
             ) from error
 
     def _pack(self, done: int, workers: int, stop: StopSignal) -> int:

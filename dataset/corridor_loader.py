@@ -58,9 +58,6 @@ from dataset.units import UNITS, DepthUnit, add_unit_flag
 LONG_RECORDING = 10_000  # frames; one folder holds no more
 COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
 COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
-JPEG_SUFFIXES = (".jpg", ".jpeg")
-JPEG_END = b"\xff\xd9"
-LONGEST_TAIL = 1024  # bytes that some cameras append to a JPEG
 FOCAL_TOLERANCE = 1e-3  # relative difference between a flag and the intrinsics file that is worth a warning
 OFF_CENTRE = 0.15  # of the image's size; cameras' principal points lie within a few per cent of the middle
 
@@ -191,8 +188,6 @@ def load_frame(colour: Path, depth: Path, unit: DepthUnit | None = None) -> tupl
         raise
     except UserError as error:
         raise UnreadableFrameError(str(error)) from None
-    if colour.suffix.lower() in JPEG_SUFFIXES and JPEG_END not in colour.read_bytes()[-LONGEST_TAIL:]:
-        raise UnreadableFrameError(f"{colour} is cut short")  # the decoder paints the missing part grey
     if raw.shape != rgb.shape[:2]:
         raise UserError(
             f"{depth} is {raw.shape[1]}x{raw.shape[0]} but its colour image is {rgb.shape[1]}x{rgb.shape[0]}: "

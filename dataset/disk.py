@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli import DISK_FULL, UserError
+from cli import DISK_FULL, UserError, unwritable
 
 PROBE_BYTES = 2**20
 
 
 class DiskFull(OSError):
-    """A file can't be written because its disk or a quota is full; the message names it."""
+    """A file can't be written: its disk or a quota is full, or files may not grow so large. The message names it."""
 
-    def __init__(self, target: str | Path):
-        super().__init__(errno.ENOSPC, "disk full", str(target))
+    def __init__(self, target: str | Path, number: int = errno.ENOSPC):
+        super().__init__(number, "disk full", str(target))
 
     def __str__(self) -> str:
-        return f"can't write {self.filename}: disk full"
+        return unwritable(self)
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def disk_full_named(target: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if getattr(error, "errno", None) in DISK_FULL or is_full(target.parent):
-            raise DiskFull(target) from error
+            raise DiskFull(target, getattr(error, "errno", None) or errno.ENOSPC) from error
         raise
 
 

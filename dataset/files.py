@@ -141,7 +141,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(decode_text(Path(path).read_bytes()))
     except FileNotFoundError:
         raise no_such_file(path) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from None
 
 
@@ -177,6 +177,8 @@ def read_image(path: str | Path, apply_orientation: bool = False) -> np.ndarray:
                 raise UserError(f"{path} is no 8-bit RGB image (mode {image.mode})")
             if not _is_single(image):
                 raise UserError(f"{path} holds several pictures: save the one that is meant as a file of its own")
+            if image.format in ("JPEG", "MPO") and not _has_jpeg_end(Path(path).read_bytes()):
+                raise UserError(f"{path} is cut short")  # zeros in place of the rest decode to grey
             if image.format != "TIFF":  # whose pixels Pillow turns as it loads them, and forgets the tag
                 image.load()  # unlike OpenCV it refuses a file that ends too early
             orientation = orientation_of(image)
@@ -191,6 +193,15 @@ def read_image(path: str | Path, apply_orientation: bool = False) -> np.ndarray:
         raise UserError(f"{path} is not a readable image") from None
     except UNREADABLE as error:
         raise UserError(f"{path} is not a readable image: {error}") from None
+
+
+def _has_jpeg_end(content: bytes) -> bool:
+    """Whether a JPEG has an end-of-image marker behind its pixels, whatever a phone appends (a video, a depth map)."""
+    place = 2  # behind the start marker; segments are 0xff, kind, length of two bytes, content
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":  # start of scan
+        fill = content[place + 1 : place + 2] == b"\xff"
+        place += 1 if fill else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return b"\xff\xd9" in content[place:]  # in coded pixels 0xff is followed by 0 or a restart marker
 
 
 def orientation_of(image: Image.Image) -> object:

@@ -147,7 +147,7 @@ def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[
 
     Raises:
         UserError: no such file, a line that is no JSON object, a row without rgb or depth, a path or a stem that
-            leads out of the manifest's folder, a stem that comes twice, an empty manifest.
+            leads out of the manifest's folder, a stem that comes twice, an image in two splits, an empty manifest.
     """
     path = Path(path)
     if not path.is_file():
@@ -166,6 +166,7 @@ def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[
             raise UserError(f"{path}: frame {row.stem} is listed twice")
         stems.add(row.stem)
     _fill_splits(rows, folder.root / "splits.json", path)
+    _refuse_leaks(rows, path)
     if (folder.root / "camera.json").is_file() and any(row.intrinsics is None for row in rows):
         cameras = Cameras.read(folder.root / "camera.json")
         for row in rows:
@@ -173,11 +174,25 @@ def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[
     return rows
 
 
+def _refuse_leaks(rows: list[Row], path: Path) -> None:
+    """Raise UserError if two splits share an image: a student would be tested on what it was trained on."""
+    first: dict[Path, Row] = {}
+    for row in rows:
+        other = first.setdefault(row.rgb, row)
+        if other.split != row.split:
+            raise UserError(
+                f"{path}: frames {other.stem} ({other.split}) and {row.stem} ({row.split}) are the same image "
+                f"{row.rgb.name}: an image belongs to one split"
+            )
+
+
 def _parse(line: str, folder: DataFolder, where: str) -> Row:
     try:
         entry = json.loads(line.lstrip("\ufeff"))  # manifests that were joined by hand have a mark in their midst
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise UserError(f"{where}: not JSON (nested too deeply)") from None
     if not isinstance(entry, dict):
         raise UserError(f"{where}: a row is a JSON object")
     if "depth" not in entry and "sensor_depth" in entry:

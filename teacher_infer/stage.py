@@ -170,7 +170,8 @@ def claim_output(output_dir: Path, provenance: dict, overwrite: bool) -> None:
     Package versions may differ, everything else must be equal. Raises UserError otherwise, unless `overwrite`.
     """
     file = output_dir / PROVENANCE
-    has_outputs = next(output_dir.rglob("*.npy"), None) is not None  # asked first: another shard may start right now
+    # Looked for before provenance.json: another shard may start right now. A sensor's .png would be shadowed by .npy.
+    has_outputs = any(next(output_dir.rglob(pattern), None) for pattern in ("*.npy", "*.png"))
     if file.is_file() and not overwrite:
         before = read_json(file)
         differing = sorted(
@@ -186,7 +187,7 @@ def claim_output(output_dir: Path, provenance: dict, overwrite: bool) -> None:
         return
     if has_outputs and not overwrite:
         raise UserError(
-            f"{output_dir} holds outputs but no {PROVENANCE}, so nothing says what made them: choose another"
+            f"{output_dir} holds maps but no {PROVENANCE}, so nothing says what made them: choose another"
             " --output-dir or redo them with --overwrite"
         )
     try:

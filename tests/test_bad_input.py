@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,11 @@ WRONG_DATA = {
     "an unknown class": (unknown_class, "class 17 is not known"),
     "an unknown teacher's class": (map_change("sam2_seg", lambda seg: seg + np.uint8(40)), "is not known"),
     "depth without readings": (nothing_but_nan, "depth"),
+    "an image in two splits": (
+        row_change(lambda row: row.update(rgb=f"rgb/{STEMS[0]}.png"), STEMS[5]),
+        f"frames {STEMS[0]} (train) and {STEMS[5]} (test) are the same image",
+    ),
+    "JSON nested too deeply": (lambda manifest: manifest.write_text("[" * 100_000 + "\n"), "nested too deeply"),
     "missing files": (lambda manifest: shutil.rmtree(manifest.parent / "depth"), "there is no file"),
 }
 
@@ -155,6 +161,8 @@ def wrong_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
     torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, folder / "foreign.pt")
     torch.save(content | {"ema": {"conv.weight": torch.zeros(3)}, "model": {}}, folder / "weights.pt")
     torch.save(content | {"class_names": ["floor", "wall"]}, folder / "classes.pt")
+    broken = {name: torch.full_like(value, torch.nan) for name, value in content["ema"].items() if value.ndim == 4}
+    torch.save(content | {"ema": content["ema"] | broken}, folder / "nan.pt")
     torch.save(content | {"notes": Bomb(folder / "marker")}, folder / "bomb.pt")
     (folder / "old_bomb.pt").write_bytes(pickle.dumps(Bomb(folder / "marker")))
     (folder / "empty.pt").touch()
@@ -165,6 +173,7 @@ def wrong_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
         "foreign.pt": "is not a checkpoint of this student",
         "weights.pt": "another model",
         "classes.pt": "classes floor, wall",
+        "nan.pt": "of its tensors are not finite",
         "bomb.pt": "objects other than tensors",
         "old_bomb.pt": "objects other than tensors",
         "empty.pt": "not a readable checkpoint",
@@ -185,7 +194,7 @@ def test_wrong_checkpoints_are_refused_and_never_run(manifest, trained, tmp_path
     }
     for name, words in wrong_checkpoints(trained, tmp_path).items():
         for main, flags in scripts.items():
-            if name == "classes.pt" and main is train.main:
+            if name in ("classes.pt", "nan.pt") and main is train.main:
                 continue
             code = exit_code(main, *flags, tmp_path / name)
             check_one_line(code, capfd.readouterr().err, words)
@@ -275,9 +284,42 @@ def test_any_name_can_be_printed(tmp_path):
         assert done.stderr == "script.py: error: caf\\udce9\n"
 
 
+LIMITED = {  # what a script does, to which standard error comes down
+    "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches, or allow more memory",
+    "import torch; torch.empty(2**45)": "script.py: error: out of memory (",
+    "import os; raise OSError(27, os.strerror(27), 'last.pt')": (
+        "script.py: error: can't write last.pt: larger than the limit on files (ulimit -f)"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", LIMITED)
+def test_limits_of_a_process_are_one_line(tmp_path, body):
+    (tmp_path / "script.py").write_text(f"from cli import run\ndef main():\n    {body}\nrun(main)\n")
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True)
+    assert done.returncode == EXIT_USAGE and done.stderr.count("\n") == 1 and done.stderr.startswith(LIMITED[body])
+
+
+def test_a_closed_standard_output_is_no_error(tmp_path):
+    (tmp_path / "script.py").write_text("from cli import run\ndef main():\n    print('text')\nrun(main)\n")
+    done = subprocess.run(f"{sys.executable} {tmp_path}/script.py >&-", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_package_that_does_not_load_is_one_line():
+    """As with too little memory for PyTorch's libraries."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2 * 10**9, 2 * 10**9))
+
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    check_one_line(done.returncode, done.stderr, "a package does not load: ")
 
 
 def test_whole_processes_end_the_same_way(manifest, trained, tmp_path):

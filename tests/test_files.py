@@ -193,3 +193,34 @@ def test_what_is_one_picture(tmp_path):
     (tmp_path / "text.mp4").write_text("404 not found")
     found = {path.name for path in tmp_path.iterdir() if files.is_still_image(path)}
     assert found == {"one.gif", "photo"} and not files.is_still_image(tmp_path / "none.gif")
+
+
+JPEGS = {  # settings of Pillow's encoder that move the markers about
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 2},
+    "long header": {"icc_profile": bytes(200_000), "comment": b"\xff\xd9" * 50},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_is_read_whatever_follows_it_and_refused_when_it_is_cut_short(tmp_path, kind):
+    """Phones append videos; a copy that broke off may be filled up with zeros, which decode to grey."""
+    path, noise = tmp_path / "1.jpg", np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, **JPEGS[kind])
+    whole, content = read_image(path), path.read_bytes()
+    path.write_bytes(content + bytes(100_000))
+    assert np.array_equal(read_image(path), whole)
+    path.write_bytes(content[:2] + b"\xff" * 3 + content[2:])
+    assert np.array_equal(read_image(path), whole), "0xff may be repeated before a marker"
+    for cut in (2, 100, 1000):
+        for filled in (0, cut):
+            path.write_bytes(content[:-cut] + bytes(filled))
+            with pytest.raises(UserError, match="cut short|not a readable image"):
+                read_image(path)
+
+
+def test_json_that_is_nested_too_deeply(tmp_path):
+    (tmp_path / "camera.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not readable JSON"):
+        read_json(tmp_path / "camera.json")

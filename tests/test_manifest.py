@@ -67,7 +67,7 @@ def test_splits_and_camera_files_fill_rows_in(tmp_path, capsys):
     path = write(
         tmp_path,
         without("split", "intrinsics"),
-        ROW | {"stem": "000002"},  # its own words count
+        ROW | {"stem": "000002", "rgb": "rgb/000002.png"},  # its own words count
     )
     first, second = read_manifest(path)
     assert not capsys.readouterr().err
@@ -293,8 +293,8 @@ def test_wrong_splits_are_refused(tmp_path, content, words):
 @pytest.mark.parametrize("frames", [3, 7, 10])
 def test_recordings_stay_whole_where_no_split_is_given(tmp_path, capsys, frames):
     """30 frames of ten, of five and of three recordings."""
-    (tmp_path / "1.png").touch()
-    rows = [Row(str(n), tmp_path / "1.png", tmp_path / "1.png", recording=f"room {n // frames}") for n in range(30)]
+    paths = [tmp_path / f"{n}.png" for n in range(30)]
+    rows = [Row(str(n), path, path, recording=f"room {n // frames}") for n, path in enumerate(paths)]
     write_manifest(tmp_path / "manifest.jsonl", rows)
     found = read_manifest(tmp_path / "manifest.jsonl")
     assert [row.recording for row in found] == [row.recording for row in rows]
@@ -315,3 +315,12 @@ def test_wrong_recordings_are_refused(tmp_path, content):
 def test_splits(tmp_path):
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["1", "2"], "test": ["3"]}))
     assert read_splits(tmp_path / "splits.json") == {"1": "train", "2": "train", "3": "test"}
+
+
+def test_a_camera_of_squeezed_images_is_refused():
+    """The student crops, it never squeezes: fx and fy of a camera of square pixels are nearly the same."""
+    camera = {"cx": 320, "cy": 240, "width": 640, "height": 480}
+    assert manifest.intrinsics_from({"fx": 528, "fy": 500, **camera}, "camera.json").fy == 500
+    for fx, fy in ((528, 1056), (396, 528)):
+        with pytest.raises(UserError, match=r"camera\.json: fx .* differ by more than 1.25 times"):
+            manifest.intrinsics_from({"fx": fx, "fy": fy, **camera}, "camera.json")

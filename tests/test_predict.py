@@ -180,16 +180,35 @@ def test_a_phones_picture_is_turned(run, image, tmp_path):
     np.testing.assert_array_equal(depth_of(output, "turned"), depth_of(output, "upright"))
 
 
-def test_outputs_do_not_become_inputs(run, image, tmp_path):
+def test_outputs_do_not_become_inputs(run, image, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     copy = tmp_path / "in/1.png"
     copy.write_bytes(image.read_bytes())
-    for output in (tmp_path / "in", tmp_path / "in/predictions"):
-        with pytest.raises(UserError, match="--output-dir .* lies in .*in, which is read"):
-            run(tmp_path / "in", output)
+    with pytest.raises(UserError, match="--output-dir .* is the folder of the images"):
+        run(tmp_path / "in", tmp_path / "in")
     with pytest.raises(UserError, match="1.png would be overwritten by its prediction"):
         run(copy, tmp_path / "in")
     assert copy.read_bytes() == image.read_bytes() and [path.name for path in copy.parent.iterdir()] == ["1.png"]
+    monkeypatch.chdir(tmp_path / "in")
+    for _ in range(2):
+        run(Path("."), Path("predictions"))
+        assert [path.name for path in Path("predictions").iterdir()] == ["1.png"]
+
+
+def test_an_unreadable_image_of_a_folder_is_skipped_and_listed(run, image, tmp_path, capfd):
+    (tmp_path / "in").mkdir()
+    for name in ("1.png", "3.png"):
+        (tmp_path / "in" / name).write_bytes(image.read_bytes())
+    (tmp_path / "in/2.jpg").write_text("404 not found")
+    output = run(tmp_path / "in", tmp_path / "out")
+    assert sorted(path.name for path in output.iterdir()) == ["1.png", "3.png", "failed_frames.jsonl"]
+    (line,) = (output / "failed_frames.jsonl").read_text().splitlines()
+    assert json.loads(line)["stem"] == "2" and "not a readable image" in json.loads(line)["reason"]
+    assert "1 images are unreadable" in capfd.readouterr().err
+    for name in ("1.png", "3.png"):
+        (tmp_path / "in" / name).unlink()
+    with pytest.raises(UserError, match="not a readable image"):
+        run(tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["caf\udce9.png", "caf\udce9.mp4", "caf\udce9/1.png"])

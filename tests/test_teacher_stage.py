@@ -202,6 +202,16 @@ def test_outputs_of_other_settings_are_refused(tmp_path):
     assert json.loads((tmp_path / "provenance.json").read_text())["model"] == "b"
 
 
+@pytest.mark.parametrize("name", ["1.npy", "a/1.png"])
+def test_maps_of_unknown_origin_are_kept_apart(tmp_path, name):
+    """A teacher's .npy beside a sensor's .png would take its place."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="holds maps but no provenance.json"):
+        stage.claim_output(tmp_path, {"model": "a"}, overwrite=False)
+    assert [path.name for path in tmp_path.rglob("*.*")] == [Path(name).name]
+
+
 def test_outputs_of_unknown_making_are_refused(tmp_path):
     np.save(tmp_path / "0.npy", np.zeros(1))
     with pytest.raises(UserError, match="provenance"):

@@ -84,7 +84,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds objects other than tensors and plain values; it was not loaded") from None
     except Exception as error:  # torch's reader fails in any way on a damaged file
-        raise UserError(f"{path} is not a readable checkpoint: {error}") from None
+        raise UserError(f"{path} is not a readable checkpoint: {str(error).partition('. ')[0]}") from None
     if not isinstance(content, dict) or content.get("format") not in READ_FORMATS or not content.keys() >= KEYS:
         raise UserError(f"{path} is not a checkpoint of this student (train.py writes them)")
     return content
@@ -100,8 +100,8 @@ def recipe_of(content: dict[str, Any], path: str | Path) -> Recipe:
 def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:
     """The student in a checkpoint (moving average of its weights), its recipe, and the whole content.
 
-    The student is in eval mode on the CPU. Raises UserError like load_checkpoint, and when the weights do not fit the
-    recipe beside them.
+    The student is in eval mode on the CPU. Raises UserError like load_checkpoint, if the weights do not fit the recipe
+    beside them, or if they are not finite.
     """
     content = load_checkpoint(path)
     if tuple(content["class_names"]) != CLASS_NAMES:
@@ -112,4 +112,7 @@ def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:
         student.load_state_dict(content["ema"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds the weights of another model: {str(error)[:200]}") from None
+    broken = [name for name, value in student.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: {len(broken)} of its tensors are not finite, the first {broken[0]}")
     return student.eval(), recipe, content
