@@ -82,7 +82,7 @@ def run(main: Callable[[], int | None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # of torch's CPU allocator
             raise
-        code = fail(UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches, or allow more memory"))
+        code = fail(UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches or allow more"))
     sys.exit(code or EXIT_OK)
 
 

@@ -285,7 +285,7 @@ def test_any_name_can_be_printed(tmp_path):
 
 
 LIMITED = {  # what a script does, to which standard error comes down
-    "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches, or allow more memory",
+    "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches or allow more",
     "import torch; torch.empty(2**45)": "script.py: error: out of memory (",
     "import os; raise OSError(27, os.strerror(27), 'last.pt')": (
         "script.py: error: can't write last.pt: larger than the limit on files (ulimit -f)"

@@ -209,7 +209,7 @@ def test_maps_of_unknown_origin_are_kept_apart(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(UserError, match="holds maps but no provenance.json"):
         stage.claim_output(tmp_path, {"model": "a"}, overwrite=False)
-    assert [path.name for path in tmp_path.rglob("*.*")] == [Path(name).name]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == [name]
 
 
 def test_outputs_of_unknown_making_are_refused(tmp_path):
