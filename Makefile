@@ -56,10 +56,11 @@ bench: $(INSTALLED)  ## speed and accuracy, a table a script
 	$(RUN) benchmarks/train_throughput.py
 	$(RUN) benchmarks/table_4.py --manifest $(DEMO_MANIFEST)   # after the demo
 
-lint: $(INSTALLED)  ## style, types, and which folder may import which
+lint: $(INSTALLED)  ## style, types, which folder may import which, and the pages
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+	$(RUN) docs/check_docs.py
 
 clean:         ## remove .venv and all that the demo has made
 	rm -rf $(VENV) data checkpoints runs engines predictions
