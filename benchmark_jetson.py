@@ -7,9 +7,9 @@ Writes  --build: <engine-dir>/student_*.engine, timing.cache, and in student.jso
         <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms, where
         matplotlib is there.
 
-This file runs alone: copy it beside the folder of engines. It needs Python 3.8, numpy, and on a Jetson tensorrt (from
-JetPack, 8.5 or newer) and pycuda. An engine runs only on the kind of GPU and the TensorRT version that built it, so
-build them on the Jetson from the .onnx files:
+This file runs alone: copy it beside the folder of engines. It needs Python 3.8 and numpy, and on a Jetson tensorrt and
+CUDA's runtime library, both from JetPack (5.1 or newer); it takes pycuda where that is installed. An engine runs only
+on the kind of GPU and the TensorRT version that built it, so build them on the Jetson from the .onnx files:
 
     python3 benchmark_jetson.py --engine-dir ./engines/ --build
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import hashlib
 import io
 import json
@@ -56,10 +57,159 @@ class BenchmarkError(Exception):
 # ---------------------------------------------------------------------------------------------------- the two runtimes
 
 
+class Cudart:
+    """CUDA's runtime library by ctypes, with the names and calls of pycuda.driver that this script uses.
+
+    pycuda has no wheel for a Jetson's Python; the library is part of JetPack.
+    """
+
+    def __init__(self, library: Any):
+        """Take the first GPU; raises BenchmarkError if there is none, or its driver is too old for the library."""
+        self.library = library
+        library.cudaGetErrorString.restype = ctypes.c_char_p
+        count = ctypes.c_int()
+        self.call("cudaGetDeviceCount", ctypes.byref(count))
+        self.call("cudaSetDevice", ctypes.c_int(0))
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the library; raises BenchmarkError with the library's message if it fails."""
+        code = getattr(self.library, name)(*arguments)
+        if code:
+            reason = self.library.cudaGetErrorString(ctypes.c_int(code)).decode("ascii", "replace")
+            raise BenchmarkError(f"{name} failed: {reason} (CUDA error {code})")
+
+    def device_name(self) -> str:
+        """Name of the GPU."""
+        properties = ctypes.create_string_buffer(1 << 14)  # cudaDeviceProp of any version; the name comes first
+        self.call("cudaGetDeviceProperties", properties, ctypes.c_int(0))
+        return properties.value.decode("utf-8", "replace")
+
+    def compute_capability(self) -> Tuple[int, int]:
+        """(major, minor) of the GPU."""
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        for value, attribute in ((major, 75), (minor, 76)):  # cudaDevAttrComputeCapabilityMajor, ...Minor
+            self.call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
+        return major.value, minor.value
+
+    def mem_get_info(self) -> Tuple[int, int]:
+        """(free, total) bytes of the GPU's memory."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def mem_alloc(self, size: int) -> CudartObject:
+        """Device memory; int() of it is its address."""
+        return CudartObject(self, "cudaMalloc", "cudaFree", ctypes.c_size_t(size))
+
+    def pagelocked_empty(self, shape: Tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Uninitialised array in page-locked host memory."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = CudartObject(self, "cudaMallocHost", "cudaFreeHost", ctypes.c_size_t(size))
+        buffer = (ctypes.c_char * size).from_address(int(memory))
+        buffer.memory = memory  # the array keeps the buffer, the buffer the memory
+        return np.frombuffer(buffer, dtype).reshape(shape)
+
+    def memcpy_htod_async(self, device: Any, host: np.ndarray, stream: CudaStream) -> None:
+        """Copy an array to device memory."""
+        self._copy(int(device), host.ctypes.data, host.nbytes, 1, stream)
+
+    def memcpy_dtoh_async(self, host: np.ndarray, device: Any, stream: CudaStream) -> None:
+        """Copy device memory to an array."""
+        self._copy(host.ctypes.data, int(device), host.nbytes, 2, stream)
+
+    def _copy(self, target: int, source: int, size: int, kind: int, stream: CudaStream) -> None:
+        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size)
+        self.call("cudaMemcpyAsync", *pointers, ctypes.c_int(kind), ctypes.c_void_p(stream.handle))
+
+    def Stream(self) -> CudaStream:
+        """A stream of its own."""
+        return CudaStream(self)
+
+    def Event(self) -> CudaEvent:
+        """A mark in a stream."""
+        return CudaEvent(self)
+
+
+class CudartObject:
+    """What a call of the runtime library makes, as long as this object lives; int() of it is its address."""
+
+    def __init__(self, cuda: Cudart, make: str, destroy: str, *arguments: Any):
+        self.cuda, self.destroy, self.address = cuda, destroy, ctypes.c_void_p()
+        cuda.call(make, ctypes.byref(self.address), *arguments)
+
+    def __int__(self) -> int:
+        return self.address.value or 0
+
+    def __del__(self) -> None:
+        if self.address:
+            getattr(self.cuda.library, self.destroy)(self.address)  # an error at the end of the process says nothing
+
+
+class CudaStream(CudartObject):
+    """Work of the GPU that is done in order."""
+
+    def __init__(self, cuda: Cudart):
+        super().__init__(cuda, "cudaStreamCreate", "cudaStreamDestroy")
+        self.handle = int(self)
+
+    def synchronize(self) -> None:
+        """Wait until all of its work is done."""
+        self.cuda.call("cudaStreamSynchronize", self.address)
+
+
+class CudaEvent(CudartObject):
+    """A mark in a stream, with the GPU's time."""
+
+    def __init__(self, cuda: Cudart):
+        super().__init__(cuda, "cudaEventCreate", "cudaEventDestroy")
+
+    def record(self, stream: CudaStream) -> None:
+        """Mark the end of what the stream has been given so far."""
+        self.cuda.call("cudaEventRecord", self.address, ctypes.c_void_p(stream.handle))
+
+    def time_till(self, other: CudaEvent) -> float:
+        """Milliseconds between this mark and a later one."""
+        elapsed = ctypes.c_float()
+        self.cuda.call("cudaEventElapsedTime", ctypes.byref(elapsed), self.address, other.address)
+        return elapsed.value
+
+
+CUDART = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")  # of CUDA 13, 12 and 11.x
+
+
+def load_cudart() -> Any:
+    """CUDA's runtime library: the system's, that of /usr/local/cuda, or the one of a Python package of NVIDIA's.
+
+    Raises BenchmarkError if there is none.
+    """
+    folders = [Path("/usr/local/cuda/lib64"), *(p for f in sys.path if f for p in Path(f).glob("nvidia/*/lib"))]
+    for name in [*CUDART, *(str(folder / name) for folder in folders for name in CUDART)]:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BenchmarkError(
+        f"TensorRT is here, but CUDA's runtime library is not ({', '.join(CUDART)}): install it (on a Jetson: sudo apt "
+        "install nvidia-jetpack), add its folder to LD_LIBRARY_PATH, or install pycuda"
+    )
+
+
+def find_cuda() -> Tuple[Any, str, Tuple[int, int]]:
+    """(pycuda.driver or Cudart, name of the GPU, its compute capability); raises BenchmarkError without a GPU."""
+    try:
+        import pycuda.autoinit
+        import pycuda.driver
+    except Exception:  # without a GPU pycuda raises errors of its own, which can't be named without it
+        cudart = Cudart(load_cudart())
+        return cudart, cudart.device_name(), cudart.compute_capability()
+    gpu = pycuda.autoinit.device
+    return pycuda.driver, gpu.name(), gpu.compute_capability()
+
+
 class TensorRTStudent:
     """An engine, with the calls that TensorRT 8.5 to 11 have in common."""
 
-    def __init__(self, path: Path, trt: ModuleType, cuda: ModuleType, loaded: Any = None):
+    def __init__(self, path: Path, trt: ModuleType, cuda: Any, loaded: Any = None):
         """Load an engine onto the GPU, or share one that is; raises BenchmarkError if it was built for another one."""
         self.path, self.trt, self.cuda = path, trt, cuda
         free_before = cuda.mem_get_info()[0]
@@ -209,24 +359,25 @@ class Backend(NamedTuple):
 
 
 def find_backend(threads: int) -> Backend:
-    """TensorRT if it can be used, else ONNX Runtime on the CPU; raises BenchmarkError when there is neither."""
+    """TensorRT if it is installed, else ONNX Runtime on the CPU.
+
+    Raises BenchmarkError when there is neither, and when TensorRT is installed but no GPU can be used: latencies of the
+    CPU would look like an answer.
+    """
     try:
-        import pycuda.autoinit
-        import pycuda.driver as cuda
         import tensorrt as trt
-    except Exception as error:  # without a GPU pycuda raises errors of its own, which can't be named without it
-        reason = " ".join(str(error).split())
-        return _onnx_runtime(threads, reason)
+    except ImportError as error:
+        return _onnx_runtime(threads, str(error))
     if not hasattr(trt.ICudaEngine, "num_io_tensors"):
         raise BenchmarkError(f"TensorRT {trt.__version__} is too old: 8.5 (JetPack 5.1) or newer is needed")
-    gpu = pycuda.autoinit.device
+    cuda, gpu, capability = find_cuda()
     return Backend(
         f"TensorRT {trt.__version__}",
-        f"{board()}, GPU {gpu.name()}",
+        f"{board()}, GPU {gpu}",
         ".engine",
         lambda path: TensorRTStudent(path, trt, cuda),
         build=lambda path, entry: build_engine(trt, path.read_bytes(), entry, path.parent / "timing.cache"),
-        built_by=identity(trt, gpu.name(), gpu.compute_capability()),
+        built_by=identity(trt, gpu, capability),
     )
 
 

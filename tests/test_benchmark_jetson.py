@@ -2,9 +2,11 @@
 
 import ast
 import csv
+import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -386,6 +388,82 @@ class FakeCuda(types.ModuleType):
         self.queue.append(lambda: host.__setitem__(..., self.memory[device].view(host.dtype).reshape(host.shape)))
 
 
+class FakeCudart(FakeCuda):
+    """CUDA's runtime library whose device memory is host memory; `library` has its functions, as ctypes calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.freed = set(), set()
+        names = [name for name in vars(FakeCudart) if name.startswith("cuda")]
+        self.library = types.SimpleNamespace(**{name: self.function(name) for name in names})
+
+    def function(self, name):
+        def called(*arguments):
+            return getattr(self, name)(*arguments) or 0
+
+        return called
+
+    def cudaGetErrorString(self, code):
+        return b"no CUDA-capable device is detected"
+
+    def cudaGetDeviceCount(self, count):
+        count._obj.value = 1
+
+    def cudaSetDevice(self, device):
+        assert device.value == 0
+
+    def cudaGetDeviceProperties(self, properties, device):
+        properties.value = b"Orin"
+
+    def cudaDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 8, 76: 7}[attribute.value]
+
+    def cudaMemGetInfo(self, free, total):
+        free._obj.value, total._obj.value = self.free, 2 * 10**9
+
+    def cudaMalloc(self, pointer, size):
+        array = np.full(size.value, 255, np.uint8)
+        self.memory[array.ctypes.data] = array
+        self.free -= size.value
+        self.make(pointer, array.ctypes.data)
+
+    def cudaMallocHost(self, pointer, size):
+        array = np.full(size.value, 255, np.uint8)
+        self.pinned = [*getattr(self, "pinned", []), array]
+        self.make(pointer, array.ctypes.data)
+
+    def make(self, pointer, address):
+        pointer._obj.value = address
+        self.made.add(address)
+
+    def destroy(self, pointer):
+        self.freed.add(pointer.value)
+
+    cudaFree = cudaFreeHost = cudaStreamDestroy = cudaEventDestroy = destroy
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        assert stream.value == 7 and kind.value in (1, 2)
+        self.queue.append(lambda: ctypes.memmove(target.value, source.value, size.value))
+
+    def cudaStreamCreate(self, pointer):
+        pointer._obj.value = 7
+
+    def cudaStreamSynchronize(self, stream):
+        self.synchronize()
+
+    def cudaEventCreate(self, pointer):
+        self.events = getattr(self, "events", 0) + 1
+        self.make(pointer, 10**6 + self.events)
+
+    def cudaEventRecord(self, event, stream):
+        self.marks = getattr(self, "marks", {})
+        FakeEvent.ticks += 0.5
+        self.marks[event.value] = FakeEvent.ticks
+
+    def cudaEventElapsedTime(self, elapsed, start, end):
+        elapsed._obj.value = self.marks[end.value] - self.marks[start.value]
+
+
 def fake_tensorrt(cuda, weights, input_type="float32", output_type="float32"):
     """A tensorrt module; an engine file that does not begin with b'engine' was 'built elsewhere'."""
     shapes = {"rgb": (1, 3, HEIGHT, WIDTH), "depth": (1, 1, HEIGHT, WIDTH), "seg": (1, CLASSES, HEIGHT, WIDTH)}
@@ -432,16 +510,57 @@ def fake_tensorrt(cuda, weights, input_type="float32", output_type="float32"):
     return module
 
 
-@pytest.fixture
-def on_a_jetson(monkeypatch, weights):
-    cuda = FakeCuda()
+@pytest.fixture(params=["pycuda", "ctypes"])
+def on_a_jetson(request, monkeypatch, weights):
+    """A Jetson with pycuda, and one with CUDA's runtime library alone."""
+    cuda = FakeCuda() if request.param == "pycuda" else FakeCudart()
     package, autoinit = types.ModuleType("pycuda"), types.ModuleType("pycuda.autoinit")
     autoinit.device = types.SimpleNamespace(name=lambda: "Orin", compute_capability=lambda: (8, 7))
     package.driver, package.autoinit = cuda, autoinit
     modules = {"pycuda": package, "pycuda.driver": cuda, "pycuda.autoinit": autoinit}
+    if request.param == "ctypes":
+        modules = dict.fromkeys(modules)
+        monkeypatch.setattr(benchmark_jetson, "load_cudart", lambda: cuda.library)
     for name, module in (modules | {"tensorrt": fake_tensorrt(cuda, weights)}).items():
         monkeypatch.setitem(sys.modules, name, module)
     return cuda
+
+
+def test_every_name_of_cudas_runtime_library_exists_in_nvidias():
+    """PyTorch's CUDA packages bring the library; without a device its calls return an error code, which is one line."""
+    try:
+        library = benchmark_jetson.load_cudart()
+    except benchmark_jetson.BenchmarkError as error:
+        pytest.skip(str(error))
+    used = set(re.findall(r"cuda[A-Z]\w+", SCRIPT.read_text(encoding="utf-8"))) - {"cudaDevAttrComputeCapabilityMajor"}
+    used = {name for name in used if not name.startswith("cudaDeviceProp")}
+    assert len(used) > 15 and not [name for name in used if not hasattr(library, name)]
+    if not torch.cuda.is_available():
+        with pytest.raises(benchmark_jetson.BenchmarkError, match=r"cudaGetDeviceCount failed: .* \(CUDA error \d+\)"):
+            benchmark_jetson.Cudart(library)
+
+
+def test_memory_of_the_runtime_library_is_freed():
+    cuda = FakeCudart()
+    cudart = benchmark_jetson.Cudart(cuda.library)
+    array = cudart.pagelocked_empty((2, 3), np.float32)
+    view, device, stream, event = array[1:], cudart.mem_alloc(24), cudart.Stream(), cudart.Event()
+    assert array.shape == (2, 3) and int(device) in cuda.made
+    del array, device, event
+    assert len(cuda.freed) == 2, "a view keeps the array's memory"
+    del view, stream
+    assert cuda.freed == cuda.made | {7}
+    cuda.library.cudaMemGetInfo = lambda *arguments: 100
+    with pytest.raises(benchmark_jetson.BenchmarkError, match="cudaMemGetInfo failed: no CUDA-capable device is det"):
+        cudart.mem_get_info()
+
+
+def test_tensorrt_without_a_usable_gpu_is_no_table_of_the_cpu(engine_dir, monkeypatch, capsys, weights):
+    without(monkeypatch, "pycuda")
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(FakeCuda(), weights))
+    monkeypatch.setattr(benchmark_jetson, "CUDART", ("libabsent.so",))
+    wrong(monkeypatch, capsys, engine_dir, "CUDA's runtime library is not", "nvidia-jetpack")
+    assert not (engine_dir / "table_3.json").exists()
 
 
 def test_tensorrt_engine(engine_dir, on_a_jetson, monkeypatch, capsys):
