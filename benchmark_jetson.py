@@ -4,8 +4,8 @@ Reads   <engine-dir>/student_{fp32,fp16,int8}.engine; eval_frames.npz and studen
         Without TensorRT: the .onnx files instead, in ONNX Runtime on the CPU, which the table then says.
         --build: the .onnx files.
 Writes  --build: <engine-dir>/student_*.engine, timing.cache, and in student.json what built them.
-        <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms, where
-        matplotlib is there.
+        <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms and
+        latencies over time, where matplotlib is installed.
 
 This file runs alone: copy it beside the folder of engines. It needs Python 3.8 and numpy, and on a Jetson tensorrt and
 CUDA's runtime library, both from JetPack (5.1 or newer); it takes pycuda where that is installed. An engine runs only
@@ -46,6 +46,8 @@ IGNORE = 255
 MEBIBYTE = 2.0**20
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # a signal ended the script before it was done
+SLICE = 1.0  # seconds that a precision is measured for before the next one has its turn
+SLOWDOWN = 0.05  # rise of the median latency during a run that is reported
 STREAMS = 2  # inferences under way at a time: one computes while the other is copied
 Outputs = Tuple[np.ndarray, np.ndarray]  # depth float32 [H,W] in metres, seg float32 [classes,H,W]
 
@@ -462,16 +464,17 @@ class Sensors:
         self.text = self.log.read().decode("utf-8", "replace")
         self.log.close()
 
-    def readings(self) -> Dict[str, Union[float, str, None]]:
-        """Means over the block, and the rails whose power was added up; None for what tegrastats does not print."""
-        patterns = {
-            "gpu_celsius": r"\b(?:gpu|GPU)@(\d+(?:\.\d+)?)C",
-            "gpu_mhz": r"\bGR3D_FREQ (?:\d+%)?@\[?(\d+)",
-        }
-        found = {name: [float(value) for value in re.findall(p, self.text)] for name, p in patterns.items()}
-        means = {name: sum(values) / len(values) if values else None for name, values in found.items()}
-        power, rails = read_power(self.text)
-        return {"power_w": power, "power_rails": rails, **means}
+
+def sensor_readings(text: str) -> Dict[str, Union[float, str, None]]:
+    """Means of tegrastats' lines, and the rails whose power was added up; None for what it does not print."""
+    patterns = {
+        "gpu_celsius": r"\b(?:gpu|GPU)@(\d+(?:\.\d+)?)C",
+        "gpu_mhz": r"\bGR3D_FREQ (?:\d+%)?@\[?(\d+)",
+    }
+    found = {name: [float(value) for value in re.findall(pattern, text)] for name, pattern in patterns.items()}
+    means = {name: sum(values) / len(values) if values else None for name, values in found.items()}
+    power, rails = read_power(text)
+    return {"power_w": power, "power_rails": rails, **means}
 
 
 def find_models(engine_dir: Path, backend: Backend) -> List[Tuple[str, Path]]:
@@ -632,32 +635,88 @@ def sha256_of(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- latency
 
 
+class Floors(NamedTuple):
+    """What a precision is measured for at the least, and warmed up for before that."""
+
+    seconds: float
+    inferences: int
+    warmup_seconds: float
+
+
+class Samples:
+    """Measurements of one precision, one value an inference; sensors: tegrastats' lines of the same time."""
+
+    def __init__(self) -> None:
+        self.values: Dict[str, List[float]] = {"latency_ms": [], "input_ms": [], "at_s": []}
+        self.sensors = ""
+        self.images = 0
+
+    def done(self, floors: Floors) -> bool:
+        """Whether both floors are reached."""
+        latency, spent = self.values["latency_ms"], sum(self.values["latency_ms"]) + sum(self.values["input_ms"])
+        return len(latency) >= floors.inferences and spent >= 1000 * floors.seconds
+
+
 def measure(
-    student: Student, images: Sequence[np.ndarray], iterations: int, warmup: int, clock: Callable[[], float]
-) -> Dict[str, List[float]]:
+    students: Mapping[str, Student], images: Sequence[np.ndarray], floors: Floors, clock: Callable[[], float]
+) -> Dict[str, Samples]:
     """Time inferences one after the other, from image in host memory to answers in host memory.
 
+    The precisions take turns of SLICE seconds, in another order each round, so that a board that warms up slows all of
+    them alike. Each stops when it has reached its floors.
+
     Args:
-        student: what is timed.
-        images: uint8 [H,W,3], taken in turn; their preparation is not timed.
-        iterations: timed inferences.
-        warmup: inferences before the timed ones.
+        students: {precision: what is timed}.
+        images: uint8 [H,W,3], taken in turn.
+        floors: for each precision.
         clock: seconds, as time.perf_counter.
 
-    Returns: 'latency_ms', one value an iteration, and the same for each of student.parts().
+    Returns {precision: samples}: latency_ms; input_ms, the conversion of the image to the model's input; at_s, seconds
+        since the first measurement; and each of student.parts().
     """
-    samples: Dict[str, List[float]] = {"latency_ms": []}
-    for number in range(warmup + iterations):
-        student.prepare(images[number % len(images)])
+    for student in students.values():
+        _take_turn(student, images, floors.warmup_seconds, clock, Samples(), 0.0)
+    found = {precision: Samples() for precision in students}
+    order, began, turn = list(students), clock(), min(SLICE, floors.seconds)
+    while order:
+        for precision in order:
+            with Sensors() as sensors:
+                _take_turn(students[precision], images, turn, clock, found[precision], began)
+            found[precision].sensors += sensors.text
+        order = [precision for precision in (*order[1:], order[0]) if not found[precision].done(floors)]
+    return found
+
+
+def _take_turn(
+    student: Student,
+    images: Sequence[np.ndarray],
+    seconds: float,
+    clock: Callable[[], float],
+    samples: Samples,
+    began: float,
+) -> None:
+    """Inferences for some seconds, at least one, added to the samples."""
+    turn = clock()
+    while True:
+        image = images[samples.images % len(images)]
         start = clock()
+        student.prepare(image)
+        ready = clock()
         student.run()
-        latency = 1000 * (clock() - start)
-        if number < warmup:
-            continue
-        samples["latency_ms"].append(latency)
-        for name, value in student.parts().items():
-            samples.setdefault(name, []).append(value)
-    return samples
+        end = clock()
+        samples.images += 1
+        values = {"latency_ms": 1000 * (end - ready), "input_ms": 1000 * (ready - start), "at_s": end - began}
+        for name, value in {**values, **student.parts()}.items():
+            samples.values.setdefault(name, []).append(value)
+        if end - turn >= seconds:
+            return
+
+
+def slowdown(samples: Samples) -> float:
+    """Relative change of the median latency from the first to the last third of the inferences; 0 with few of them."""
+    latency = samples.values["latency_ms"]
+    third = len(latency) // 3
+    return float(np.median(latency[-third:]) / np.median(latency[:third]) - 1) if third > 9 else 0.0
 
 
 def throughput(
@@ -680,18 +739,20 @@ def throughput(
 
 
 def summarise(samples: Mapping[str, Sequence[float]]) -> Dict[str, float]:
-    """Mean, percentiles, maximum, standard deviation (jitter) and FPS of measure()'s latencies; medians of the parts.
+    """The figures of one precision from measure()'s values.
 
-    FPS is 1 / mean latency: what a loop that does nothing else reaches.
+    Mean, percentiles, maximum and standard deviation (jitter) of the latency; medians of the rest. frame_ms is the mean
+    of input conversion and inference together. FPS is 1 / mean latency: what a loop that does nothing else reaches.
     """
     latency = np.asarray(samples["latency_ms"], dtype=np.float64)
-    summary = {"mean_ms": float(latency.mean()), "median_ms": float(np.median(latency))}
+    summary = {"inferences": len(latency), "mean_ms": float(latency.mean()), "median_ms": float(np.median(latency))}
     for percent in (90, 99):
         summary[f"p{percent}_ms"] = float(np.percentile(latency, percent))
     summary["max_ms"] = float(latency.max())
     summary["std_ms"] = float(latency.std())
     summary["fps"] = float(1000 / latency.mean())
-    parts = {name: float(np.median(values)) for name, values in samples.items() if name != "latency_ms"}
+    summary["frame_ms"] = float((latency + np.asarray(samples["input_ms"])).mean())
+    parts = {name: float(np.median(values)) for name, values in samples.items() if name not in ("latency_ms", "at_s")}
     return {**summary, **parts}
 
 
@@ -789,6 +850,7 @@ def mean_iou(confusion: np.ndarray) -> float:
 COLUMNS = (  # heading, key of a row, format
     ("precision", "precision", "{}"),
     ("runs in", "runtime", "{}"),
+    ("inferences", "inferences", "{}"),
     ("mean ms", "mean_ms", "{:.2f}"),
     ("median ms", "median_ms", "{:.2f}"),
     ("p90 ms", "p90_ms", "{:.2f}"),
@@ -797,10 +859,12 @@ COLUMNS = (  # heading, key of a row, format
     ("jitter ms", "std_ms", "{:.2f}"),
     ("FPS", "fps", "{:.1f}"),
     (f"FPS in {STREAMS} streams", "streams_fps", "{:.1f}"),
+    ("input ms", "input_ms", "{:.3f}"),
+    ("frame ms", "frame_ms", "{:.2f}"),
     ("H2D ms", "h2d_ms", "{:.3f}"),
     ("compute ms", "compute_ms", "{:.3f}"),
     ("D2H ms", "d2h_ms", "{:.3f}"),
-    ("GPU MiB", "gpu_mib", "{:.0f}"),
+    ("memory MiB", "gpu_mib", "{:.0f}"),
     ("power W", "power_w", "{:.1f}"),
     ("GPU C", "gpu_celsius", "{:.0f}"),
     ("GPU MHz", "gpu_mhz", "{:.0f}"),
@@ -825,11 +889,14 @@ def as_markdown(table: dict) -> str:
     if table["frames"]:
         scored = f"accuracy on {table['frames']} held-out frames, pooled over pixels, depth from {{}} to {{}} m"
         scored = scored.format(*table["scored_depth"])
+    memory = "of the board, which CPU and GPU share" if table["shared_memory"] else "of the GPU"
     lines += [
         "",
-        f"{table['iterations']} inferences of one image each after {table['warmup']} to warm up; latency is from image "
-        "to answers in host memory, FPS its mean's inverse, jitter its standard deviation; H2D, compute and D2H are "
-        f"medians on the GPU's clock; {scored}.",
+        f"At least {table['min_seconds']:g} s and {table['min_inferences']} inferences of one image each, after "
+        f"{table['warmup_seconds']:g} s to warm up, in turns of {SLICE:g} s. Latency is from image to answers in host "
+        "memory, FPS the inverse of its mean, jitter its standard deviation; input is the conversion of the camera's "
+        "image to the model's input, frame both together; H2D, compute and D2H are medians on the GPU's clock; memory "
+        f"is what the engine takes {memory}; {scored}.",
     ]
     rails = sorted({row["power_rails"] for row in table["rows"] if row.get("power_rails")})
     board = {**table["board"], "power": ", ".join(rails)}
@@ -894,8 +961,8 @@ def change(old: Optional[float], new: Optional[float]) -> str:
     return f"{old:.3f} -> {new:.3f}{percent}"
 
 
-def draw_histograms(samples: Mapping[str, Sequence[float]], path: Path) -> bool:
-    """Draw the latencies in milliseconds of each precision; False where matplotlib is not installed."""
+def draw_latencies(samples: Mapping[str, Samples], path: Path) -> bool:
+    """Draw each precision's latencies as a histogram and over time; False where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -903,14 +970,17 @@ def draw_histograms(samples: Mapping[str, Sequence[float]], path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(samples), 1, figsize=(7, 2.2 * len(samples)), squeeze=False)
-    for number, (precision, latencies) in enumerate(samples.items()):
-        axis = axes[number, 0]
-        axis.hist(latencies, bins=60)
-        axis.axvline(float(np.median(latencies)), color="black", linewidth=1)
-        axis.set_title(f"{precision}: {len(latencies)} inferences, median {np.median(latencies):.2f} ms")
-        axis.set_ylabel("inferences")
+    figure, axes = pyplot.subplots(len(samples), 2, figsize=(12, 2.4 * len(samples)), squeeze=False)
+    for (histogram, course), (precision, found) in zip(axes, samples.items()):  # noqa: B905  # Python 3.8
+        latency = found.values["latency_ms"]
+        histogram.hist(latency, bins=60)
+        histogram.axvline(float(np.median(latency)), color="black", linewidth=1)
+        histogram.set_title(f"{precision}: {len(latency)} inferences, median {np.median(latency):.2f} ms")
+        histogram.set_ylabel("inferences")
+        course.plot(found.values["at_s"], latency, ".", markersize=2)
+        course.set_ylabel("latency, ms")
     axes[-1, 0].set_xlabel("latency, ms")
+    axes[-1, 1].set_xlabel("time since the first measurement, s")
     figure.tight_layout()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
@@ -932,46 +1002,50 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) -> Tuple[dict, Dict[str, List[float]]]:
-    """Table III of a folder as plain values (title, notice, rows, how they were measured); latencies by precision."""
+def benchmark(engine_dir: Path, backend: Backend, floors: Floors) -> Tuple[dict, Dict[str, Samples]]:
+    """Table III of a folder as plain values (title, notice, rows, how they were measured); samples by precision."""
     models = find_models(engine_dir, backend)
     frames, description = read_evaluation(engine_dir), read_description(engine_dir)
-    rows, latencies = [], {}
     notices = [backend.notice]
+    students: Dict[str, Student] = {}
     for precision, path in models:
         notices.append(refuse_foreign(path, description, backend))
-        student = backend.load(path)
-        height, width = student.size
-        if frames is None:
-            images = [np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)]
-        elif frames["rgb"].shape[1:3] == (height, width):
-            images = list(frames["rgb"])
-        else:
+        students[precision] = backend.load(path)
+        height, width = students[precision].size
+        if frames is not None and frames["rgb"].shape[1:3] != (height, width):
             raise BenchmarkError(f"{path} takes images of {width}x{height}, eval_frames.npz has others: export anew")
-        row = {"precision": precision, "runtime": backend.name, "file_mib": path.stat().st_size / MEBIBYTE}
-        print(f"measuring {path.name}", file=sys.stderr, flush=True)
-        with Sensors() as sensors:
-            samples = measure(student, images, iterations, warmup, time.perf_counter)
-        latencies[precision] = samples["latency_ms"]
-        row.update(summarise(samples))
-        row.update(sensors.readings())
-        row["streams_fps"] = throughput(student, images, iterations, time.perf_counter)
+    if len({student.size for student in students.values()}) > 1:
+        raise BenchmarkError(f"the models of {engine_dir} take images of different sizes: export anew")
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    images = [noise] if frames is None else list(frames["rgb"])
+    print(f"measuring {', '.join(path.name for _, path in models)}", file=sys.stderr, flush=True)
+    samples = measure(students, images, floors, time.perf_counter)
+    rows = []
+    for precision, path in models:
+        student, found = students[precision], samples[precision]
+        row: Dict[str, Any] = {"precision": precision, "runtime": backend.name}
+        row["file_mib"] = path.stat().st_size / MEBIBYTE
+        row.update(summarise(found.values))
+        row.update(sensor_readings(found.sensors))
+        row["streams_fps"] = throughput(student, images, floors.inferences, time.perf_counter)
         row["gpu_mib"] = None if student.memory_bytes is None else student.memory_bytes / MEBIBYTE
         row.update(accuracy(student, frames) if frames else {})
         rows.append(row)
-        print(f"{path.name}: median {row['median_ms']:.2f} ms", file=sys.stderr)
-        del student  # its GPU memory must not count as the next one's
+        if backend.suffix == ".engine" and slowdown(found) > SLOWDOWN:
+            notices.append(f"{precision} became {slowdown(found):.0%} slower during the run: is the board throttled?")
     table = {
         "title": f"Table III: student, {backend.name}, {backend.device}",
         "notice": "; ".join(notice for notice in notices if notice) or None,
         "rows": rows,
         "board": board_state(),
-        "iterations": iterations,
-        "warmup": warmup,
+        "shared_memory": Path("/etc/nv_tegra_release").is_file(),
+        "min_seconds": floors.seconds,
+        "min_inferences": floors.inferences,
+        "warmup_seconds": floors.warmup_seconds,
         "frames": len(frames["rgb"]) if frames else 0,
         "scored_depth": frames["scored_depth"] if frames else None,
     }
-    return table, latencies
+    return table, samples
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -993,13 +1067,34 @@ def count(text: str) -> int:
     return value
 
 
+def seconds(text: str) -> float:
+    """Argparse type: a finite number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
 def parse_arguments() -> argparse.Namespace:
     """The flags of the command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine-dir", type=Path, default=Path("engines"), help="default: %(default)s")
     parser.add_argument("--build", action="store_true", help="build the engines from the .onnx files first")
-    parser.add_argument("--iterations", type=count, default=200, help="timed inferences (default: %(default)s)")
-    parser.add_argument("--warmup", type=count, default=20, help="inferences before (default: %(default)s)")
+    parser.add_argument(
+        "--iterations", type=count, default=1024, help="least timed inferences of a precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-seconds",
+        type=seconds,
+        default=10.0,
+        help="least time that a precision is measured for; 60 is MLPerf's rule (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warmup-seconds", type=seconds, default=2.0, help="inferences before, for so long (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=count, default=0, help="of ONNX Runtime (default: 0, its own choice)")
     parser.add_argument("--compare", type=Path, help="an earlier table_3.json to tell the changes since")
     arguments = parser.parse_args()
@@ -1028,12 +1123,13 @@ def main() -> int:
         backend = find_backend(arguments.threads)
         if arguments.build:
             build_engines(arguments.engine_dir, backend)
-        table, latencies = benchmark(arguments.engine_dir, backend, arguments.iterations, arguments.warmup)
+        floors = Floors(arguments.min_seconds, arguments.iterations, arguments.warmup_seconds)
+        table, samples = benchmark(arguments.engine_dir, backend, floors)
         text = as_markdown(table) + (comparison(table, earlier) if earlier else "")
         contents = {"md": text, "json": json.dumps(table, indent=2, allow_nan=False) + "\n", "csv": as_csv(table)}
         for suffix, content in contents.items():
             write_file(arguments.engine_dir / f"table_3.{suffix}", content.encode("utf-8"))
-        drawn = draw_histograms(latencies, arguments.engine_dir / "latency.png")
+        drawn = draw_latencies(samples, arguments.engine_dir / "latency.png")
     except (BenchmarkError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
