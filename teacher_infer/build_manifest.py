@@ -85,8 +85,8 @@ def parse_args() -> Namespace:
     parser.add_argument(
         "--align-to-sensor",
         action="store_true",
-        help="give each row the factor da3_scale that brings its teacher's depth to its sensor's scale; training "
-        "applies it where the teacher fills the sensor's holes, so that the two meet without a step",
+        help="store in each row the factor da3_scale from its teacher's depth to its sensor's scale; it applies "
+        "wherever the teacher's depth is read",
     )
     add_flags(parser, Runtime(), "allow_links_to")
     return parser.parse_args()

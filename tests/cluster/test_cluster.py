@@ -161,6 +161,22 @@ def test_a_failed_gate_stops_all_behind_it(cluster, local, tmp_path):
     assert not (data / "da3_depth").exists() and not (tmp_path / "checkpoints").exists()
 
 
+def test_a_recording_without_confidence_starts_from_another_student(cluster, local, tmp_path):
+    """What corridor_loader.py writes has no confidence/, and --init brings the encoder's weights."""
+    made = ("confidence", "da3_depth", "sam2_seg", "seg_confidence", "manifest.jsonl", ".cache", "gate")
+    data = tmp_path / "recording"
+    shutil.copytree(local.data, data, ignore=shutil.ignore_patterns(*made))
+    account = Account(cluster, tmp_path, DATASET="corridor", DATA=str(data))
+    job = account.sbatch("teacher_infer/teacher_infer.slurm")
+    assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
+    first = local.scratch / "checkpoints" / "best.pt"
+    flags = [flag for flag in TRAINING if flag not in ("--encoder-weights", "none")]
+    job = account.sbatch("train.slurm", "--epochs", 1, "--init", first, *flags)
+    assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
+    notes = torch.load(account.scratch / "checkpoints" / "best.pt", weights_only=True)["notes"]
+    assert notes["encoder_start"].startswith(f"student of {first}")
+
+
 def test_requeued_training_ends_as_if_never_stopped(cluster, local, tmp_path):
     """Once by an operator's requeue, which kills, and once by SLURM's warning before the time limit."""
     epochs = 12
