@@ -29,6 +29,7 @@ import platform
 import re
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -184,7 +185,8 @@ def load_cudart() -> Any:
 
     Raises BenchmarkError if there is none.
     """
-    folders = [Path("/usr/local/cuda/lib64"), *(p for f in sys.path if f for p in Path(f).glob("nvidia/*/lib"))]
+    packages = [Path(folder) for folder in site.getsitepackages()]
+    folders = [Path("/usr/local/cuda/lib64"), *(lib for package in packages for lib in package.glob("nvidia/*/lib"))]
     for name in [*CUDART, *(str(folder / name) for folder in folders for name in CUDART)]:
         try:
             return ctypes.CDLL(name)

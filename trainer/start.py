@@ -44,7 +44,9 @@ def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple
     if manifest.is_file():
         return manifest, None
     if required or runtime.use_corridor_data:
-        raise UserError(f"there is no {manifest}: run the teachers first (docs/teachers.md), or name one with --manifest")
+        raise UserError(
+            f"there is no {manifest}: run the teachers first (docs/teachers.md), or name one with --manifest"
+        )
     notice = (
         f"*** NO DATA: there is no {manifest}. This run trains on RENDERED ROOMS with reference labels. ***\n"
         "*** Its figures say that the code runs, nothing about real rooms. ***"
