@@ -262,7 +262,7 @@ def main() -> int:
     for stem in stems:
         rgb = read_image(frames[stem])
         reference = read_reference(reference_dir, stem, rgb.shape[:2], args.depth_unit) if reference_dir else None
-        camera = cameras.of(stem, rgb) if cameras else None
+        camera = cameras.get(stem, rgb) if cameras else None
         try:
             teacher = depth_of(backend, stem, rgb, camera)
         except UserError as error:  # the teacher's fault, so the gate's verdict and not wrong usage
