@@ -33,7 +33,7 @@ from teacher_infer.object_backends import (
     add_object_flags,
     load_object_backend,
 )
-from teacher_infer.sensor_rim import rim_of_frames
+from teacher_infer.sensor_rim import find_common_rim
 from teacher_infer.stage import (
     PROVENANCE,
     FrameCameras,
@@ -138,7 +138,7 @@ class DepthMaps:
             with suppress(UserError, OSError):  # run_stage() will list this frame as failed
                 sensor = self._read_sensor(stems[index])
                 readings.setdefault(sensor.shape, []).append(sensor > 0)
-        self.rims = {shape: rim_of_frames(each) for shape, each in readings.items()}
+        self.rims = {shape: find_common_rim(each) for shape, each in readings.items()}
         if largest := max((rim.mean() for rim in self.rims.values()), default=0):
             print(f"no glass on the sensor's rim, where it has no readings: {largest:.0%} of the image")
 
