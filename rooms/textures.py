@@ -15,7 +15,7 @@ SIZE = 256
 
 
 def to_linear(srgb: ArrayLike) -> np.ndarray:
-    """SRGB in 0..1 to linear light (gamma 2.2)."""
+    """Convert sRGB values in 0..1 to linear light (gamma 2.2)."""
     return np.asarray(srgb, np.float32) ** np.float32(2.2)
 
 

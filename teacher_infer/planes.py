@@ -32,7 +32,7 @@ PRIOR_GRAVITY = (0.0, 1.0, 0.0)
 MAX_PITCH, MAX_ROLL = np.radians(40), np.radians(20)
 GRAVITY_ANGLES = (45, 45, 30, 15, 15, 15)  # per iteration, degrees: tolerance for parallel and perpendicular normals
 
-FACING_COSINE = np.cos(np.radians(20))  # minimum between a normal and the expected direction
+FACING_COSINE = np.cos(np.radians(20))  # minimum cosine between a normal and the expected direction
 SIMILAR_COSINE = np.cos(np.radians(50))  # the same for points joining a known plane: drift tilts normals
 OFFSET_BIN = 0.03  # metres, of the histogram of plane offsets
 SEE_THROUGH = (0.3, 1.1)  # a sensor reading beyond 1.1 * depth + 0.3 m looks through the surface
@@ -68,7 +68,7 @@ class Scene:
         inverse_depth: float [h,w], 1/m, 0 = no depth.
         valid: bool [h,w], pixels with depth.
         planar: bool [h,w], pixels whose neighbourhood fits a plane.
-        hole: bool [h,w], valid pixels in the sensor's view without a reading.
+        hole: bool [h,w], valid pixels in the sensor's view where it has no reading or looks through the surface.
         rim: bool [h,w], pixels outside the sensor's view.
         area: float [h,w], surface area that a pixel covers, square metres.
     """
@@ -222,7 +222,7 @@ def _fit_inverse_depth(
 
 
 def find_gravity(scene: Scene) -> np.ndarray:
-    """Estimate the downward unit vector, float64 [3]; returns the prior if the estimate is too far from it."""
+    """Estimate the downward unit vector, float64 [3]; returns the prior if that fails or is too far from it."""
     normals = scene.normals[scene.planar][::3]
     prior = down = np.array(PRIOR_GRAVITY)
     if len(normals) < 100:
@@ -238,14 +238,14 @@ def find_gravity(scene: Scene) -> np.ndarray:
     return down
 
 
-def find_peaks(offsets: np.ndarray, weights: np.ndarray, smallest: float) -> list[float]:
-    """Return, in ascending order, the offsets at which at least `smallest` weight lies within about 2 bins."""
+def find_peaks(offsets: np.ndarray, weights: np.ndarray, min_weight: float) -> list[float]:
+    """Find peaks of the weight per offset; returns, in ascending order, offsets with at least `min_weight` around."""
     start = offsets.min() - 3 * OFFSET_BIN
     bins = int((offsets.max() - start) / OFFSET_BIN) + 5
     histogram = np.bincount(((offsets - start) / OFFSET_BIN).astype(int), weights, minlength=bins)
     smooth = np.convolve(histogram, np.ones(5), mode="same")
     inner = smooth[1:-1]
-    peak = (inner >= smallest) & (inner >= smooth[:-2]) & (inner > smooth[2:])
+    peak = (inner >= min_weight) & (inner >= smooth[:-2]) & (inner > smooth[2:])
     return [start + (index + 1.5) * OFFSET_BIN for index in np.flatnonzero(peak)]
 
 

@@ -36,10 +36,12 @@ from teacher_infer.stage import FrameCameras, add_camera_flags, limit_threads
 MIN_DEPTH, MAX_DEPTH = 0.1, 20.0  # plausible indoor depth, metres
 MIN_VALID_SHARE = 0.5  # of pixels with depth; sky and dropped pixels have none
 RATIO_RANGE = (0.85, 1.18)  # default for the median of teacher / reference
-MAX_OUTLIER_SHARE = 0.2  # of frames with a ratio outside the range: good teachers fail on a frame, too
+MAX_OUTLIER_SHARE = 0.2  # of frames with a ratio outside the range: even a good teacher may miss a frame
 MIN_CORRELATION = 0.7
 MAX_SPREAD = 0.1  # up to it, a low correlation only means a flat scene, such as a wall
-MAX_INVERSE_CORRELATION = -0.3  # below: inverse depth; from here to 0 rather the depth of other frames
+MAX_INVERSE_CORRELATION = (
+    -0.3
+)  # lower values mean inverse depth; between this and 0 it is rather the depth of other frames
 CAUSE_TOLERANCE = 0.08  # relative: a ratio this close to that of a known mistake is attributed to it
 
 
@@ -116,7 +118,7 @@ def find_problems(
         float(np.median([getattr(c, name) for c in measured.values()]))
         for name in ("correlation", "spearman", "spread")
     )
-    if min(correlation, spearman) < MAX_INVERSE_CORRELATION:  # the scale is meaningless then
+    if min(correlation, spearman) < MAX_INVERSE_CORRELATION:  # the scale is meaningless for inverse depth
         return [
             *problems,
             f"correlation: median {correlation:.2f} (Spearman {spearman:.2f}) is negative: this looks like inverse"
