@@ -1,1 +1,1 @@
-"""Speed, memory and accuracy: each script prints a table."""
+"""Benchmarks of speed, memory and accuracy; each script prints a table."""

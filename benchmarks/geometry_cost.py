@@ -1,9 +1,9 @@
-"""What floor, wall and glass from geometry cost: time of a frame on one core, and memory of the process.
+"""Cost of floor, wall and glass from depth geometry: time per frame on one core, and memory of the process.
 
 Reads   nothing, or a data folder (--data).
 Writes  a temporary folder of rendered rooms, removed at the end; prints a table.
 
-Nothing but the geometry is loaded, so the memory is the geometry's.
+No network is loaded, so the memory is that of the geometry.
 """
 
 import os
@@ -16,7 +16,7 @@ except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy is imported
 import cv2
 import numpy as np
 from tabulate import tabulate
@@ -34,8 +34,8 @@ def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data", help="a data folder with depth, confidence and camera.json (default: render one)")
-    parser.add_argument("--scenes", type=positive_int, default=10, help="rendered, 2 frames each (default: 10)")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
+    parser.add_argument("--scenes", type=positive_int, default=10, help="rendered rooms, 2 frames each (default: 10)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="timed runs per frame (default: %(default)s)")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with data_folder(arguments.data, arguments.scenes, SEED) as folder:
@@ -53,7 +53,7 @@ def main() -> None:
                 seconds.append(time.process_time() - start)
     low, median, high = np.percentile(seconds, (5, 50, 95)) * 1000
     print(tabulate([[median, low, high, peak_memory(), before]], floatfmt=".0f", headers=(
-        "ms a frame (median)", "5 %", "95 %", "peak memory MB", "of it before the first frame"
+        "ms per frame (median)", "p5", "p95", "peak memory MB", "before the first frame MB"
     )))  # fmt: skip
     print(
         f"{len(frames)} frames of {depth.shape[1]}x{depth.shape[0]}, {arguments.rounds} rounds, one core, {processor()}"

@@ -1,9 +1,9 @@
-"""How fast dataset/nyu_loader.py is, and where its time goes.
+"""Speed of dataset/nyu_loader.py, and the time of its steps.
 
-Reads   nothing; renders some rooms in NYU's layout, or takes --mat.
+Reads   nothing (renders rooms in NYU's layout), or a .mat file (--mat).
 Writes  a temporary folder, removed at the end; prints a table.
 
-Each part is timed alone in one thread; the script itself reads while other threads convert and write.
+The steps are timed one by one in a single thread; the script itself reads while other threads convert and write.
 """
 
 import os
@@ -30,16 +30,16 @@ from dataset.nyu_loader import NyuFile, frame_files, stem_of
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def script(name: str, *arguments: str | Path) -> float:
-    """Seconds that a script of the project takes."""
+def run_script(name: str, *arguments: str | Path) -> float:
+    """Run a script of the project; returns its wall-clock time in seconds."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def parts(source: NyuFile, index: int, out: Path) -> dict[str, float]:
-    """Seconds of each part of converting one frame."""
+def time_steps(source: NyuFile, index: int, out: Path) -> dict[str, float]:
+    """Time the steps of converting one frame; returns {step: seconds}."""
     times = [time.perf_counter()]
     raw = source.raw(index)
     times.append(time.perf_counter())
@@ -64,23 +64,23 @@ def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--mat", type=Path, help="file in NYU's layout (default: 60 rendered rooms, 240 frames)")
-    parser.add_argument("--rounds", type=positive_int, default=3, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="timed runs (default: %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         mat = existing_file(arguments.mat, "--mat") if arguments.mat else folder / "rooms.mat"
         if not arguments.mat:
-            script("rooms/render_rooms.py", "--out", mat)
+            run_script("rooms/render_rooms.py", "--out", mat)
         with NyuFile(mat) as source:
             count = len(source)
-            measured = [parts(source, index, folder / "parts") for index in range(count)]
-        alone = {part: statistics.median(frame[part] for frame in measured) for part in measured[0]}
+            step_times = [time_steps(source, index, folder / "parts") for index in range(count)]
+        medians = {step: statistics.median(frame[step] for frame in step_times) for step in step_times[0]}
         seconds = [
-            script("dataset/nyu_loader.py", "--mat", mat, "--out", folder / f"round_{number}")
+            run_script("dataset/nyu_loader.py", "--mat", mat, "--out", folder / f"round_{number}")
             for number in range(arguments.rounds)
         ]
-    rows = [[part, 1000 * value, value / sum(alone.values())] for part, value in alone.items()]
-    print(tabulate(rows, ["one thread", "ms a frame (median)", "share"], floatfmt=("", ".1f", ".0%")))
+    rows = [[step, 1000 * value, value / sum(medians.values())] for step, value in medians.items()]
+    print(tabulate(rows, ["one thread", "ms per frame (median)", "share"], floatfmt=("", ".1f", ".0%")))
     rates = sorted(count / value for value in seconds)
     print(
         f"nyu_loader.py: {statistics.median(rates):.1f} frames/s ({rates[0]:.1f} to {rates[-1]:.1f}, "

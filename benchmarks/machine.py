@@ -1,4 +1,4 @@
-"""What a benchmark says of the machine it ran on."""
+"""Facts about the machine that a benchmark prints."""
 
 import platform
 import resource
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name as Linux gives it, else its architecture."""
+    """Name of the CPU from /proc/cpuinfo, or its architecture if that is not available."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -14,5 +14,5 @@ def processor() -> str:
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, MB."""
+    """Peak resident memory of this process so far, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,9 +1,9 @@
-"""How long build_manifest.py takes for many frames, and how much memory.
+"""Time and memory of build_manifest.py for many frames.
 
-Reads   nothing; a few frames of noise at 640x480 are linked under many names, so that every stem has its own files.
+Reads   nothing; a few 640x480 frames of noise are hard-linked under many names, so that each stem has its own files.
 Writes  a temporary folder, removed at the end; prints a table.
 
-The files are in the system's cache, as they are right after the teachers wrote them.
+The files are in the page cache, as they are right after the teachers wrote them.
 """
 
 import os
@@ -30,12 +30,12 @@ from dataset.files import write_json, write_npy, write_png
 
 SCRIPT = Path(__file__).resolve().parents[1] / "teacher_infer" / "build_manifest.py"
 MAPS = ("depth", "confidence", "da3_depth", "sam2_seg", "seg_confidence")
-DISTINCT = 5
-A_FOLDER = 1000  # frames in one sub-folder
+N_DISTINCT = 5
+FRAMES_PER_FOLDER = 1000
 
 
-def draw(folder: Path, number: int) -> dict[str, Path]:
-    """One frame's files by the name of their folder."""
+def write_frame(folder: Path, number: int) -> dict[str, Path]:
+    """Write one frame of noise; returns its files as {name of the folder: path}."""
     random = np.random.default_rng(number)
     size = (NYU_INTRINSICS.height, NYU_INTRINSICS.width)
     depth = random.uniform(1, 5, size).astype(np.float32)
@@ -54,16 +54,16 @@ def draw(folder: Path, number: int) -> dict[str, Path]:
     return files
 
 
-def make_folder(folder: Path, count: int) -> None:
-    """A data folder with `count` frames, and what the loaders and teachers leave beside them."""
-    frames = [draw(folder / "distinct", number) for number in range(DISTINCT)]
+def write_data_folder(folder: Path, count: int) -> None:
+    """Write a data folder with `count` frames and the files that loaders and teachers write beside them."""
+    frames = [write_frame(folder / "distinct", number) for number in range(N_DISTINCT)]
     for number in range(count):
-        stem = f"{number // A_FOLDER:03d}/{number:06d}"
-        for name, path in frames[number % DISTINCT].items():
+        stem = f"{number // FRAMES_PER_FOLDER:03d}/{number:06d}"
+        for name, path in frames[number % N_DISTINCT].items():
             target = folder / name / f"{stem}{path.suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, target)
-    stems = [f"{number // A_FOLDER:03d}/{number:06d}" for number in range(count)]
+    stems = [f"{number // FRAMES_PER_FOLDER:03d}/{number:06d}" for number in range(count)]
     write_json(folder / "splits.json", {"train": stems[: -count // 10], "val": [], "test": stems[-count // 10 :]})
     write_json(folder / "camera.json", vars(NYU_INTRINSICS))
     for name in ("da3_depth", "sam2_seg"):
@@ -74,23 +74,23 @@ def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--rows", type=positive_int, nargs="+", default=[1000, 10000], help="default: 1000 10000")
-    parser.add_argument("--rounds", type=positive_int, default=3, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="timed runs of each (default: %(default)s)")
     arguments = parser.parse_args()
     table = []
     for count in arguments.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            make_folder(folder, count)
+            write_data_folder(folder, count)
             command = [sys.executable, SCRIPT, "--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth"]
             command += ["--da3-dir", folder / "da3_depth", "--sam2-dir", folder / "sam2_seg"]
             command += ["--output", folder / "manifest.jsonl"]
             seconds = []
             for _ in range(arguments.rounds):
                 start = time.perf_counter()
-                subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run([str(argument) for argument in command], check=True, stdout=subprocess.DEVNULL)
                 seconds.append(time.perf_counter() - start)
             table.append([count, statistics.median(seconds), min(seconds), max(seconds)])
-    print(tabulate(table, ["rows", "seconds (median)", "least", "most"], floatfmt=(".0f", ".1f", ".1f", ".1f")))
+    print(tabulate(table, ["rows", "seconds (median)", "min", "max"], floatfmt=(".0f", ".1f", ".1f", ".1f")))
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"{arguments.rounds} runs each; peak memory {memory:.0f} MB; {os.cpu_count()} cores of {processor()}")
 

@@ -1,10 +1,10 @@
-"""What a million frames cost the file system: all in one folder, and a thousand to a folder.
+"""File-system cost of a million frames, in one folder and in sub-folders of a thousand.
 
-Reads   nothing
-Writes  a temporary folder of tiny files, removed at the end; prints a table
+Reads   nothing.
+Writes  a temporary folder of tiny files, removed at the end; prints a table.
 
-list: find_frames(), with which every stage begins. resume: what a teacher's stage spends on finding that all is done.
-read: 10,000 files in random order, a file. All of it with the system's cache as it is right after writing.
+list: find_frames(), which every stage runs first. resume: a teacher stage that finds all frames done. read: time per
+file for 10,000 files in random order. All with the page cache as it is right after writing.
 """
 
 import os
@@ -28,15 +28,15 @@ from benchmarks.machine import processor
 from dataset.frames import find_frames
 from teacher_infer.stage import run_stage
 
-READ = 10_000
+N_READ = 10_000
 LAYOUTS: dict[str, Callable[[int], str]] = {
     "one folder": lambda number: f"{number:07d}",
     "a thousand to a folder": lambda number: f"{number // 1000:04d}/{number:07d}",
 }
 
 
-def write_entries(folder: Path, stem_of: Callable[[int], str], count: int) -> None:
-    """rgb/<stem>.png and da3_depth/<stem>.npy of 100 bytes each."""
+def write_files(folder: Path, stem_of: Callable[[int], str], count: int) -> None:
+    """Write rgb/<stem>.png and da3_depth/<stem>.npy for `count` frames, 100 bytes each."""
     for name, suffix in (("rgb", ".png"), ("da3_depth", ".npy")):
         for number in range(count):
             path = f"{folder}/{name}/{stem_of(number)}{suffix}"
@@ -47,28 +47,30 @@ def write_entries(folder: Path, stem_of: Callable[[int], str], count: int) -> No
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Wall-clock time of an action."""
+    """Wall-clock time of an action in seconds."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 def measure(folder: Path, stem_of: Callable[[int], str], count: int) -> list[float]:
-    """Seconds to write, list, resume, and milliseconds to read one file."""
-    written = seconds(lambda: write_entries(folder, stem_of, count))
+    """Return the seconds to write, list and resume, and the milliseconds to read one file."""
+    written = seconds(lambda: write_files(folder, stem_of, count))
     frames: dict[str, Path] = {}
     listed = seconds(lambda: frames.update(find_frames(folder / "rgb")))
-    no_teacher: Any = None  # nothing is left for one
+    no_teacher: Any = None  # all frames are done, so it is never called
     resumed = seconds(lambda: run_stage(frames, folder / "da3_depth", teacher=no_teacher))
-    some = random.Random(0).sample(list(frames.values()), min(READ, count))
-    read = seconds(lambda: [path.read_bytes() for path in some])
-    return [written, listed, resumed, 1000 * read / len(some)]
+    sample = random.Random(0).sample(list(frames.values()), min(N_READ, count))
+    read = seconds(lambda: [path.read_bytes() for path in sample])
+    return [written, listed, resumed, 1000 * read / len(sample)]
 
 
 def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--frames", type=positive_int, default=1_000_000, help="default: %(default)s")
+    parser.add_argument(
+        "--frames", type=positive_int, default=1_000_000, help="number of frames (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     table = []
     for name, stem_of in LAYOUTS.items():

@@ -1,9 +1,9 @@
-"""How fast frames are packed for training, and what the time goes into.
+"""Speed of packing frames for training, and the time of its steps.
 
-Reads   a manifest (--manifest), or nothing: rendered rooms with depth, confidence and labels.
+Reads   a manifest (--manifest), or nothing (renders rooms with depth, confidence and labels).
 Writes  a temporary folder, removed at the end; prints two tables.
 
-The files are in the system's cache, and the packed frames go to the disk before a round ends.
+The files are in the page cache; a round includes writing the packed frames to disk.
 """
 
 import contextlib
@@ -37,28 +37,30 @@ from dataset.packing import pack_frame
 SEED = 0
 
 
-def milliseconds(function: Callable[[], object], frames: int) -> float:
-    """Time of this process's threads for each of some frames."""
+def cpu_milliseconds(function: Callable[[], object], frames: int) -> float:
+    """CPU time of this process per frame, in ms, when `function` handles that many frames."""
     start = time.process_time()
     function()
     return (time.process_time() - start) / frames * 1000
 
 
-def parts(rows: list[Row], size: tuple[int, int]) -> dict[str, float]:
-    """What one thread does for a frame, in ms of its time."""
+def time_steps(rows: list[Row], size: tuple[int, int]) -> dict[str, float]:
+    """Time the steps of packing in one thread; returns {step: ms per frame}."""
     identity._sample.cache_clear()
-    read = [read_frame(row) for row in rows]
-    image = milliseconds(lambda: [read_image(row.rgb) for row in rows], len(rows))
+    frames_read = [read_frame(row) for row in rows]
+    image = cpu_milliseconds(lambda: [read_image(row.rgb) for row in rows], len(rows))
     return {
-        "sampling its files": milliseconds(lambda: [identity.describe(row) for row in rows], len(rows)),
+        "sampling the files": cpu_milliseconds(lambda: [identity.describe(row) for row in rows], len(rows)),
         "decoding the image": image,
-        "reading and checking the maps": milliseconds(lambda: [read_frame(row) for row in rows], len(rows)) - image,
-        "bringing all to the cache's size": milliseconds(lambda: [pack_frame(f, *size) for f in read], len(rows)),
+        "reading and checking the maps": cpu_milliseconds(lambda: [read_frame(row) for row in rows], len(rows)) - image,
+        "resizing to the cache's size": cpu_milliseconds(
+            lambda: [pack_frame(f, *size) for f in frames_read], len(rows)
+        ),
     }
 
 
 def pack(rows: list[Row], size: tuple[int, int], focal: float, workers: int) -> tuple[float, float]:
-    """Frames a second from nothing to a finished cache, and ms of this process's threads for a frame."""
+    """Pack all rows into a new cache; returns frames per second and CPU time of this process per frame in ms."""
     identity._sample.cache_clear()
     with tempfile.TemporaryDirectory() as name, open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         start, busy = time.perf_counter(), time.process_time()
@@ -70,9 +72,9 @@ def pack(rows: list[Row], size: tuple[int, int], focal: float, workers: int) -> 
 def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--manifest", type=Path, help="pack its frames (default: rendered rooms)")
-    parser.add_argument("--frames", type=positive_int, default=96, help="how many (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
+    parser.add_argument("--manifest", type=Path, help="manifest of the frames to pack (default: rendered rooms)")
+    parser.add_argument("--frames", type=positive_int, default=96, help="number of frames (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="timed runs of each (default: %(default)s)")
     arguments = parser.parse_args()
     recipe = Recipe()
     size, focal = (recipe.width * recipe.cache_scale, recipe.height * recipe.cache_scale), recipe.reference_focal
@@ -82,22 +84,26 @@ def main() -> None:
             Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames, SEED
         )
         rows = read_manifest(manifest)[: arguments.frames]
-        pack(rows, size, focal, cpu_count())  # warms up
+        pack(rows, size, focal, cpu_count())  # warm-up
         rounds: dict[int, list[tuple[float, float]]] = {workers: [] for workers in threads}
-        of_frame: dict[str, list[float]] = {}
+        step_times: dict[str, list[float]] = {}
         for _ in range(arguments.rounds):
-            for workers, found in rounds.items():
-                found.append(pack(rows, size, focal, workers))
-            for name, value in parts(rows, size).items():
-                of_frame.setdefault(name, []).append(value)
+            for workers, results in rounds.items():
+                results.append(pack(rows, size, focal, workers))
+            for name, value in time_steps(rows, size).items():
+                step_times.setdefault(name, []).append(value)
     table = [
-        [workers, *(f(rate for rate, _ in found) for f in (statistics.median, min, max)),
-         statistics.median(busy for _, busy in found)]
-        for workers, found in rounds.items()
+        [workers, *(f(rate for rate, _ in results) for f in (statistics.median, min, max)),
+         statistics.median(busy for _, busy in results)]
+        for workers, results in rounds.items()
     ]  # fmt: skip
-    headers = ["threads", "frames/s (median)", "least", "most", "ms of processor a frame"]
+    headers = ["threads", "frames/s (median)", "min", "max", "CPU ms per frame"]
     print(tabulate(table, headers, floatfmt=".1f"))
-    print(tabulate([[n, statistics.median(v)] for n, v in of_frame.items()], ["", "ms of one thread"], floatfmt=".2f"))
+    print(
+        tabulate(
+            [[n, statistics.median(v)] for n, v in step_times.items()], ["one thread", "ms per frame"], floatfmt=".2f"
+        )
+    )
     print(f"{len(rows)} frames to {size[0]}x{size[1]}, {arguments.rounds} rounds; {cpu_count()} cores of {processor()}")
 
 

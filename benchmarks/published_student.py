@@ -1,10 +1,13 @@
-"""A published indoor student and the loop that trains it, written from their description, to be compared with.
+"""Baseline for comparison: a published indoor student and its training loop, reimplemented from their description.
 
-EfficientViT-B1; a 1x1 neck to 128 channels; a decoder a task with three stages of a 4x4 transposed convolution of
-stride 2, the encoder's map of that size, and a 3x3 convolution (64, 32, 16 channels), each with batch norm and ReLU;
-bilinear to full size; a 1x1 head; depth by ReLU. 5.31 M parameters. L1 and 0.1 times edge-aware smoothness, AdamW at
-1e-3 with weight decay 1e-4, cosine by epoch, gradient clipped at 1, flips and brightness, frames decoded and changed
-one by one in a DataLoader of two processes.
+Model, 5.31 M parameters: EfficientViT-B1 encoder; 1x1 convolution to 128 channels as the neck; one decoder per task
+with three stages of 64, 32 and 16 channels. A stage is a 4x4 transposed convolution of stride 2, concatenation with the
+encoder's map of that size, and a 3x3 convolution; both convolutions have batch norm and ReLU. Then follow bilinear
+upsampling to full size and a 1x1 head; depth passes through a ReLU.
+
+Training: L1 plus 0.1 times edge-aware smoothness; AdamW with learning rate 1e-3 and weight decay 1e-4; cosine schedule
+per epoch; gradients clipped at norm 1; flips and brightness. A DataLoader with two processes decodes and augments the
+frames.
 """
 
 from typing import Any
@@ -24,49 +27,53 @@ from dataset.manifest import Row
 from models.losses import masked_mean
 from models.student import IMAGENET_MEAN, IMAGENET_STD
 
-NECK, WIDTHS = 128, (64, 32, 16)
-LR, WEIGHT_DECAY, SMOOTHNESS, CLIP = 1e-3, 1e-4, 0.1, 1.0
-BRIGHTNESS = 0.2  # largest relative change; the description gives none
+NECK_CHANNELS, DECODER_CHANNELS = 128, (64, 32, 16)
+LR, WEIGHT_DECAY, SMOOTHNESS_WEIGHT, GRADIENT_CLIP = 1e-3, 1e-4, 0.1, 1.0
+BRIGHTNESS = 0.2  # maximum relative change; not given in the description
 LOADER_PROCESSES = 2
 
 
-class TransposedStage(nn.Module):
-    """Doubles a map, joins the encoder's map of the new size, and mixes the two."""
+class DecoderStage(nn.Module):
+    """Upsample by 2, concatenate the skip connection, and convolve."""
 
-    def __init__(self, inputs: int, skip: int, outputs: int):
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         super().__init__()
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+            nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
         )
         self.mix = nn.Sequential(
-            nn.Conv2d(outputs + skip, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+            nn.Conv2d(out_channels + skip_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
         )
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """Features [B,inputs,h,w] and the encoder's map [B,skip,H,W] to [B,outputs,H,W]; H and W at most 2h and 2w."""
-        up = self.up(features)[..., : skip.shape[-2], : skip.shape[-1]]  # 8 rows make 16, the encoder has 15
+        """Map features [B,in,h,w] and a skip connection [B,skip,H,W], H <= 2h, W <= 2w, to [B,out,H,W]."""
+        up = self.up(features)[..., : skip.shape[-2], : skip.shape[-1]]  # crop: 8 rows become 16, the skip has 15
         return self.mix(torch.cat([up, skip], dim=1))
 
 
 class PublishedDecoder(nn.Module):
-    """Neck [B,128,H/32,W/32] and the encoder's finer maps to [B,16,H/4,W/4]; `head` makes [B,outputs,...] of them."""
+    """Decoder from the neck [B,128,H/32,W/32] and skip connections to [B,16,H/4,W/4]; `head` maps these to outputs."""
 
-    def __init__(self, skips: list[int], outputs: int):
+    def __init__(self, skip_channels: list[int], out_channels: int):
         super().__init__()
-        inputs = (NECK, *WIDTHS)
-        stages = zip(inputs, reversed(skips), WIDTHS, strict=False)
-        self.stages = nn.ModuleList(TransposedStage(i, s, o) for i, s, o in stages)
-        self.head = nn.Conv2d(WIDTHS[-1], outputs, 1)
+        in_channels = (NECK_CHANNELS, *DECODER_CHANNELS)
+        stages = zip(in_channels, reversed(skip_channels), DECODER_CHANNELS, strict=False)
+        self.stages = nn.ModuleList(DecoderStage(i, s, o) for i, s, o in stages)
+        self.head = nn.Conv2d(DECODER_CHANNELS[-1], out_channels, 1)
 
     def forward(self, neck: Tensor, skips: list[Tensor]) -> Tensor:
-        """The map that `head` reads; skips: the encoder's finer maps, from fine to coarse."""
+        """Return the input of `head`; skips: the encoder's finer maps, from fine to coarse."""
         for stage, skip in zip(self.stages, reversed(skips), strict=True):
             neck = stage(neck, skip)
         return neck
 
 
 class PublishedStudent(nn.Module):
-    """RGB float32 [B,3,H,W] in 0..1 to depth [B,1,H,W] in metres, 0 or more, and logits [B,6,H,W]."""
+    """Maps RGB, float32 [B,3,H,W] in 0..1, to depth [B,1,H,W] in metres, >= 0, and class logits [B,6,H,W]."""
 
     mean: Tensor
     std: Tensor
@@ -76,14 +83,14 @@ class PublishedStudent(nn.Module):
         features: Any = timm.create_model(encoder, features_only=True, pretrained=False)
         self.encoder: nn.Module = features
         channels = features.feature_info.channels()
-        self.neck = nn.Conv2d(channels[-1], NECK, 1)
+        self.neck = nn.Conv2d(channels[-1], NECK_CHANNELS, 1)
         self.depth = PublishedDecoder(channels[:-1], 1)
         self.seg = PublishedDecoder(channels[:-1], len(CLASS_NAMES))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB to depth and class logits at its size."""
+        """Predict depth and class logits at the size of `rgb`."""
         *skips, last = self.encoder((rgb - self.mean) / self.std)
         neck = self.neck(last)
 
@@ -95,10 +102,10 @@ class PublishedStudent(nn.Module):
 
 
 class DecodedFrames(Dataset):
-    """Frames of rows, decoded, resized to the network's size and changed when asked for; (rgb, depth) tensors."""
+    """Dataset of (rgb, depth) tensors; decodes, resizes to the network's size and augments on access."""
 
     def __init__(self, rows: list[Row], seed: int):
-        self.rows, self.random = rows, np.random.default_rng(seed)
+        self.rows, self.rng = rows, np.random.default_rng(seed)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,15 +115,15 @@ class DecodedFrames(Dataset):
         rgb = cv2.resize(read_image(self.rows[index].rgb), size, interpolation=cv2.INTER_LINEAR)
         row = self.rows[index]
         depth = cv2.resize(read_depth(row.depth, row.depth_unit), size, interpolation=cv2.INTER_NEAREST)
-        if self.random.random() < 0.5:
+        if self.rng.random() < 0.5:
             rgb, depth = rgb[:, ::-1], depth[:, ::-1]
-        brightness = np.float32(self.random.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
+        brightness = np.float32(self.rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS))
         rgb = np.clip(rgb.astype(np.float32) / 255 * brightness, 0, 1)
         return torch.from_numpy(rgb.transpose(2, 0, 1).copy()), torch.from_numpy(depth[None].copy())
 
 
 def smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
-    """Mean gradient of depth where the image has none, over both axes."""
+    """Edge-aware smoothness: mean depth gradient, weighted by exp(-image gradient), summed over both axes."""
     total = depth.new_zeros(())
     for dim in (2, 3):
         edge = rgb.diff(dim=dim).abs().mean(dim=1, keepdim=True)
@@ -124,15 +131,15 @@ def smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
     return total
 
 
-def loader(rows: list[Row], batch_size: int, seed: int) -> DataLoader:
-    """The published loop's batches, in an order that depends on the seed."""
-    order = torch.Generator().manual_seed(seed)
+def published_loader(rows: list[Row], batch_size: int, seed: int) -> DataLoader:
+    """DataLoader of the published loop, with a shuffling order that depends on the seed."""
+    generator = torch.Generator().manual_seed(seed)
     return DataLoader(
         DecodedFrames(rows, seed),
         batch_size,
         shuffle=True,
         drop_last=True,
-        generator=order,
+        generator=generator,
         num_workers=LOADER_PROCESSES,
         persistent_workers=True,
         worker_init_fn=_seed_worker,
@@ -143,11 +150,11 @@ def _seed_worker(worker: int) -> None:
     torch.set_num_threads(1)
     info = torch.utils.data.get_worker_info()
     assert info is not None and isinstance(info.dataset, DecodedFrames)
-    info.dataset.random = np.random.default_rng(torch.initial_seed() + worker)
+    info.dataset.rng = np.random.default_rng(torch.initial_seed() + worker)
 
 
 class PublishedTrainer:
-    """The published student with its optimizer; train_step() is one step of its loop."""
+    """The published student, its optimizer and its learning-rate schedule."""
 
     def __init__(self, recipe: Recipe, device: torch.device, epochs: int, seed: int):
         torch.manual_seed(seed)
@@ -156,11 +163,11 @@ class PublishedTrainer:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs)
 
     def train_step(self, rgb: Tensor, target: Tensor) -> None:
-        """Depth alone teaches: rgb float32 [B,3,H,W], target float32 [B,1,H,W] metres, 0 = none."""
+        """Train one step on depth alone: rgb float32 [B,3,H,W], target float32 [B,1,H,W] metres, 0 = none."""
         rgb, target = rgb.to(self.device), target.to(self.device)
         depth, _ = self.model(rgb)
-        loss = masked_mean((depth - target).abs(), target > 0) + SMOOTHNESS * smoothness(depth, rgb)
+        loss = masked_mean((depth - target).abs(), target > 0) + SMOOTHNESS_WEIGHT * smoothness(depth, rgb)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
         self.optimizer.step()

@@ -1,4 +1,4 @@
-"""Rendered rooms for benchmarks, through the same two scripts that the demo uses."""
+"""Rendered rooms as benchmark data, made with the scripts of the demo."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from cli import existing_dir
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def render(folder: Path, scenes: int, seed: int) -> None:
-    """A data folder of rendered rooms, two frames a scene."""
+def render_data_folder(folder: Path, scenes: int, seed: int) -> None:
+    """Write a data folder of rendered rooms, two frames per scene."""
     mat = folder / "rooms.mat"
     for script, *arguments in (
         ("rooms/render_rooms.py", "--out", mat, "--scenes", scenes, "--frames-per-scene", 2, "--seed", seed),
@@ -23,8 +23,8 @@ def render(folder: Path, scenes: int, seed: int) -> None:
 
 
 def rendered_manifest(folder: Path, frames: int, seed: int) -> Path:
-    """The manifest of so many rendered frames, or one more, without teachers."""
-    render(folder, -(-frames // 2), seed)
+    """Render `frames` frames, rounded up to even, and write their manifest, without teachers; returns its path."""
+    render_data_folder(folder, -(-frames // 2), seed)
     flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
     flags += ["--output", folder / "manifest.jsonl"]
     subprocess.run([sys.executable, ROOT / "teacher_infer" / "build_manifest.py", *map(str, flags)], check=True)
@@ -33,10 +33,10 @@ def rendered_manifest(folder: Path, frames: int, seed: int) -> Path:
 
 @contextmanager
 def data_folder(given: str | None, scenes: int, seed: int) -> Iterator[Path]:
-    """The folder that --data names, else a temporary one of rendered rooms; UserError when the named one is missing."""
+    """Yield the folder given by --data, else a temporary one of rendered rooms; raises UserError if it is missing."""
     if given:
         yield existing_dir(given, "--data")
         return
     with tempfile.TemporaryDirectory() as name:
-        render(Path(name), scenes, seed)
+        render_data_folder(Path(name), scenes, seed)
         yield Path(name)

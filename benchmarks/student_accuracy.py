@@ -1,12 +1,12 @@
-"""Depth of our student and of a published one with the same encoder, each with its recipe, on the same real frames.
+"""Depth accuracy of our student and a published one with the same encoder, trained on the same real frames.
 
 Reads   an RGB-D recording (--frames, default: environment variable RGBD_FRAMES).
 Writes  a temporary folder, removed at the end; prints a table.
 
-Trains on the first frames, chooses the epoch on the next, tests once on the last 50, with depth alone and random
-weights at the start; --init adds ours started from a checkpoint. All are tested as predict.py works: at the image's
-own size, on pixels with depth. The RMSE on the training frames is in the table, too: far below the test's, it is more
-data that is wanted, not a larger student or more steps.
+Each student uses its own training recipe, with depth only and random initial weights. The first frames are the training
+set, the next choose the epoch, and the last 50 are tested once. --init adds our student initialised from a checkpoint.
+Testing works like predict.py: at the image's own size, on pixels with depth. The table includes the RMSE on the
+training frames: if it is far below the test RMSE, more data would help rather than a larger student or more steps.
 """
 
 import os
@@ -32,7 +32,7 @@ from natsort import natsorted
 from tabulate import tabulate
 
 from benchmarks.machine import processor
-from benchmarks.published_student import PublishedTrainer, loader
+from benchmarks.published_student import PublishedTrainer, published_loader
 from config import Recipe
 from dataset.files import read_image
 from dataset.frames import read_depth
@@ -43,51 +43,53 @@ from evaluation.pixels import scored_depth
 from trainer.checkpoint import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
-TEST = 50  # frames
+N_TEST_FRAMES = 50  # frames
 METRICS = ("rmse", "image_rmse", "abs_rel", "delta1")
 
 
 def import_frames(frames: str, folder: Path, train: int, val: int) -> list[Row]:
-    """The recording as a data folder whose manifest has this comparison's splits; its rows in the order of time."""
-    flags: list[str | Path] = ["--input", frames, "--out", str(folder), "--test-frames", str(TEST)]
+    """Import the recording as a data folder and write a manifest with the splits; returns its rows in order of time."""
+    flags: list[str | Path] = ["--input", frames, "--out", str(folder), "--test-frames", str(N_TEST_FRAMES)]
     flags += ["--val-frames", str(val), "--gap-frames", "0"]
     subprocess.run([sys.executable, ROOT / "dataset" / "corridor_loader.py", *flags], check=True)
     flags = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--allow-missing-teachers"]
     flags += ["--output", folder / "manifest.jsonl"]
     subprocess.run([sys.executable, ROOT / "teacher_infer" / "build_manifest.py", *map(str, flags)], check=True)
     rows = natsorted(read_manifest(folder / "manifest.jsonl"), key=lambda row: row.stem)
-    unused = len(rows) - train - val - TEST
+    unused = len(rows) - train - val - N_TEST_FRAMES
     if unused < 0:
-        raise UserError(f"{frames} has {len(rows)} frames, {train + val + TEST} are needed")
-    splits = ["train"] * train + ["val"] * val + [None] * unused + ["test"] * TEST
+        raise UserError(f"{frames} has {len(rows)} frames; {train + val + N_TEST_FRAMES} are needed")
+    splits = ["train"] * train + ["val"] * val + [None] * unused + ["test"] * N_TEST_FRAMES
     rows = [replace(row, split=split) for row, split in zip(rows, splits, strict=True) if split]
     write_manifest(folder / "manifest.jsonl", rows)
     return rows
 
 
-def score(model: torch.nn.Module, rows: list[Row], split: str, scaled: bool, recipe: Recipe) -> dict[str, float]:
-    """Depth metrics of a split; `scaled`: the model speaks in metres of the reference camera."""
+def compute_metrics(
+    model: torch.nn.Module, rows: list[Row], split: str, use_camera: bool, recipe: Recipe
+) -> dict[str, float]:
+    """Depth metrics of a split; `use_camera`: the model predicts for the reference camera and is rescaled."""
     metrics = DepthMetrics(recipe.min_depth, recipe.max_depth)
     student = predictor(model.eval(), recipe, torch.device("cpu"))
     for row in rows:
         if row.split == split:
-            depth, _ = student(read_image(row.rgb), row.intrinsics if scaled else None)
-            depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is an answer, not a missing one
+            depth, _ = student(read_image(row.rgb), row.intrinsics if use_camera else None)
+            depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is a prediction, not a missing value
             truth = read_depth(row.depth, row.depth_unit)
             metrics.update(*map(torch.from_numpy, (depth, truth, scored_depth(truth, None, recipe, row.intrinsics))))
     return metrics.compute()
 
 
-def test_scores(model: torch.nn.Module, rows: list[Row], scaled: bool, recipe: Recipe) -> list[float]:
-    """METRICS on the test frames, then the RMSE on the training frames."""
-    test = score(model, rows, "test", scaled, recipe)
-    return [test[name] for name in METRICS] + [score(model, rows, "train", scaled, recipe)["rmse"]]
+def evaluate(model: torch.nn.Module, rows: list[Row], use_camera: bool, recipe: Recipe) -> list[float]:
+    """Return METRICS on the test frames, followed by the RMSE on the training frames."""
+    test = compute_metrics(model, rows, "test", use_camera, recipe)
+    return [test[name] for name in METRICS] + [compute_metrics(model, rows, "train", use_camera, recipe)["rmse"]]
 
 
 def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, recipe: Recipe) -> list[float]:
-    """Scores of the epoch that is best on val, the last one where there is no val."""
+    """Train the published student; returns the scores of the best epoch on val, or of the last one without val."""
     trainer = PublishedTrainer(recipe, torch.device("cpu"), epochs, seed)
-    batches = loader([row for row in rows if row.split == "train"], batch_size, seed)
+    batches = published_loader([row for row in rows if row.split == "train"], batch_size, seed)
     val = [row for row in rows if row.split == "val"]
     best, weights = float("inf"), {}
     for _ in range(epochs):
@@ -95,19 +97,19 @@ def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, re
         for rgb, depth in batches:
             trainer.train_step(rgb, depth)
         trainer.schedule.step()
-        rmse = score(trainer.model, rows, "val", False, recipe)["rmse"]
+        rmse = compute_metrics(trainer.model, rows, "val", False, recipe)["rmse"]
         if rmse < best or not val:
             best, weights = rmse, {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.model.load_state_dict(weights)
-    return test_scores(trainer.model, rows, False, recipe)
+    return evaluate(trainer.model, rows, False, recipe)
 
 
 def train_ours(
     rows: list[Row], epochs: int, batch_size: int, seed: int, out: Path, init: Path | None, flags: list[str]
 ) -> list[float]:
-    """Scores of train.py's best.pt, train.py being called as a user calls it; init: its --init.
+    """Run train.py as a user would; returns the scores of its best.pt.
 
-    out: a folder of its own in the data folder.
+    out: output folder of this run, inside the data folder. init: --init of train.py. flags: further flags.
     """
     command = [sys.executable, ROOT / "train.py", "--manifest", out.parent / "manifest.jsonl", "--epochs", epochs]
     command += ["--batch-size", batch_size, "--seed", seed, "--device", "cpu"]
@@ -115,7 +117,7 @@ def train_ours(
     command += ["--checkpoint-dir", out / f"checkpoints_{seed}", "--log-dir", out / "runs", *flags]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     model, recipe, _ = load_student(out / f"checkpoints_{seed}" / "best.pt")
-    return test_scores(model, rows, True, recipe)
+    return evaluate(model, rows, True, recipe)
 
 
 def main() -> None:
@@ -127,12 +129,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each (default: %(default)s)")
     parser.add_argument("--train-frames", type=positive_int, default=200, help="default: %(default)s")
     parser.add_argument("--val-frames", type=non_negative_int, default=40, help="default: %(default)s")
-    parser.add_argument("--only", choices=("published", "ours", "pretrained"), help="leave the others out")
-    parser.add_argument("--init", type=Path, help="also start ours from this checkpoint, of rendered rooms, say")
-    parser.add_argument("--train-flags", default="", help="further flags of train.py, in one string")
+    parser.add_argument("--only", choices=("published", "ours", "pretrained"), help="run only this student")
+    parser.add_argument("--init", type=Path, help="also train ours from this checkpoint, e.g. of rendered rooms")
+    parser.add_argument("--train-flags", default="", help="further flags for train.py, in one string")
     arguments = parser.parse_args()
     if not arguments.frames:
-        raise UserError("--frames names the folder of an RGB-D recording")
+        raise UserError("give --frames, the folder of an RGB-D recording, or set RGBD_FRAMES")
     table: list[list[Any]] = []
     flags = arguments.train_flags.split()
     with tempfile.TemporaryDirectory() as name:
@@ -153,12 +155,21 @@ def main() -> None:
                     scores = train()
                     table.append([student, seed, *scores, (time.perf_counter() - start) / 60])
                     print(f"{student}, seed {seed}: RMSE {scores[0]:.3f} m", flush=True)
-    for student in dict.fromkeys(line[0] for line in table):
-        values = np.array([line[2:] for line in table if line[0] == student])
-        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    for student in dict.fromkeys(row[0] for row in table):
+        values = np.array([row[2:] for row in table if row[0] == student])
+        std = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         table.append([student, "mean", *values.mean(axis=0)])
-        table.append([student, "std", *spread])
-    headers = ("student", "seed", "RMSE m", "RMSE m, mean of images", "AbsRel", "delta1", "training RMSE m", "minutes")
+        table.append([student, "std", *std])
+    headers = (
+        "student",
+        "seed",
+        "RMSE m",
+        "RMSE m, mean over images",
+        "AbsRel",
+        "delta1",
+        "training RMSE m",
+        "minutes",
+    )
     print(tabulate(table, headers, floatfmt=".3f"))
     print(f"{arguments.train_frames} frames, {arguments.epochs} epochs at batch {arguments.batch_size}; {processor()}")
 

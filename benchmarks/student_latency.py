@@ -1,10 +1,10 @@
-"""What the neck and the decoders cost: latency of the whole student against its encoder alone.
+"""Latency of the whole student relative to its encoder: the cost of the neck and the decoders.
 
-Reads   nothing; weights are random, which latency does not depend on.
+Reads   nothing; the weights are random, which does not affect latency.
 Writes  nothing; prints a table.
 
-Both run in ONNX Runtime on the CPU at 320x240, two threads by default, in turns: whatever else the machine does in the
-meantime slows both alike, so the ratio is steadier than the latencies. Exit code 1 when it is above the bound.
+Both run in ONNX Runtime on the CPU at 320x240, with two threads by default. Their runs are interleaved, so that other
+load on the machine affects both and the ratio is more stable than the latencies. Exit code 1 if it exceeds the bound.
 """
 
 import io
@@ -31,25 +31,25 @@ from benchmarks.machine import processor
 from config import Recipe
 from trainer.checkpoint import build_student
 
-BOUND = 1.15  # student / encoder: what a robot may pay for depth and classes on top of the features
+MAX_RATIO = 1.15  # student / encoder
 
 
 def to_session(model: nn.Module, image: torch.Tensor, threads: int) -> onnxruntime.InferenceSession:
-    """A module with one image [1,3,H,W] as input in ONNX Runtime, exported and simplified as export_trt.py does."""
-    buffer: Any = io.BytesIO()  # the exporter takes it, though annotated for paths alone
+    """Load a module with an image [1,3,H,W] as input into ONNX Runtime, exported and simplified as in export_trt.py."""
+    buffer: Any = io.BytesIO()  # accepted by the exporter, although its annotation allows only paths
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model.eval(), (image,), buffer, input_names=["rgb"], opset_version=17, dynamo=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # else the threads of the session that has just run keep spinning while the other one is timed
+    # otherwise the threads of the previous session keep spinning while this one is timed
     options.add_session_config_entry("session.force_spinning_stop", "1")
     graph = onnxslim.slim(onnx.load_from_string(buffer.getvalue())).SerializeToString()
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def interleaved(sessions: dict[str, onnxruntime.InferenceSession], image: np.ndarray, rounds: int) -> np.ndarray:
-    """Milliseconds [rounds, sessions] of runs in turns, after a tenth of the rounds to warm up."""
+def time_interleaved(sessions: dict[str, onnxruntime.InferenceSession], image: np.ndarray, rounds: int) -> np.ndarray:
+    """Time interleaved runs after a warm-up of a tenth of the rounds; returns milliseconds [rounds, sessions]."""
     times = np.empty((rounds + rounds // 10 + 1, len(sessions)))
     for row in times:
         for column, session in enumerate(sessions.values()):
@@ -60,20 +60,20 @@ def interleaved(sessions: dict[str, onnxruntime.InferenceSession], image: np.nda
 
 
 def main() -> int:
-    """Run the script; returns the exit code."""
+    """Run the script and return the exit code."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--rounds", type=positive_int, default=200, help="timed runs of each (default: %(default)s)")
-    parser.add_argument("--threads", type=positive_int, default=2, help="of ONNX Runtime (default: %(default)s)")
+    parser.add_argument("--threads", type=positive_int, default=2, help="ONNX Runtime threads (default: %(default)s)")
     arguments = parser.parse_args()
     recipe = Recipe()
     student = build_student(recipe)
     image = torch.rand(1, 3, recipe.height, recipe.width)
     models = {"encoder alone": student.encoder, "whole student": student}
     sessions = {name: to_session(model, image, arguments.threads) for name, model in models.items()}
-    times = interleaved(sessions, image.numpy(), arguments.rounds)
+    times = time_interleaved(sessions, image.numpy(), arguments.rounds)
 
     rows = [[name, *np.percentile(column, (50, 10, 90))] for name, column in zip(sessions, times.T, strict=True)]
-    # of each round's pair: what disturbs the machine for longer than a round falls out of it
+    # ratio per round: load that lasts longer than a round cancels out
     ratios = times[:, 1] / times[:, 0]
     rows.append(["student / encoder", *np.percentile(ratios, (50, 10, 90))])
     print(
@@ -82,8 +82,8 @@ def main() -> int:
     )
     print(tabulate(rows, ["", "median ms", "p10", "p90"], floatfmt=".2f"))
     ratio = float(np.median(ratios))
-    print(f"ratio {ratio:.3f}, bound {BOUND}")
-    return EXIT_OK if ratio <= BOUND else EXIT_GATE_FAILED
+    print(f"ratio {ratio:.3f}, bound {MAX_RATIO}")
+    return EXIT_OK if ratio <= MAX_RATIO else EXIT_GATE_FAILED
 
 
 if __name__ == "__main__":

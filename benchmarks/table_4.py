@@ -1,9 +1,9 @@
-"""Where the time of Table IV goes: reading frames, the student, and scoring; and the memory of the process.
+"""Time of Table IV by step: reading frames, running the student, scoring; and the memory of the process.
 
-Reads   a manifest (--manifest) and, if one is given, a checkpoint; without one an untrained student takes its place.
+Reads   a manifest (--manifest), and a checkpoint or, by default, an untrained student.
 Writes  nothing; prints a table.
 
-Frames come again, in order, where the manifest has fewer than are asked for.
+If the manifest has fewer frames than --frames, they are repeated in order.
 """
 
 import sys
@@ -35,12 +35,14 @@ from trainer.memory import keep_freed_memory
 def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="of the frames")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest of the frames")
     parser.add_argument("--checkpoint", type=Path, help="best.pt of train.py (default: an untrained student)")
-    parser.add_argument("--frames", type=positive_int, default=654, help="NYU's test set has (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=positive_int, default=654, help="number of frames (default: %(default)s, as in NYU's test set)"
+    )
     add_flags(parser, Runtime(), "device")
     arguments = parser.parse_args()
-    keep_freed_memory()  # as eval_distillation.py does
+    keep_freed_memory()  # as in eval_distillation.py
     device = resolve_device(arguments.device or Runtime().device)
     if arguments.checkpoint:
         student, recipe, _ = load_student(arguments.checkpoint)
@@ -50,24 +52,24 @@ def main() -> None:
     rows = list(islice(cycle(read_manifest(arguments.manifest)), arguments.frames))
     seconds: dict[str, float] = defaultdict(float)
 
-    def timed(part: str, function: Callable) -> Callable:
-        def call(*given: Any) -> Any:
+    def timed(step: str, function: Callable) -> Callable:
+        def call(*args: Any) -> Any:
             start = time.perf_counter()
             try:
-                return function(*given)
+                return function(*args)
             finally:
-                seconds[part] += time.perf_counter() - start
+                seconds[step] += time.perf_counter() - start
 
         return call
 
-    answer = timed("student", predictor(student.to(device), recipe, device))
+    predict = timed("student", predictor(student.to(device), recipe, device))
     start = time.perf_counter()
     with mock.patch.object(comparison, "read_frame", timed("reading", comparison.read_frame)):
-        comparison.compare(answer, rows, {"mean_depth": 3.0, "majority_class": 1}, recipe, [])
-    whole = time.perf_counter() - start
-    seconds["scoring"] = whole - sum(seconds.values())
-    table = [[part, spent, 1000 * spent / len(rows)] for part, spent in [*seconds.items(), ("all", whole)]]
-    print(tabulate(table, ["", "seconds", "ms a frame"], floatfmt=".1f"))
+        comparison.compare(predict, rows, {"mean_depth": 3.0, "majority_class": 1}, recipe, [])
+    total = time.perf_counter() - start
+    seconds["scoring"] = total - sum(seconds.values())
+    table = [[step, value, 1000 * value / len(rows)] for step, value in [*seconds.items(), ("all", total)]]
+    print(tabulate(table, ["", "seconds", "ms per frame"], floatfmt=".1f"))
     print(f"{len(rows)} frames, device {device}, {processor()}; peak memory {peak_memory():.0f} MB")
 
 

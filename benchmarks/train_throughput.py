@@ -1,14 +1,21 @@
-"""Images a second of training: our whole step, its arithmetic alone, and a published student's own loop.
+"""Training throughput in images per second: our loop, its compute alone, and a published student's loop.
 
 Reads   nothing, or a manifest (--manifest).
 Writes  a temporary folder of rendered rooms, removed at the end; prints a table.
 
-In turns, round after round: (ours) train.py's loop with feed and augmentation, at the sizes of image that the recipe
-takes; (arithmetic) forward, backward and optimizer on the same batches, in memory already; (full size) ours with images
-of the network's size alone; (published) its loop with two decoding processes; and of both feeds what the host gives
-alone: ours reads batches from the packed cache, augmentation being work of the device, with which it is timed too; the
-published one decodes and augments frame by frame. Ours and the published one run in a process each, since train.py
-tells its process how to keep memory. On a GPU the share of the time in which it computes is told, too.
+Interleaved rounds time, for ours:
+- training: the loop of train.py with data loading and augmentation, at the recipe's image sizes;
+- compute: forward, backward and optimizer on the same batches, already in memory;
+- full size: training with images of the network's size only;
+- host feed: batches from the packed cache to host memory;
+- feed: the same to the device, with augmentation there;
+
+and for the published student:
+- training: its loop, with two decoding processes;
+- host feed: batches that these processes decode and augment frame by frame.
+
+Each student runs in its own process, since train.py changes how its process allocates memory. On a GPU, the share of
+the training time in which the GPU is busy is printed as well.
 """
 
 import statistics
@@ -32,7 +39,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.machine import peak_memory, processor
-from benchmarks.published_student import PublishedTrainer, loader
+from benchmarks.published_student import PublishedTrainer, published_loader
 from benchmarks.rendered import rendered_manifest
 from config import Recipe, Runtime
 from dataset.manifest import Row, read_manifest
@@ -45,29 +52,29 @@ from trainer.start import pack
 SEED = 0
 
 
-class Ways:
-    """What is timed; each way is a method that goes once through the frames."""
+class TimedMethods:
+    """Base class of what is timed; each of METHODS runs once over the frames."""
 
-    WAYS: tuple[str, ...]  # names of these methods
+    METHODS: tuple[str, ...]
     device: torch.device
 
-    def seconds(self, way: str) -> float:
-        """How long a way takes for the frames once."""
+    def seconds(self, method: str) -> float:
+        """Wall-clock time of a method in seconds."""
         start = time.perf_counter()
-        getattr(self, way)()
+        getattr(self, method)()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
 
     def memory(self) -> float:
-        """Peak of this process, MB."""
+        """Peak memory of this process, MB."""
         return peak_memory()
 
 
-class Ours(Ways):
-    """Our training. The steps are the same each time, and so are the sizes of their images."""
+class Ours(TimedMethods):
+    """Our training; every round runs the same steps with the same image sizes."""
 
-    WAYS = ("training", "arithmetic", "full_size", "host_feed", "feed")
+    METHODS = ("training", "compute", "full_size", "host_feed", "feed")
 
     def __init__(self, rows: list[Row], manifest: Path, recipe: Recipe, device: torch.device):
         if device.type == "cpu":
@@ -79,22 +86,22 @@ class Ours(Ways):
         self.in_memory = [self.trainer.augmented(batch, step) for step, batch in self.batches()]
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
-        """The first epoch's batches, numbered."""
+        """Yield (step, batch) of the first epoch."""
         return enumerate(self.trainer.batches(0, 0, self.device))
 
     def training(self) -> None:
-        """train.py's steps, feed and augmentation included."""
+        """Run the steps of train.py, including data loading and augmentation."""
         self.trainer.step = 0
         for _, batch in self.batches():
             self.trainer.train_step(batch)
 
-    def arithmetic(self) -> None:
-        """The same steps on batches that are in memory."""
+    def compute(self) -> None:
+        """Run the same steps on batches in memory."""
         for batch in self.in_memory:
-            self.arithmetic_step(batch)
+            self.compute_step(batch)
 
-    def arithmetic_step(self, batch: Batch) -> None:
-        """Forward, backward and optimizer with the same loss and number formats as Trainer.train_step()."""
+    def compute_step(self, batch: Batch) -> None:
+        """Forward, backward and optimizer step with the loss and dtypes of Trainer.train_step()."""
         trainer = self.trainer
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             depth, seg = trainer.model(batch.rgb.contiguous(memory_format=torch.channels_last))
@@ -106,89 +113,89 @@ class Ours(Ways):
         trainer.optimizer.step()
 
     def full_size(self) -> None:
-        """training() with images of the network's size alone."""
+        """Run training() with images of the network's size only."""
         recipe = self.trainer.recipe
         self.trainer.recipe = replace(recipe, zoom=(1.0, recipe.zoom[1]))
         self.training()
         self.trainer.recipe = recipe
 
     def host_feed(self) -> None:
-        """Batches from the packed cache to host memory."""
+        """Load batches from the packed cache to host memory."""
         recipe = self.trainer.recipe
         pinned = self.device.type == "cuda"
         for _ in gathered_batches(self.trainer.frames, recipe.batch_size, recipe.seed, 0, 0, pinned):
             pass
 
     def feed(self) -> None:
-        """Batches to the device, augmented there."""
+        """Load batches to the device and augment them there."""
         for step, batch in self.batches():
             self.trainer.augmented(batch, step)
 
     def gpu_share(self) -> float:
-        """Share of a round of training in which the GPU computes or copies."""
+        """Share of a training round in which the GPU computes or copies."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
             seconds = self.seconds("training")
         entries = [entry for entry in profiler.key_averages() if entry.device_type != torch.autograd.DeviceType.CPU]
         return sum(entry.self_device_time_total for entry in entries if not entry.is_user_annotation) / 1e6 / seconds
 
     def mean_area(self) -> float:
-        """Of the images in a round, as a share of the network's size."""
+        """Mean image area in a round, relative to the network's size."""
         recipe = self.trainer.recipe
         areas = [batch.rgb.shape[-2] * batch.rgb.shape[-1] for batch in self.in_memory]
         return statistics.mean(areas) / (recipe.height * recipe.width)
 
 
-class Published(Ways):
-    """The published student's own loop."""
+class Published(TimedMethods):
+    """The published student and its loop."""
 
-    WAYS = ("training", "host_feed")
+    METHODS = ("training", "host_feed")
 
     def __init__(self, rows: list[Row], manifest: Path, recipe: Recipe, device: torch.device):
         self.trainer, self.device = PublishedTrainer(recipe, device, recipe.epochs, SEED), device
         self.trainer.model.train()
-        self.decoded = loader(rows, recipe.batch_size, SEED)
+        self.decoded = published_loader(rows, recipe.batch_size, SEED)
 
     def training(self) -> None:
-        """Its steps, decoding included."""
+        """Run its steps, including decoding."""
         for batch in self.decoded:
             self.trainer.train_step(*batch)
 
     def host_feed(self) -> None:
-        """Batches decoded and augmented in its processes."""
+        """Decode and augment batches in the loader's processes."""
         for _ in self.decoded:
             pass
 
 
 class Worker:
-    """One of the two in a process of its own."""
+    """Runs a TimedMethods object in a separate process."""
 
-    def __init__(self, kind: Callable[..., Ways], *arguments: object):
+    def __init__(self, kind: Callable[..., TimedMethods], *arguments: object):
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (kind, arguments))
 
     def call(self, method: str, *arguments: object) -> float:
-        """What a method of Ways returns there."""
+        """Call a method there and return its result."""
         return self.pool.submit(_call, method, *arguments).result()
 
 
-_ways: Ways  # in a worker's process
+_target: TimedMethods  # of a worker process
 
 
-def _start(kind: Callable[..., Ways], arguments: tuple[object, ...]) -> None:
-    global _ways
-    _ways = kind(*arguments)
+def _start(kind: Callable[..., TimedMethods], arguments: tuple[object, ...]) -> None:
+    global _target
+    _target = kind(*arguments)
 
 
 def _call(method: str, *arguments: object) -> float:
-    return getattr(_ways, method)(*arguments)
+    return getattr(_target, method)(*arguments)
 
 
 def main() -> None:
     """Run the script."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--manifest", type=Path, help="train on its frames (default: rendered rooms, depth alone)")
-    parser.add_argument("--frames", type=positive_int, default=96, help="how many (default: %(default)s)")
+    parser.add_argument("--manifest", type=Path, help="manifest to train on (default: rendered rooms, depth only)")
+    parser.add_argument("--frames", type=positive_int, default=96, help="number of frames (default: %(default)s)")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="timed runs of each (default: %(default)s)")
     add_flags(parser, Runtime(), "device")
     arguments = parser.parse_args()
     device, size = resolve_device(arguments.device or Runtime().device), arguments.batch_size
@@ -202,38 +209,41 @@ def main() -> None:
         rows = read_manifest(manifest)[: arguments.frames]
         images = len(rows) // size * size
         if not images:
-            raise UserError(f"--batch-size {size} is more than the frames of {manifest}")
-        kinds: tuple[type[Ways], ...] = (Ours, Published)
+            raise UserError(f"--batch-size {size} is larger than the number of frames in {manifest}")
+        kinds: tuple[type[TimedMethods], ...] = (Ours, Published)
         workers = {kind: Worker(kind, rows, manifest, recipe, device) for kind in kinds}
         for worker in workers.values():
             stack.enter_context(worker.pool)
-        rates: dict[tuple[type[Ways], str], list[float]] = {(kind, way): [] for kind in workers for way in kind.WAYS}
+        rates: dict[tuple[type[TimedMethods], str], list[float]] = {
+            (kind, method): [] for kind in workers for method in kind.METHODS
+        }
         for round_number in range(arguments.rounds + 1):
-            for (kind, way), found in rates.items():
-                seconds = workers[kind].call("seconds", way)
-                if round_number:  # the first one warms up
+            for (kind, method), found in rates.items():
+                seconds = workers[kind].call("seconds", method)
+                if round_number:  # the first round is the warm-up
                     found.append(images / seconds)
         area = workers[Ours].call("mean_area")
-        where = processor()
+        hardware = processor()
         if device.type == "cuda":
             share = workers[Ours].call("gpu_share")
-            where = f"{torch.cuda.get_device_name(device)}, which computes for {share:.2f} of the training's time"
+            hardware = f"{torch.cuda.get_device_name(device)}, busy for {share:.2f} of the training time"
         memory = {kind.__name__: worker.call("memory") for kind, worker in workers.items()}
     table = [
-        [kind.__name__, way.replace("_", " "), statistics.median(found), min(found), max(found)]
-        for (kind, way), found in rates.items()
+        [kind.__name__, method.replace("_", " "), statistics.median(found), min(found), max(found)]
+        for (kind, method), found in rates.items()
     ]
-    print(tabulate(table, ["", "images a second", "median", "least", "most"], floatfmt=".1f"))
+    print(tabulate(table, ["", "images per second", "median", "min", "max"], floatfmt=".1f"))
     median = {key: statistics.median(found) for key, found in rates.items()}
     ours, other = median[Ours, "training"], median[Published, "training"]
     print(
-        f"ours / its arithmetic {ours / median[Ours, 'arithmetic']:.2f}; ours / published {ours / other:.2f}, "
+        f"ours / its compute {ours / median[Ours, 'compute']:.2f}; ours / published {ours / other:.2f}, "
         f"at full size {median[Ours, 'full_size'] / other:.2f}; "
         f"feeds {median[Ours, 'host_feed'] / median[Published, 'host_feed']:.1f}"
     )
     print(
-        f"batch {size}, {arguments.rounds} rounds of {images // size} steps on {where}; images of {area:.2f} of the "
-        f"network's size in the mean; peak memory {memory['Ours']:.0f} MB, published {memory['Published']:.0f} MB"
+        f"batch {size}, {arguments.rounds} rounds of {images // size} steps on {hardware}; "
+        f"mean image area {area:.2f} of the network's; "
+        f"peak memory {memory['Ours']:.0f} MB, published {memory['Published']:.0f} MB"
     )
 
 

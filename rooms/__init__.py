@@ -1,1 +1,1 @@
-"""Rendered rooms, the embedded data: procedural rooms, their renderer, and the scripts that write a data folder."""
+"""Procedural rooms, their renderer, and the scripts that write a data folder from them."""

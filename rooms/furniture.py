@@ -1,8 +1,7 @@
 """Furniture of rendered rooms.
 
-Every piece is built in its own frame: it stands on z = 0, is centred on x = 0, has its back at y = 0 and faces +y.
-Builders take a Kit and the piece's width, depth and height in metres; those with places to sit return them as
-(x, y, height) of the seats.
+Each piece is built in a local frame: it stands on z = 0, is centred at x = 0, has its back at y = 0 and faces +y.
+Builders take a Kit and the width, depth and height in metres. Builders of seating return its seats as (x, y, height).
 """
 
 from collections.abc import Callable
@@ -31,7 +30,7 @@ Seats = list[tuple[float, float, float]]
 
 @dataclass
 class Piece:
-    """A kind of furniture: its builder and the ranges of its width, depth and height in metres."""
+    """A type of furniture: its builder and its ranges of width, depth and height in metres."""
 
     build: Callable[[Kit, float, float, float], Seats | None]
     width: tuple[float, float]
@@ -39,7 +38,7 @@ class Piece:
     height: tuple[float, float]
 
     def draw_size(self, rng: np.random.Generator) -> tuple[float, float, float]:
-        """A size from the ranges."""
+        """Draw (width, depth, height) uniformly from the ranges."""
         w, d, h = (float(rng.uniform(*limits)) for limits in (self.width, self.depth, self.height))
         return w, d, h
 
@@ -47,7 +46,7 @@ class Piece:
 # ---- seats -----------------------------------------------------------------------------------------------------
 
 def sofa(kit: Kit, w: float, d: float, h: float) -> Seats:
-    """Upholstered sofa or armchair (narrow ones) with seat and back cushions."""
+    """Upholstered sofa with seat and back cushions, or an armchair if it is narrow."""
     mesh, rng = kit.mesh, kit.rng
     cloth, arm = kit.pick(kit.cloths), rng.uniform(0.12, 0.22)
     seat, arm_height = rng.uniform(0.40, 0.46), rng.uniform(0.55, 0.66)
@@ -123,7 +122,7 @@ def office_chair(kit: Kit, w: float, d: float, h: float) -> Seats:
 
 
 def stool(kit: Kit, w: float, d: float, h: float) -> Seats:
-    """Round stool on three or four legs."""
+    """Round stool with four legs."""
     material = kit.wood()
     with kit.mesh.object("stool"):
         for angle in np.arange(4) * np.pi / 2 + np.pi / 4:
@@ -134,7 +133,7 @@ def stool(kit: Kit, w: float, d: float, h: float) -> Seats:
 
 
 def bench(kit: Kit, w: float, d: float, h: float) -> Seats:
-    """Waiting bench: a padded or slatted seat on metal frames."""
+    """Bench with a slatted wooden seat on metal frames."""
     material = kit.wood()
     with kit.mesh.object("bench"):
         for x in (-w / 2 + 0.15, w / 2 - 0.15):
@@ -147,7 +146,7 @@ def bench(kit: Kit, w: float, d: float, h: float) -> Seats:
 
 
 def ottoman(kit: Kit, w: float, d: float, h: float) -> Seats:
-    """Padded stool without a back."""
+    """Padded ottoman."""
     with kit.mesh.object("ottoman"):
         kit.legs(-w / 2 + 0.03, w / 2 - 0.03, 0.03, d - 0.03, 0.1, 0.02, kit.dark)
         kit.mesh.cushion((-w / 2, 0, 0.08), (w / 2, d, h), kit.pick(kit.cloths), power=8)
@@ -157,7 +156,7 @@ def ottoman(kit: Kit, w: float, d: float, h: float) -> Seats:
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 def table(kit: Kit, w: float, d: float, h: float, class_name: str = "table", things: int = 5) -> None:
-    """Table with square or round legs, perhaps a cloth; clutter on top."""
+    """Table with four legs, or round with a central one; clutter on top."""
     rng, wood = kit.rng, kit.wood()
     with kit.mesh.object(class_name):
         if rng.random() < 0.2 and abs(w - d) < 0.5:
@@ -174,7 +173,7 @@ def table(kit: Kit, w: float, d: float, h: float, class_name: str = "table", thi
 
 
 def coffee_table(kit: Kit, w: float, d: float, h: float) -> None:
-    """Low table with a shelf under its top."""
+    """Low table, sometimes with a shelf under its top."""
     table(kit, w, d, h, "coffee table", 3)
     if kit.rng.random() < 0.5:
         with kit.mesh.object("coffee table"):
@@ -201,7 +200,7 @@ def desk(kit: Kit, w: float, d: float, h: float) -> None:
 
 
 def counter(kit: Kit, w: float, d: float, h: float) -> None:
-    """Kitchen counter with doors, sink or stove, and wall cabinets above it."""
+    """Kitchen counter with cabinet doors, a sink or stove, and wall cabinets above it."""
     rng, wood = kit.rng, kit.wood()
     top = kit.palette.solid(rng.choice([(0.25, 0.25, 0.26), (0.8, 0.78, 0.74), (0.5, 0.4, 0.3)]), 0.5)
     with kit.mesh.object("cabinet"):
@@ -268,7 +267,7 @@ def book_row(kit: Kit, x0: float, x1: float, depth: float, z: float, height: flo
 
 
 def cabinet(kit: Kit, w: float, d: float, h: float, class_name: str = "cabinet") -> None:
-    """Closed cabinet with doors, and drawers in low ones; clutter on low tops."""
+    """Cabinet with doors, or with drawers if it is low; clutter on top of low ones."""
     rng, wood = kit.rng, kit.wood()
     with kit.mesh.object(class_name):
         kit.box((-w / 2 + 0.02, 0.02, 0), (w / 2 - 0.02, d - 0.04, 0.08), kit.dark)
@@ -292,7 +291,7 @@ def dresser(kit: Kit, w: float, d: float, h: float) -> None:
 
 
 def wardrobe(kit: Kit, w: float, d: float, h: float) -> None:
-    """Tall wardrobe; its doors may be mirrors."""
+    """Tall wardrobe with plain or mirrored doors."""
     rng, wood = kit.rng, kit.wood()
     with kit.mesh.object("wardrobe"):
         kit.box((-w / 2, 0, 0), (w / 2, d - 0.02, h), wood)
@@ -311,7 +310,7 @@ def wardrobe(kit: Kit, w: float, d: float, h: float) -> None:
 
 
 def shelves(kit: Kit, w: float, d: float, h: float) -> None:
-    """Metal rack with boxes."""
+    """Metal shelves with clutter."""
     with kit.mesh.object("shelves"):
         kit.legs(-w / 2, w / 2, 0, d, h, 0.015, kit.metal)
         levels = np.arange(0.12, h, 0.45)
@@ -342,7 +341,7 @@ def tv_stand(kit: Kit, w: float, d: float, h: float) -> None:
 
 
 def bed(kit: Kit, w: float, d: float, h: float) -> Seats:
-    """Bed with headboard at the wall, mattress, blanket and pillows."""
+    """Bed with headboard, mattress, blanket and pillows; the headboard is at y = 0."""
     mesh, rng, wood = kit.mesh, kit.rng, kit.wood()
     sheet = kit.palette.cloth(rng.choice([(0.9, 0.9, 0.88), (0.8, 0.82, 0.88), (0.9, 0.84, 0.75)]))
     cover = kit.pick(kit.cloths)
@@ -360,7 +359,7 @@ def bed(kit: Kit, w: float, d: float, h: float) -> Seats:
 
 
 def night_stand(kit: Kit, w: float, d: float, h: float) -> None:
-    """Small chest with a lamp."""
+    """Night stand with a lamp."""
     wood = kit.wood()
     with kit.mesh.object("night stand"):
         kit.box((-w / 2, 0, 0), (w / 2, d - 0.02, h), wood)

@@ -1,7 +1,7 @@
-"""Triangles of a rendered room: primitives with texture coordinates, shading normals, object and material ids.
+"""Triangle meshes of a rendered room: primitives with texture coordinates, normals, object and material ids.
 
-Lengths are metres; world z points up. Every primitive is built in a local frame that `Mesh.placed` moves into
-the world; pieces of furniture face +y of their local frame.
+Lengths are in metres and world z points up. Primitives are built in a local frame, which `Mesh.placed` transforms to
+the world. Furniture faces +y of its local frame.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,22 @@ from numpy.typing import ArrayLike
 
 
 def placement(x: float, y: float, z: float = 0.0, heading: float = 0.0) -> np.ndarray:
-    """4x4 rigid transform: turn by `heading` radians about z, then move to (x, y, z)."""
+    """Rigid transform, float64 [4,4]: rotate by `heading` radians about z, then translate to (x, y, z)."""
     cos, sin = np.cos(heading), np.sin(heading)
     return np.array([[cos, -sin, 0, x], [sin, cos, 0, y], [0, 0, 1, z], [0, 0, 0, 1]], np.float64)
 
 
 @dataclass
 class Soup:
-    """All triangles of a scene: F of them, in world coordinates.
+    """All F triangles of a scene, in world coordinates.
 
-    vertices float64 [F,3,3]; uvs float32 [F,3,2] in metres or 0..1 (the material's texture size decides);
-    normals float32 [F,3,3] unit shading normals; materials, objects int32 [F]; classes: name of each object.
+    Attributes:
+        vertices: float64 [F,3,3].
+        uvs: float32 [F,3,2], in metres, or in 0..1 for textures fitted to a quad (see Material.size).
+        normals: float32 [F,3,3], unit shading normals.
+        materials: int32 [F], material ids.
+        objects: int32 [F], object ids.
+        classes: class name of each object.
     """
 
     vertices: np.ndarray
@@ -35,7 +40,7 @@ class Soup:
 
 
 class Mesh:
-    """Collects primitives; `with mesh.object("chair"):` and `with mesh.placed(matrix):` set what they belong to."""
+    """Collects primitives; `mesh.object("chair")` and `mesh.placed(matrix)` are contexts for the primitives in them."""
 
     def __init__(self) -> None:
         self.classes: list[str] = []
@@ -45,7 +50,7 @@ class Mesh:
 
     @contextmanager
     def object(self, class_name: str) -> Iterator[None]:
-        """Primitives added inside belong to one new instance of `class_name`."""
+        """Assign the primitives added in this context to a new instance of `class_name`."""
         self.classes.append(class_name)
         self._objects.append(len(self.classes) - 1)
         yield
@@ -53,18 +58,18 @@ class Mesh:
 
     @contextmanager
     def placed(self, matrix: np.ndarray) -> Iterator[None]:
-        """Primitives added inside are moved by `matrix` (float [4,4]), on top of the enclosing frames."""
+        """Transform the primitives added in this context by `matrix`, float [4,4]; contexts can be nested."""
         self._frames.append(self._frames[-1] @ matrix)
         yield
         self._frames.pop()
 
     @property
     def frame(self) -> np.ndarray:
-        """float64 [4,4]: from the current local frame to the world."""
+        """Transform from the current local frame to the world, float64 [4,4]."""
         return self._frames[-1]
 
     def add(self, vertices: ArrayLike, faces: ArrayLike, uvs: ArrayLike, normals: ArrayLike, material: int) -> None:
-        """Add indexed triangles: vertices [V,3], faces [F,3], uvs [V,2], normals [V,3] (any length above 0)."""
+        """Add indexed triangles: vertices [V,3], faces [F,3], uvs [V,2], normals [V,3], normalised here."""
         rotation, shift = self.frame[:3, :3], self.frame[:3, 3]
         world = np.asarray(vertices, np.float64) @ rotation.T + shift
         normals = np.asarray(normals, np.float64) @ np.linalg.inv(rotation)
@@ -74,7 +79,7 @@ class Mesh:
         self._parts.append((world[faces], uvs[faces], normals[faces].astype(np.float32), material, self._objects[-1]))
 
     def soup(self) -> Soup:
-        """Everything added so far, without triangles that have no area."""
+        """Return all triangles added so far, without degenerate ones."""
         counts = [len(part[0]) for part in self._parts]
         vertices, uvs, normals = (np.concatenate([part[i] for part in self._parts]) for i in range(3))
         materials, objects = (np.repeat([part[i] for part in self._parts], counts).astype(np.int32) for i in (3, 4))
@@ -83,17 +88,17 @@ class Mesh:
         return Soup(vertices[keep], uvs[keep], normals[keep], materials[keep], objects[keep], self.classes)
 
     def quad(self, corner: ArrayLike, edge_u: ArrayLike, edge_v: ArrayLike, material: int, fit: bool = False) -> None:
-        """Parallelogram; its normal is edge_u x edge_v. `fit` stretches the texture over it, else uv are metres."""
+        """Add a parallelogram with normal edge_u x edge_v; `fit` stretches the texture over it, else uvs are metres."""
         corner, edge_u, edge_v = (np.asarray(value, np.float64) for value in (corner, edge_u, edge_v))
         size = (1.0, 1.0) if fit else (np.linalg.norm(edge_u), np.linalg.norm(edge_v))
         vertices = corner + np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) @ np.stack([edge_u, edge_v])
         uvs = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size
         if not fit:
-            uvs = uvs + [corner @ edge_u / size[0], corner @ edge_v / size[1]]  # neighbours share the pattern
+            uvs = uvs + [corner @ edge_u / size[0], corner @ edge_v / size[1]]  # the pattern continues on neighbours
         self.add(vertices, [[0, 1, 2], [0, 2, 3]], uvs, np.tile(np.cross(edge_u, edge_v), (4, 1)), material)
 
     def box(self, low: ArrayLike, high: ArrayLike, material: int) -> None:
-        """Axis-aligned box (local axes) between two corners."""
+        """Add a box, aligned with the local axes, between two corners."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         vertices, uvs, normals = [], [], []
         square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
@@ -111,7 +116,7 @@ class Mesh:
         self.add(np.concatenate(vertices), faces, np.concatenate(uvs), np.concatenate(normals), material)
 
     def cushion(self, low: ArrayLike, high: ArrayLike, material: int, power: float = 6.0, steps: int = 6) -> None:
-        """Box with rounded edges: the unit ball of the `power` norm (2 = ellipsoid), stretched to two corners."""
+        """Add a box with rounded edges: the unit ball of the `power` norm (2 = ellipsoid), scaled to two corners."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         half, centre = (high - low) / 2, (high + low) / 2
         line = np.tan(np.linspace(-np.pi / 4, np.pi / 4, steps + 1))
@@ -135,22 +140,21 @@ class Mesh:
         )
 
     def ellipsoid(self, centre: ArrayLike, radii: ArrayLike, material: int, steps: int = 5) -> None:
-        """Ellipsoid with axes along the local axes."""
+        """Add an ellipsoid aligned with the local axes."""
         centre, radii = np.asarray(centre, np.float64), np.asarray(radii, np.float64)
         self.cushion(centre - radii, centre + radii, material, power=2.0, steps=steps)
 
     def loft(self, centres: ArrayLike, radii: ArrayLike, material: int, segments: int = 14) -> None:
-        """Tube of elliptical rings along a path, closed at both ends.
+        """Add a tube of elliptical rings along a path, closed at both ends.
 
-        centres [K,3]; radii [K] or [K,2], where the two are along the side and the depth direction of the path
-        (for a vertical path: local x and y).
+        centres: [K,3]. radii: [K], or [K,2] for the two axes of the ellipse (local x and y if the path is vertical).
         """
         centres = np.asarray(centres, np.float64)
         tangents = np.gradient(centres, axis=0)
         self._rings(centres, tangents / np.linalg.norm(tangents, axis=1, keepdims=True), radii, material, segments)
 
     def lathe(self, profile: ArrayLike, material: int, x: float = 0.0, y: float = 0.0, segments: int = 14) -> None:
-        """Solid of revolution about the vertical line at (x, y); profile [K,2] of (radius, height)."""
+        """Add a solid of revolution about the vertical axis through (x, y); profile [K,2] of (radius, height)."""
         radii, heights = np.asarray(profile, np.float64).T
         centres = np.stack([np.full(len(radii), x), np.full(len(radii), y), heights], 1)
         self._rings(centres, np.tile([0.0, 0.0, 1.0], (len(radii), 1)), radii, material, segments)
@@ -186,5 +190,5 @@ class Mesh:
     def rod(
         self, start: Sequence[float], end: Sequence[float], radius: float, material: int, segments: int = 8
     ) -> None:
-        """Cylinder between two points."""
+        """Add a cylinder between two points."""
         self.loft([start, end], [radius, radius], material, segments)

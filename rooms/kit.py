@@ -1,4 +1,4 @@
-"""What furniture, people and things of a rendered room are made from: one scene's materials and small helpers."""
+"""Materials and helpers shared by the builders of a scene's furniture, people and objects."""
 
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ HAIRS = [(0.1, 0.08, 0.07), (0.25, 0.16, 0.1), (0.45, 0.3, 0.16), (0.7, 0.55, 0.
 
 
 class Kit:
-    """What builders draw from: the mesh, the scene's random generator and its materials (ids)."""
+    """The mesh, random generator and material ids of a scene, used by all builders."""
 
     def __init__(self, mesh: Mesh, palette: Palette, rng: np.random.Generator):
         self.mesh, self.palette, self.rng = mesh, palette, rng
@@ -40,27 +40,27 @@ class Kit:
         self.cloths = [palette.cloth(colour, infrared=float(rng.uniform(0.02, 0.6))) for colour in colours[:3]]
         pattern = textures.striped_cloth(rng, colours[3], rng.choice(CLOTHS))
         self.cloths.append(palette.image(pattern, (0.4, 0.4)))
-        self.skin_of = [palette.solid(colour) for colour in SKINS]
-        self.hair_of = [palette.cloth(colour, infrared=0.03) for colour in HAIRS]
+        self.skins = [palette.solid(colour) for colour in SKINS]
+        self.hairs = [palette.cloth(colour, infrared=0.03) for colour in HAIRS]
         self.light_wood = self.woods[0]
 
     def pick(self, items: list[Item]) -> Item:
-        """One of `items`, drawn from the scene's generator."""
+        """Draw one of `items` with the scene's generator."""
         return items[self.rng.integers(len(items))]
 
     def wood(self) -> int:
-        """Material of a wooden or lacquered piece; most pieces of a room match."""
+        """Draw the material of a wooden or lacquered piece; most pieces in a room match."""
         return self.woods[self.rng.choice(3, p=[0.6, 0.25, 0.15])]
 
     def box(self, low: ArrayLike, high: ArrayLike, material: int) -> None:
-        """Axis-aligned box between two corners."""
+        """Add a box, aligned with the local axes, between two corners."""
         self.mesh.box(low, high, material)
 
     def legs(
         self, x0: float, x1: float, y0: float, y1: float,
         height: float, radius: float, material: int, square: bool = True,
     ) -> None:  # fmt: skip
-        """Four legs inside a rectangle, square or round and tapered."""
+        """Add four legs in the corners of a rectangle, either square or round and tapered."""
         for x in (x0 + radius, x1 - radius):
             for y in (y0 + radius, y1 - radius):
                 if square:
@@ -70,6 +70,6 @@ class Kit:
 
 
 def lean(angle: float, height: float = 0.0) -> np.ndarray:
-    """Tilt back by `angle` radians about the x axis through z = height."""
+    """Transform [4,4] that tilts back by `angle` radians about the x axis at z = height."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.array([[1, 0, 0, 0], [0, cos, -sin, sin * height], [0, sin, cos, height - cos * height], [0, 0, 0, 1]])

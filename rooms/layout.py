@@ -1,4 +1,4 @@
-"""Furnished rooms and corridors: furniture and people put where they are found in real homes and offices."""
+"""Furnished rooms and corridors, with furniture and people in typical places of homes and offices."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,47 +25,48 @@ from rooms.textures import Palette
 
 
 def living_room(room: Room) -> None:
-    """Sofas and armchairs round a coffee table and a rug, opposite a television."""
-    sofa = room.at_wall("sofa", clearance=1.0, tries=30)
+    """Sofas and armchairs around a coffee table and a rug, and a television."""
+    sofa = room.place_at_wall("sofa", clearance=1.0, tries=30)
     if sofa:
         frame, (_, d, _) = sofa
         centre = frame @ [0, d + 0.75, 0, 1]
-        turned = abs(frame[0, 0]) < 0.5
-        lay_rug(room, centre[0], centre[1], *((1.7, 2.6) if turned else (2.6, 1.7)))
+        rotated = abs(frame[0, 0]) < 0.5
+        lay_rug(room, centre[0], centre[1], *((1.7, 2.6) if rotated else (2.6, 1.7)))
         room.place("coffee table", frame @ placement(0, d + 0.4))
         for side in (-1, 1):
             heading = side * np.pi / 2 + room.kit.rng.normal(0, 0.2)
             room.place("armchair", frame @ placement(side * 2.0, d + 0.9, heading=heading))
-    _put(room, ["tv stand", "sofa", "bookshelf", "armchair", "cabinet", "bookshelf", "floor lamp", "plant", "ottoman",
-                "shelves", "plant"])
+    _furnish(room, ["tv stand", "sofa", "bookshelf", "armchair", "cabinet", "bookshelf", "floor lamp", "plant",
+                    "ottoman", "shelves", "plant"])
 
 
 def bedroom(room: Room) -> None:
     """Bed with night stands, wardrobe, dresser and desk."""
-    bed = room.at_wall("bed", clearance=0.5, tries=40)
+    bed = room.place_at_wall("bed", clearance=0.5, tries=40)
     if bed:
         frame, (w, _, _) = bed
         for side in (-1, 1):
             room.place("night stand", frame @ placement(side * (w / 2 + 0.32), 0))
         centre = frame @ [0, 1.5, 0, 1]
         lay_rug(room, centre[0], centre[1], w + 1.2, w + 1.2)
-    _put(room, ["wardrobe", "dresser", "armchair", "bookshelf", "cabinet", "desk", "ottoman", "chair", "plant",
-                "floor lamp"])
+    _furnish(room, ["wardrobe", "dresser", "armchair", "bookshelf", "cabinet", "desk", "ottoman", "chair", "plant",
+                    "floor lamp"])
 
 
 def office(room: Room) -> None:
-    """Desks with swivel chairs, along the walls and as islands; shelves and cabinets."""
+    """Desks with swivel chairs, along the walls and free-standing; shelves and cabinets."""
+    rng = room.kit.rng
     for _ in range(max(2, int(room.width * room.depth / 6))):
-        where = room.at_wall("desk", clearance=0.9) if room.kit.rng.random() < 0.6 else room.in_middle("desk", 0.4)
-        if where:
-            frame, (_, d, _) = where
-            turn = np.pi + room.kit.rng.normal(0, 0.4)
-            room.place("office chair", frame @ placement(room.kit.rng.normal(0, 0.1), d + 0.5, heading=turn))
-    _put(room, ["bookshelf", "cabinet", "bookshelf", "cabinet", "shelves", "plant", "chair", "armchair", "box"])
+        desk = room.place_at_wall("desk", clearance=0.9) if rng.random() < 0.6 else room.place_in_middle("desk", 0.4)
+        if desk:
+            frame, (_, d, _) = desk
+            heading = np.pi + rng.normal(0, 0.4)
+            room.place("office chair", frame @ placement(rng.normal(0, 0.1), d + 0.5, heading=heading))
+    _furnish(room, ["bookshelf", "cabinet", "bookshelf", "cabinet", "shelves", "plant", "chair", "armchair", "box"])
 
 
 def dining_room(room: Room) -> None:
-    """A table with chairs on all sides; sideboards along the walls."""
+    """A dining table with chairs on all sides, cabinets along the walls."""
     rng = room.kit.rng
     size = PIECES["dining table"].draw_size(rng)
     heading = np.pi / 2 if room.depth > room.width else 0.0
@@ -75,11 +76,11 @@ def dining_room(room: Room) -> None:
     lay_rug(room, centre[0], centre[1], along + 1.6, across + 1.6)
     if room.place("dining table", frame, size):
         surround_with_chairs(room, frame, size)
-    _put(room, ["cabinet", "bookshelf", "cabinet", "sofa", "armchair", "plant", "bookshelf", "floor lamp", "chair"])
+    _furnish(room, ["cabinet", "bookshelf", "cabinet", "sofa", "armchair", "plant", "bookshelf", "floor lamp", "chair"])
 
 
 def surround_with_chairs(room: Room, frame: np.ndarray, size: tuple[float, float, float], name: str = "chair") -> None:
-    """Chairs along both long sides of a table, drawn out by chance, and at its ends."""
+    """Place chairs along both long sides of a table, randomly pulled out, and possibly at its ends."""
     w, d, _ = size
     rng = room.kit.rng
     count = max(1, int(w / 0.62))
@@ -96,37 +97,37 @@ def surround_with_chairs(room: Room, frame: np.ndarray, size: tuple[float, float
 def kitchen(room: Room) -> None:
     """Counters with wall cabinets, refrigerator, and a table with chairs."""
     for _ in range(3):
-        room.at_wall("counter", clearance=0.8, tries=30)
-    room.at_wall("refridgerator", clearance=0.7)
-    where = room.in_middle("table", 0.45)
-    if where:
-        surround_with_chairs(room, *where, name=room.kit.pick(["chair", "chair", "stool"]))
-    _put(room, ["cabinet", "shelves", "garbage bin", "stool", "chair", "plant"])
+        room.place_at_wall("counter", clearance=0.8, tries=30)
+    room.place_at_wall("refridgerator", clearance=0.7)
+    table = room.place_in_middle("table", 0.45)
+    if table:
+        surround_with_chairs(room, *table, name=room.kit.pick(["chair", "chair", "stool"]))
+    _furnish(room, ["cabinet", "shelves", "garbage bin", "stool", "chair", "plant"])
 
 
 def classroom(room: Room) -> None:
-    """Rows of tables with chairs that face one wall."""
+    """Rows of tables with chairs facing one wall."""
     for y in np.arange(2.0, room.depth - 0.9, 1.55):
         for x in np.arange(1.1, room.width - 0.8, 1.75):
             if room.place("table", placement(x, y), (1.35, 0.6, 0.74)):
                 for dx in (-0.33, 0.33):
                     room.place("chair", placement(x + dx, y + 1.08, heading=np.pi + room.kit.rng.normal(0, 0.15)))
-    _put(room, ["cabinet", "bookshelf", "desk", "shelves", "garbage bin", "bag", "cabinet"])
+    _furnish(room, ["cabinet", "bookshelf", "desk", "shelves", "garbage bin", "bag", "cabinet"])
 
 
 def lobby(room: Room) -> None:
     """Waiting room: benches, armchairs and sofas, low tables and plants."""
     for _ in range(max(2, int(room.width * room.depth / 9))):
-        where = room.in_middle(room.kit.pick(["sofa", "armchair", "bench"]), 0.35)
-        if where:
-            frame, (_, d, _) = where
+        seat = room.place_in_middle(room.kit.pick(["sofa", "armchair", "bench"]), 0.35)
+        if seat:
+            frame, (_, d, _) = seat
             room.place("coffee table", frame @ placement(0, d + 0.45))
-    _put(room, ["sofa", "bench", "armchair", "armchair", "cabinet", "plant", "plant", "sofa", "garbage bin",
-                "bookshelf"])
+    _furnish(room, ["sofa", "bench", "armchair", "armchair", "cabinet", "plant", "plant", "sofa", "garbage bin",
+                    "bookshelf"])
 
 
 def corridor(room: Room) -> None:
-    """Lockers, benches and bins along the walls; a glass door may close the corridor."""
+    """Cabinets, benches and bins along the walls; sometimes a glass wall across the corridor."""
     kit, rng = room.kit, room.kit.rng
     if rng.random() < 0.65:
         y = rng.uniform(0.45, 0.75) * room.depth
@@ -136,26 +137,26 @@ def corridor(room: Room) -> None:
             if room.height > high + 0.01:
                 with kit.mesh.object("wall"):
                     kit.box((0, -0.1, high), (room.width, -0.07, room.height), kit.white)
-        room.taken.append((0, y - 0.3, room.width, y + 0.15))
+        room.occupied.append((0, y - 0.3, room.width, y + 0.15))
     names = ["cabinet", "bench", "chair", "cabinet", "bookshelf", "plant", "garbage bin", "bench", "box", "chair",
              "shelves", "cabinet"]
     for name in rng.permutation(names):
-        room.at_wall(str(name), walls=(1, 3), clearance=min(0.8, room.width - 0.9), tries=8)
+        room.place_at_wall(str(name), walls=(1, 3), clearance=min(0.8, room.width - 0.9), tries=8)
 
 
-def _put(room: Room, names: Sequence[str]) -> None:
-    """Pieces along the walls, in order of importance, then small things on the floor."""
+def _furnish(room: Room, names: Sequence[str]) -> None:
+    """Place furniture along the walls, the most important first, then small objects on the floor."""
     rng = room.kit.rng
-    keep = max(5, int(room.width * room.depth / 2.2))
-    for name in names[:keep]:
-        room.at_wall(name, clearance=0.4)
+    count = max(5, int(room.width * room.depth / 2.2))
+    for name in names[:count]:
+        room.place_at_wall(name, clearance=0.4)
     for name in ("garbage bin", "bag", "box", "box", "plant"):
         if rng.random() < 0.4:
-            room.at_wall(name, clearance=0.1) or room.in_middle(name, 0.1)
+            room.place_at_wall(name, clearance=0.1) or room.place_in_middle(name, 0.1)
 
 
 def add_people(room: Room, mean: float) -> None:
-    """Poisson many people, on free seats or standing where there is floor; at least one in two rooms of three."""
+    """Add a Poisson-distributed number of people, seated or standing; at least one in about two rooms of three."""
     kit, rng = room.kit, room.kit.rng
     count = max(int(rng.poisson(mean)), int(rng.random() < 0.67))
     for _ in range(count):
@@ -168,8 +169,8 @@ def add_people(room: Room, mean: float) -> None:
         for _ in range(25):
             x, y = rng.uniform(0.4, room.width - 0.4), rng.uniform(0.4, room.depth - 0.4)
             spot = (x - 0.3, y - 0.3, x + 0.3, y + 0.3)
-            if room.free(spot):
-                room.taken.append(spot)
+            if room.is_free(spot):
+                room.occupied.append(spot)
                 with kit.mesh.placed(placement(x, y, heading=rng.uniform(0, 2 * np.pi))):
                     person(kit)
                 break
@@ -177,7 +178,11 @@ def add_people(room: Room, mean: float) -> None:
 
 @dataclass
 class Plan:
-    """A type of room: how often it is drawn, its ranges of size in metres, and who lives in it."""
+    """A room type: furnishing function, sampling weight, size ranges in metres, and decoration.
+
+    formal: finishes and lamps as in offices. people: mean number of people. pictures: number of pictures
+    to hang. mirror, board: probability of a mirror and of a whiteboard.
+    """
 
     furnish: Callable[[Room], None]
     share: float
@@ -206,7 +211,7 @@ PLANS = {
 
 
 def draw_openings(room: Room, plan_name: str) -> None:
-    """Doors, windows and glass doors on the walls of a room, without overlaps."""
+    """Draw doors, windows and glass doors on the walls of a room, without overlaps."""
     rng, corridor_like = room.kit.rng, plan_name == "corridor"
     high = 2.05
     wanted = [("door", 0.85, 0.95, 0.0, high)]
@@ -240,7 +245,7 @@ def build_room(
     plans: Mapping[str, Plan] = PLANS,
     change_finish: Callable[[Kit, Finish], None] | None = None,
 ) -> tuple[str, Room]:
-    """A furnished room drawn from `rng`: its type (a key of `plans`) and the room.
+    """Build a random furnished room; returns its type, a key of `plans`, and the room.
 
     change_finish: may replace the materials of floor and walls before anything is built.
     """

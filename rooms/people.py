@@ -1,4 +1,4 @@
-"""People of rendered rooms: bodies of tapered tubes and ellipsoids, standing, walking or sitting."""
+"""People in rendered rooms: standing, walking or sitting bodies made of tapered tubes and ellipsoids."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,21 @@ from rooms.kit import Kit
 
 TROUSERS = [(0.15, 0.18, 0.28), (0.2, 0.2, 0.2), (0.45, 0.4, 0.32), (0.25, 0.32, 0.45)]
 
-Joints = list[tuple[float, float, float]]  # of a limb, from the trunk outwards
+Joints = list[tuple[float, float, float]]  # of a limb, starting at the trunk
 
 
 def person(kit: Kit, seat: float | None = None) -> None:
-    """Person facing +y: standing or walking at the origin, or sitting with the hips over it on a seat `seat` high."""
+    """Add a person facing +y: standing or walking at the origin, or sitting there on a seat of height `seat`."""
     rng = kit.rng
     size = rng.uniform(0.9, 1.08)
-    scaled = np.diag([size * rng.uniform(0.92, 1.12), size, size, 1.0])
+    transform = np.diag([size * rng.uniform(0.92, 1.12), size, size, 1.0])
     with kit.mesh.object("person"):
         if seat is None:
-            with kit.mesh.placed(scaled):
+            with kit.mesh.placed(transform):
                 _body(kit, 0.88, *_standing_legs(rng), _hanging_arms(rng))
         else:
-            scaled[2, 3] = seat + 0.10 - 0.88 * size
-            with kit.mesh.placed(scaled):
+            transform[2, 3] = seat + 0.10 - 0.88 * size
+            with kit.mesh.placed(transform):
                 _body(kit, 0.88, *_sitting_legs(rng, (seat + 0.10) / size), _resting_arms(rng))
 
 
@@ -62,7 +62,7 @@ def _resting_arms(rng: np.random.Generator) -> list[Joints]:
 def _body(kit: Kit, hip: float, legs: list[Joints], floor: float, arms: list[Joints]) -> None:
     mesh, rng = kit.mesh, kit.rng
     shirt, trousers = kit.pick(kit.cloths + kit.brights), kit.palette.cloth(kit.pick(TROUSERS), infrared=0.25)
-    skin = kit.pick(kit.skin_of)
+    skin = kit.pick(kit.skins)
     heights = np.array([hip - 0.09, hip - 0.03, hip + 0.05, 1.02, 1.15, 1.30, 1.38, 1.43, 1.46, 1.49])
     widths = np.array([(0.09, 0.075), (0.158, 0.118), (0.165, 0.122), (0.145, 0.11), (0.155, 0.115), (0.18, 0.125),
                        (0.178, 0.11), (0.14, 0.09), (0.085, 0.07), (0.055, 0.055)])
@@ -92,7 +92,7 @@ def _limb(mesh: Mesh, path: Joints, radii: tuple[float, float, float], upper: in
 
 
 def _head(kit: Kit, skin: int) -> None:
-    mesh, rng, hair = kit.mesh, kit.rng, kit.pick(kit.hair_of)
+    mesh, rng, hair = kit.mesh, kit.rng, kit.pick(kit.hairs)
     mesh.loft([(0, -0.015, 1.42), (0, 0, 1.56)], [0.052, 0.05], skin)
     mesh.ellipsoid((0, 0.012, 1.625), (0.075, 0.092, 0.112), skin, 8)
     mesh.ellipsoid((0, 0.008, 1.565), (0.052, 0.07, 0.06), skin)

@@ -1,8 +1,8 @@
-"""Render the embedded data and run every stage up to the manifest, so that training has something to read.
+"""Render rooms and run every stage up to the manifest, which gives training data without a download.
 
 Reads   nothing.
-Writes  a data folder with a manifest: rendered rooms, depth and object masks from the reference, floor, wall and glass
-        by geometry. Each stage is run as its own process with the command that this script prints.
+Writes  a data folder with a manifest. Depth and object masks come from the renderer; floor, wall and glass from depth
+        geometry. Each stage runs as its own process, and its command is printed.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ except ModuleNotFoundError:
     print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
-from rooms.flags import add_room_flags, lens_range
+from rooms.flags import add_room_flags, focal_scale_range
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES, FRAMES_PER_SCENE = 20, 4
@@ -30,14 +30,14 @@ def prepare_rooms(
     focal_scale: Sequence[float] = (1.0,),
     view: str = "handheld",
 ) -> Path:
-    """Make the data folder `out` unless its manifest is there; returns the manifest's path.
+    """Create the data folder `out` unless its manifest exists; returns the path of the manifest.
 
-    Raises UserError when a stage fails (its own message stands above).
+    Raises UserError if a stage fails, which prints its own message first, and Stopped if a signal stopped it.
     """
     out = Path(out)
     manifest = out / "manifest.jsonl"
     if manifest.is_file():
-        print(f"{manifest} is there already and stays as it is; remove {out} to render anew")
+        print(f"{manifest} exists and is kept; remove {out} to render again")
         return manifest
     mat = out / "rooms.mat"
     rgb, depth, confidence = (str(out / name) for name in ("rgb", "depth", "confidence"))
@@ -73,21 +73,21 @@ def _stage(script: str, *arguments: str) -> None:
         try:
             code = stage.wait()
         except KeyboardInterrupt:
-            stage.terminate()  # it removes what it has half-written
+            stage.terminate()  # the stage removes its half-written files
             raise
     if code == EXIT_STOPPED:
         raise Stopped(f"a signal to {script}")
     if code:
-        raise UserError(f"{script} ended with exit code {code}; its message stands above")
+        raise UserError(f"{script} failed with exit code {code}; see its message above")
 
 
 def main() -> int:
-    """Run the script; returns the exit code."""
+    """Run the script and return the exit code."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="data folder to write")
     add_room_flags(parser, SCENES, FRAMES_PER_SCENE)
     arguments = parser.parse_args()
-    lens_range(arguments.focal_scale)  # before anything is written
+    focal_scale_range(arguments.focal_scale)  # check before anything is written
     manifest = prepare_rooms(
         arguments.out,
         arguments.scenes,

@@ -1,8 +1,8 @@
-"""Ray caster for furnished rooms: colour, exact depth, object ids and a time-of-flight sensor's depth.
+"""Ray caster for furnished rooms: colour, exact depth, object ids and simulated time-of-flight depth.
 
-Rays run through Embree; colours are shaded in numpy. Light comes from lamps and windows with soft shadows, and
-from one gathered bounce, both by interleaved sampling: the 16 pixels of a 4x4 block share one set of samples,
-and a filter over 4x4 pixels of the same surface joins them again (Keller and Heidrich, Interleaved Sampling, 2001).
+Embree intersects the rays, NumPy computes the shading. Lighting is direct light from lamps and windows with soft
+shadows, plus one indirect bounce. Both use interleaved sampling: the 16 pixels of a 4x4 block share one set of samples,
+and a 4x4 filter over pixels of the same surface combines them (Keller and Heidrich, Interleaved Sampling, 2001).
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from config import Intrinsics
 from rooms.geometry import Soup
 from rooms.textures import GLASS, MIRROR, OPAQUE, MaterialTable, Palette
 
-NEAR = 1e-3  # metres that a secondary ray starts off its surface
+RAY_OFFSET = 1e-3  # distance of a secondary ray's origin from its surface
 BLOCK = 4
-DRAWS = 2  # light samples a pixel; 16 * DRAWS a block
+LIGHT_SAMPLES = 2  # per pixel; 16 times as many per block
 MAX_BOUNCES = 4
-SENSOR_RANGE = 8.0
+SENSOR_RANGE = 8.0  # metres
 SKY = np.array([0.8, 0.9, 1.0], np.float32)
 
 
 @dataclass
 class Light:
-    """Rectangular lamp or window: centre, half edges u and v [3], unit normal it shines along, linear RGB power."""
+    """Rectangular light source: centre, half edges u and v, unit normal in its emission direction, linear RGB power."""
 
     centre: np.ndarray
     half_u: np.ndarray
@@ -38,7 +38,7 @@ class Light:
 
 @dataclass
 class Pose:
-    """Camera position [3] in metres; yaw from +x, pitch (positive looks up), roll, all in radians."""
+    """Camera position [3] in metres; yaw from +x, pitch (positive is up) and roll in radians."""
 
     position: np.ndarray
     yaw: float
@@ -46,7 +46,7 @@ class Pose:
     roll: float
 
     def rotation(self) -> np.ndarray:
-        """float64 [3,3] whose columns are the camera's right, down and forward axes in the world."""
+        """Rotation matrix, float64 [3,3]; its columns are the camera's right, down and forward axes in the world."""
         cos, sin = np.cos(self.pitch), np.sin(self.pitch)
         forward = np.array([cos * np.cos(self.yaw), cos * np.sin(self.yaw), sin])
         right = np.array([np.sin(self.yaw), -np.cos(self.yaw), 0.0])
@@ -57,7 +57,7 @@ class Pose:
 
 @dataclass
 class Hits:
-    """What N rays hit: triangle int [N] (-1 none), distance along the ray's direction vector [N], barycentrics."""
+    """Hits of N rays: triangle int [N], -1 = none; distance [N] in direction-vector lengths; barycentrics [N,2]."""
 
     triangle: np.ndarray
     distance: np.ndarray
@@ -65,7 +65,7 @@ class Hits:
 
 
 class World:
-    """A scene ready for rays."""
+    """A scene prepared for ray casting."""
 
     def __init__(self, soup: Soup, palette: Palette, lights: list[Light], area: float):
         self.soup = soup
@@ -76,45 +76,45 @@ class World:
         self.plane = np.cross(second - first, third - first)
         self.plane /= np.linalg.norm(self.plane, axis=1, keepdims=True)
         self.offset = (self.plane * first).sum(1)
-        self._scene = embree(soup.vertices)
-        # Lamps shine through their own shades, daylight through panes: neither may cast shadows.
-        blocks = (self.triangle_kind != GLASS) & (self.table.emission[soup.materials] == 0)
-        self._blocker_ids = np.flatnonzero(blocks)
-        self._blockers = embree(soup.vertices[blocks])
-        # Irradiance of the bounced light: the lamps' power spread over `area` m^2 of walls, floor and ceiling.
+        self._scene = build_embree_scene(soup.vertices)
+        # glass and light-emitting surfaces, such as lamp shades, cast no shadow
+        casts_shadow = (self.triangle_kind != GLASS) & (self.table.emission[soup.materials] == 0)
+        self._occluder_ids = np.flatnonzero(casts_shadow)
+        self._occluders = build_embree_scene(soup.vertices[casts_shadow])
+        # irradiance of indirect light: the power of all lights, spread over `area` m^2 of walls, floor and ceiling
         self.ambient = np.float32(4.0 * sum(light.power.mean() for light in lights) / area)
 
     def cast(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
-        """Nearest hits of rays float [N,3]; distances are exact intersections with the hit triangles' planes."""
-        found = self._scene.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
-        triangle = np.where(found["geomID"] >= 0, found["primID"], -1)
-        return Hits(triangle, self._exact(triangle, origins, directions, found["tfar"]),
-                    np.stack([found["u"], found["v"]], 1))
+        """Find the nearest hits of rays, float [N,3]; the distances are exact, from the planes of the hit triangles."""
+        result = self._scene.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
+        triangle = np.where(result["geomID"] >= 0, result["primID"], -1)
+        return Hits(triangle, self._exact(triangle, origins, directions, result["tfar"]),
+                    np.stack([result["u"], result["v"]], 1))
 
     def _exact(
         self, triangle: np.ndarray, origins: np.ndarray, directions: np.ndarray, approximate: np.ndarray
     ) -> np.ndarray:
-        # Embree works in float32. Far off a silhouette's edge-on triangle the plane means nothing: keep Embree's.
+        # Embree computes in float32. For triangles seen edge-on, the plane is unreliable: keep Embree's distance.
         plane = self.plane.take(triangle, axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             distance = (self.offset[triangle] - _dot(plane, origins)) / _dot(plane, directions)
-        good = np.abs(distance - approximate) < 1e-3 * np.maximum(approximate, 1.0)
-        return np.where(triangle < 0, np.inf, np.where(good, distance, approximate))
+        reliable = np.abs(distance - approximate) < 1e-3 * np.maximum(approximate, 1.0)
+        return np.where(triangle < 0, np.inf, np.where(reliable, distance, approximate))
 
     def visible(self, origins: np.ndarray, directions: np.ndarray, reach: np.ndarray) -> np.ndarray:
-        """Bool [N]: nothing opaque within `reach` (in lengths of the direction vector)."""
-        return self._blockers.run(_f32(origins), _f32(directions), dists=_f32(reach), query="OCCLUDED") == -1
+        """Whether no occluder lies within `reach`, in lengths of the direction vector, bool [N]."""
+        return self._occluders.run(_f32(origins), _f32(directions), dists=_f32(reach), query="OCCLUDED") == -1
 
     def gather(self, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Triangles (-1 none) and distances of the nearest opaque, unlit surfaces along rays [N,3]."""
-        found = self._blockers.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
-        hit = found["geomID"] >= 0
-        return np.where(hit, self._blocker_ids[np.where(hit, found["primID"], 0)], -1), found["tfar"]
+        """Find triangles [N], -1 = none, and distances [N] of the nearest occluders along rays [N,3]."""
+        result = self._occluders.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
+        hit = result["geomID"] >= 0
+        return np.where(hit, self._occluder_ids[np.where(hit, result["primID"], 0)], -1), result["tfar"]
 
 
 @dataclass
 class Surface:
-    """Shading inputs of N points: position, unit shading normal that faces the ray, unit direction, material."""
+    """Shading inputs of N points: triangle, position, unit normal towards the ray, unit direction, material, albedo."""
 
     triangle: np.ndarray
     point: np.ndarray
@@ -126,7 +126,7 @@ class Surface:
 
 @dataclass
 class RawFrame:
-    """rgb uint8 [H,W,3]; depth, sensor_depth float32 [H,W] metres (sensor 0 = hole); object int32 [H,W]."""
+    """rgb uint8 [H,W,3]; depth and sensor_depth float32 [H,W] metres, 0 = none; object id int32 [H,W], -1 = none."""
 
     rgb: np.ndarray
     depth: np.ndarray
@@ -135,10 +135,10 @@ class RawFrame:
 
 
 def camera_rays(camera: Intrinsics, pose: Pose) -> np.ndarray:
-    """float64 [H*W,3] ray directions with a camera z of 1, so that a hit's distance is its depth."""
+    """Ray directions, float64 [H*W,3], with a camera z of 1, so that the distance of a hit is its depth."""
     u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
     rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(u.shape)], -1)
-    return np.einsum("ij,kj->ik", rays.reshape(-1, 3), pose.rotation())  # unlike BLAS, the same bits everywhere
+    return np.einsum("ij,kj->ik", rays.reshape(-1, 3), pose.rotation())  # unlike BLAS, bitwise reproducible
 
 
 def render(
@@ -146,36 +146,36 @@ def render(
     camera: Intrinsics,
     pose: Pose,
     rng: np.random.Generator,
-    developed: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+    develop: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
 ) -> RawFrame:
-    """One frame; all randomness (noise, exposure, sampling patterns) comes from `rng`.
+    """Render one frame; noise, exposure and sampling patterns are drawn from `rng`.
 
-    developed: makes the picture of linear radiance [H,W,3], as develop() does.
+    develop: converts linear radiance [H,W,3] to the image (default: develop_image).
     """
     shape = (camera.height, camera.width)
     rays = camera_rays(camera, pose)
     origins = np.broadcast_to(pose.position, rays.shape)
     first = world.cast(origins, rays)
-    seen, tint, path, ends, directions = follow(world, origins, rays, first)
+    seen, tint, path, last_origins, directions = trace_to_opaque(world, origins, rays, first)
     pixel_angle = 1.0 / camera.focal
-    surface = _surface(world, seen, ends, directions, path * pixel_angle)
-    light = _gathered_light(world, surface, shape, rng)
-    radiance = _emitted_or_lit(world, surface, light) * tint
+    surface = _surface(world, seen, last_origins, directions, path * pixel_angle)
+    light = _compute_irradiance(world, surface, shape, rng)
+    radiance = _shade(world, surface, light) * tint
     _add_reflections(world, radiance, first, surface, origins, rays, pixel_angle)
-    rgb = (developed or develop)(radiance.reshape(*shape, 3), rng)
+    rgb = (develop or develop_image)(radiance.reshape(*shape, 3), rng)
     depth = np.where(np.isfinite(first.distance), first.distance, 0).astype(np.float32).reshape(shape)
     objects = np.where(first.triangle >= 0, world.soup.objects[first.triangle], -1).reshape(shape)
-    sensor = sense(world, first, path, rays, shape, rng)
+    sensor = simulate_sensor(world, first, path, rays, shape, rng)
     return RawFrame(rgb, depth, sensor, objects.astype(np.int32))
 
 
-def follow(
+def trace_to_opaque(
     world: World, origins: np.ndarray, rays: np.ndarray, first: Hits
 ) -> tuple[Hits, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Carry rays on through panes and off mirrors to the first opaque surface.
+    """Trace rays through glass and off mirrors to the first opaque surface.
 
-    Returns hits on opaque surfaces, tint float32 [N,3], length of the path in units of the ray's length [N], and
-    origins and directions of the last legs [N,3].
+    Returns the hits on opaque surfaces, the tint float32 [N,3], the path length [N] in lengths of the ray's direction
+    vector, and the origins and directions [N,3] of the last path segments.
     """
     hits = Hits(first.triangle.copy(), first.distance.copy(), first.bary.copy())
     origins, directions = origins.copy(), rays.copy()
@@ -186,16 +186,16 @@ def follow(
         active = np.flatnonzero(kind != OPAQUE)
         if len(active) == 0:
             break
-        triangle, way = hits.triangle[active], directions[active]
-        point = origins[active] + way * hits.distance[active, None]
+        triangle, direction = hits.triangle[active], directions[active]
+        point = origins[active] + direction * hits.distance[active, None]
         mirrored = (kind[active] == MIRROR)[:, None]
         plane = world.plane[triangle]
-        way = np.where(mirrored, way - 2 * _dot(way, plane)[:, None] * plane, way)
+        direction = np.where(mirrored, direction - 2 * _dot(direction, plane)[:, None] * plane, direction)
         tint[active] *= world.table.colour[world.soup.materials[triangle]]
-        origins[active], directions[active] = point + NEAR * way, way
-        onward = world.cast(origins[active], way)
-        hits.triangle[active], hits.distance[active], hits.bary[active] = onward.triangle, onward.distance, onward.bary
-        path[active] += onward.distance + NEAR
+        origins[active], directions[active] = point + RAY_OFFSET * direction, direction
+        new = world.cast(origins[active], direction)
+        hits.triangle[active], hits.distance[active], hits.bary[active] = new.triangle, new.distance, new.bary
+        path[active] += new.distance + RAY_OFFSET
     return hits, tint, path, origins, directions
 
 
@@ -212,87 +212,90 @@ def _surface(world: World, hits: Hits, origins: np.ndarray, directions: np.ndarr
     normal = np.where(facing[:, None] > 0, -normal, normal).astype(np.float32)
     material = soup.materials[triangle]
     width = np.where(np.isfinite(footprint), footprint, 1.0) / np.sqrt(np.maximum(np.abs(facing), 0.04))
-    # Fitted textures have uv in 0..1 over metres unknown here: their tile counts as 1 m.
+    # the size in metres of a fitted texture, with uv in 0..1, is not known here: assume 1 m
     albedo = world.table.lookup(material, uv.astype(np.float32), width.astype(np.float32))
     return Surface(triangle, point, normal, view, material, albedo)
 
 
-def _gathered_light(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Irradiance float32 [N,3] with soft shadows and one bounce."""
-    direct = _unshadowed(world, surface)
-    arriving, blocked = _light_samples(world, surface, shape, rng)
-    bounce = _bounce_samples(world, surface, shape, rng)
-    summed = _join_blocks(np.concatenate([arriving, blocked, bounce], 1), surface, shape, world)
-    shadow = summed[:, 1:2] / np.maximum(summed[:, :1], 1e-6)
-    return direct * np.minimum(shadow, 1.0) + summed[:, 2:]
+def _compute_irradiance(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Irradiance, float32 [N,3], with soft shadows and one indirect bounce."""
+    direct = _unshadowed_irradiance(world, surface)
+    arriving, blocked = _sample_lights(world, surface, shape, rng)
+    bounce = _sample_bounce(world, surface, shape, rng)
+    filtered = _filter_blocks(np.concatenate([arriving, blocked, bounce], 1), surface, shape, world)
+    shadow = filtered[:, 1:2] / np.maximum(filtered[:, :1], 1e-6)
+    return direct * np.minimum(shadow, 1.0) + filtered[:, 2:]
 
 
-def _irradiance(
-    light: Light, place: np.ndarray, surface: Surface, rows: slice | np.ndarray = slice(None)
+def _light_irradiance(
+    light: Light, position: np.ndarray, surface: Surface, rows: slice | np.ndarray = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Irradiance before colour, float32 [N], of a point `place` ([3] or [N,3]) of a lamp, and the vectors to it."""
-    toward = _f32(place) - surface.point[rows]
+    """Irradiance from a point on a light per unit power, float32 [N], and the vectors to that point, [N,3].
+
+    position: the point, [3] or [N,3]. rows: which points of the surface to use.
+    """
+    toward = _f32(position) - surface.point[rows]
     squared = np.maximum(_dot(toward, toward), 0.04)
     cos_surface = np.maximum(_dot(toward, surface.normal[rows]), 0)
     cos_light = np.maximum(-np.einsum("ij,j->i", toward, _f32(light.normal)), 0)
     return cos_surface * (0.8 * cos_light + 0.2 * np.sqrt(squared)) / squared**2, toward
 
 
-def _unshadowed(world: World, surface: Surface) -> np.ndarray:
+def _unshadowed_irradiance(world: World, surface: Surface) -> np.ndarray:
     total = np.zeros(surface.point.shape, np.float32)
     for light in world.lights:
-        total += _irradiance(light, light.centre, surface)[0][:, None] * _f32(light.power)
+        total += _light_irradiance(light, light.centre, surface)[0][:, None] * _f32(light.power)
     return total
 
 
-def _light_samples(
+def _sample_lights(
     world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Light reaching each pixel from its DRAWS samples without and with shadows: two float32 [N,1]."""
+    """Irradiance of each pixel from its light samples, without and with shadows: two float32 [N,1]."""
     brightness = np.array([light.power.sum() for light in world.lights])
-    count = BLOCK * BLOCK * DRAWS
+    count = BLOCK * BLOCK * LIGHT_SAMPLES
     choice = np.searchsorted(np.cumsum(brightness) / brightness.sum(), (np.arange(count) + 0.5) / count)
     choice = choice[rng.permutation(count)]
     offsets = (np.stack([rng.permutation(count), rng.permutation(count)], 1) + 0.5) / count * 2 - 1
     block = _block_index(shape)
     members = [np.flatnonzero(block == index) for index in range(BLOCK * BLOCK)]
-    open_light, arriving = (np.zeros((len(block), 1), np.float32) for _ in range(2))
+    unshadowed, arriving = (np.zeros((len(block), 1), np.float32) for _ in range(2))
     for sample in range(count):
-        rows = members[sample // DRAWS]
+        rows = members[sample // LIGHT_SAMPLES]
         light = world.lights[choice[sample]]
-        place = light.centre + offsets[sample, 0] * light.half_u + offsets[sample, 1] * light.half_v
-        strength, toward = _irradiance(light, place, surface, rows)
-        start = surface.point[rows] + NEAR * 3 * surface.normal[rows]
+        position = light.centre + offsets[sample, 0] * light.half_u + offsets[sample, 1] * light.half_v
+        strength, toward = _light_irradiance(light, position, surface, rows)
+        start = surface.point[rows] + RAY_OFFSET * 3 * surface.normal[rows]
         clear = world.visible(start, toward, np.full(len(rows), 0.995))
-        open_light[rows, 0] += strength
+        unshadowed[rows, 0] += strength
         arriving[rows, 0] += strength * clear
-    return open_light, arriving
+    return unshadowed, arriving
 
 
-def _bounce_samples(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Light off other surfaces, float32 [N,3], from one cosine-distributed ray a pixel."""
+def _sample_bounce(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Indirect irradiance, float32 [N,3], from one cosine-distributed ray per pixel."""
     count = BLOCK * BLOCK
     grid = (np.stack(np.divmod(np.arange(count), BLOCK), 1) + rng.random((count, 2))) / BLOCK
     grid = grid[rng.permutation(count)][_block_index(shape)].astype(np.float32)
     ring = np.sqrt(grid[:, :1]) * 0.98
-    ball = np.concatenate([ring * np.cos(2 * np.pi * grid[:, 1:]), ring * np.sin(2 * np.pi * grid[:, 1:]),
+    hemisphere = np.concatenate([ring * np.cos(2 * np.pi * grid[:, 1:]), ring * np.sin(2 * np.pi * grid[:, 1:]),
                            np.sqrt(1 - ring**2)], 1)
     normal = surface.normal
-    # Basis from Duff et al., Building an Orthonormal Basis, Revisited, 2017.
+    # orthonormal basis from Duff et al., Building an Orthonormal Basis, Revisited, 2017
     sign = np.where(normal[:, 2] >= 0, 1, -1).astype(np.float32)
     a = -1 / (sign + normal[:, 2])
     b = normal[:, 0] * normal[:, 1] * a
     tangent = np.stack([1 + sign * normal[:, 0] ** 2 * a, sign * b, -sign * normal[:, 0]], 1)
     bitangent = np.stack([b, sign + normal[:, 1] ** 2 * a, -normal[:, 1]], 1)
-    direction = ball[:, :1] * tangent + ball[:, 1:2] * bitangent + ball[:, 2:] * normal
-    triangle, distance = world.gather(surface.point + NEAR * 3 * normal, direction)
+    direction = hemisphere[:, :1] * tangent + hemisphere[:, 1:2] * bitangent + hemisphere[:, 2:] * normal
+    triangle, distance = world.gather(surface.point + RAY_OFFSET * 3 * normal, direction)
     near = np.minimum(distance / 1.3, 1.0)[:, None]
     colour = world.table.colour[world.soup.materials[triangle]] * (0.15 + 0.85 * near)
     return world.ambient * np.where((triangle < 0)[:, None], SKY, colour).astype(np.float32)
 
 
-def _join_blocks(values: np.ndarray, surface: Surface, shape: tuple[int, int], world: World) -> np.ndarray:
-    """Mean of `values` [N,C] over the 4x4 pixels around each that lie on the same surface, rows first."""
+def _filter_blocks(values: np.ndarray, surface: Surface, shape: tuple[int, int], world: World) -> np.ndarray:
+    """Average `values` [N,C] over the pixels of the same surface in a 4x4 window, in two separable passes."""
     height, width = shape
     normal = surface.normal.reshape(height, width, 3)
     point = surface.point.reshape(height, width, 3)
@@ -302,17 +305,17 @@ def _join_blocks(values: np.ndarray, surface: Surface, shape: tuple[int, int], w
         total = np.zeros_like(image)
         for step in range(-BLOCK // 2, BLOCK // 2):
             dy, dx = down * step, right * step
-            here = np.s_[max(0, -dy):height - max(0, dy), max(0, -dx):width - max(0, dx)]
-            there = np.s_[max(0, dy):height + min(0, dy), max(0, dx):width + min(0, dx)]
-            alike = objects[here] == objects[there]
-            alike &= np.einsum("ijk,ijk->ij", normal[here], normal[there]) > 0.9
-            alike &= np.abs(np.einsum("ijk,ijk->ij", normal[here], point[here] - point[there])) < 0.03
-            total[here] += image[there] * alike[..., None]
+            target = np.s_[max(0, -dy):height - max(0, dy), max(0, -dx):width - max(0, dx)]
+            source = np.s_[max(0, dy):height + min(0, dy), max(0, dx):width + min(0, dx)]
+            same_surface = objects[target] == objects[source]
+            same_surface &= np.einsum("ijk,ijk->ij", normal[target], normal[source]) > 0.9
+            same_surface &= np.abs(np.einsum("ijk,ijk->ij", normal[target], point[target] - point[source])) < 0.03
+            total[target] += image[source] * same_surface[..., None]
         image = total
     return (image[..., :-1] / image[..., -1:]).reshape(values.shape)
 
 
-def _emitted_or_lit(world: World, surface: Surface, irradiance: np.ndarray) -> np.ndarray:
+def _shade(world: World, surface: Surface, irradiance: np.ndarray) -> np.ndarray:
     emission = world.table.emission[surface.material][:, None]
     radiance = np.where(emission > 0, surface.albedo * emission, surface.albedo * irradiance)
     return np.where((surface.triangle >= 0)[:, None], radiance, SKY)
@@ -322,7 +325,7 @@ def _add_reflections(
     world: World, radiance: np.ndarray, first: Hits, surface: Surface,
     origins: np.ndarray, rays: np.ndarray, pixel_angle: float,
 ) -> None:  # fmt: skip
-    """Add what panes and glossy surfaces reflect (Schlick's Fresnel term) to `radiance`, in place."""
+    """Add the reflections of glass and glossy surfaces to `radiance`, in place, with Schlick's Fresnel term."""
     gloss = np.where(first.triangle >= 0, world.table.gloss[world.soup.materials[first.triangle]], 0)
     kind = np.where(first.triangle >= 0, world.triangle_kind[first.triangle], MIRROR)
     length = _length(rays)
@@ -335,18 +338,18 @@ def _add_reflections(
     if len(rows) == 0:
         return
     normal, ray = normal[rows], rays[rows] / length[rows, None]
-    way = ray - 2 * _dot(ray, normal)[:, None] * normal
-    start = origins[rows] + rays[rows] * first.distance[rows, None] - NEAR * 3 * ray
-    hits = world.cast(start, way)
-    seen, tint, path, ends, directions = follow(world, start, way, hits)
-    other = _surface(world, seen, ends, directions, path * pixel_angle)
-    light = _unshadowed(world, other) * 0.8 + world.ambient * 0.45
-    mirrored = _emitted_or_lit(world, other, light) * tint
+    direction = ray - 2 * _dot(ray, normal)[:, None] * normal
+    start = origins[rows] + rays[rows] * first.distance[rows, None] - RAY_OFFSET * 3 * ray
+    hits = world.cast(start, direction)
+    seen, tint, path, last_origins, directions = trace_to_opaque(world, start, direction, hits)
+    other = _surface(world, seen, last_origins, directions, path * pixel_angle)
+    light = _unshadowed_irradiance(world, other) * 0.8 + world.ambient * 0.45
+    mirrored = _shade(world, other, light) * tint
     radiance[rows] = radiance[rows] * (1 - share[rows, None]) + mirrored * share[rows, None]
 
 
-def develop(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, white balance, vignette, lens blur, shot noise and gamma: linear [H,W,3] -> uint8 [H,W,3]."""
+def develop_image(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Apply exposure, white balance, lens blur, vignetting, noise and gamma: linear [H,W,3] -> uint8 [H,W,3]."""
     height, width = radiance.shape[:2]
     luminance = radiance.mean(2)
     key = np.exp(np.log(np.maximum(luminance, 1e-4)).mean())
@@ -360,7 +363,7 @@ def develop(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.clip(film, 0, 1) ** np.float32(1 / 2.2) * 255 + 0.5).astype(np.uint8)
 
 
-def sense(
+def simulate_sensor(
     world: World,
     first: Hits,
     path: np.ndarray,
@@ -369,10 +372,10 @@ def sense(
     rng: np.random.Generator,
     weakness: float = 1.0,
 ) -> np.ndarray:
-    """Depth as a time-of-flight sensor reports it: float32 [H,W] metres, 0 = hole.
+    """Simulate the depth of a time-of-flight sensor, float32 [H,W] metres, 0 = hole.
 
-    The signal falls with infrared albedo * cos(incidence) / distance^2; below a threshold there is no reading, and
-    noise grows as it falls. Panes and mirrors return light from behind or nothing; edges mix two depths and drop.
+    The signal is infrared albedo * cos(incidence) / distance^2. Below a threshold there is no reading; a weaker signal
+    has more noise. Glass and mirrors give the depth behind them, or none. Readings at edges are lost or mix two depths.
     weakness: factor on that threshold.
     """
     triangle = np.maximum(first.triangle, 0)
@@ -381,14 +384,14 @@ def sense(
     cosine = np.abs(_dot(rays, world.plane[triangle])) / length
     depth = np.where(np.isfinite(first.distance), first.distance, 0)
     signal = world.table.infrared[material] * cosine / np.maximum((depth * length) ** 2, 0.1)
-    blotch = _smooth_noise(shape, 12, rng).ravel()
-    threshold = weakness * 0.0035 * np.exp(0.35 * blotch + 0.25 * rng.standard_normal(depth.shape))
+    coarse_noise = _smooth_noise(shape, 12, rng).ravel()
+    threshold = weakness * 0.0035 * np.exp(0.35 * coarse_noise + 0.25 * rng.standard_normal(depth.shape))
     kind = np.where(first.triangle >= 0, world.triangle_kind[triangle], OPAQUE)
     clear = kind != OPAQUE
     behind = np.where(np.isfinite(path), path, 0)
-    speck = _smooth_noise(shape, 5, rng).ravel()
-    through = clear & (blotch > np.where(kind == MIRROR, 0.3, 0.9)) & (behind < 5)
-    glare = clear & ((cosine > 0.985) & (speck > 0.2) | (speck > 2.2))  # facing panes and smears do answer
+    fine_noise = _smooth_noise(shape, 5, rng).ravel()
+    through = clear & (coarse_noise > np.where(kind == MIRROR, 0.3, 0.9)) & (behind < 5)
+    glare = clear & ((cosine > 0.985) & (fine_noise > 0.2) | (fine_noise > 2.2))  # frontal or smeared glass
     reading = np.where(through, behind, depth)
     reading = np.where(clear & ~through & ~glare, 0, reading)
     reading = np.where(~clear & (signal < threshold), 0, reading)
@@ -419,15 +422,15 @@ def _block_index(shape: tuple[int, int]) -> np.ndarray:
     return (y % BLOCK * BLOCK + x % BLOCK).ravel()
 
 
-def embree(vertices: np.ndarray) -> EmbreeScene:
-    """Triangles float [F,3,3] ready for rays."""
+def build_embree_scene(vertices: np.ndarray) -> EmbreeScene:
+    """Build an Embree scene of triangles, float [F,3,3]."""
     scene = EmbreeScene(robust=True)
     TriangleMesh(scene, _f32(vertices))
     return scene
 
 
 def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", first, second)  # several times faster than (first * second).sum(1)
+    return np.einsum("ij,ij->i", first, second)  # faster than (first * second).sum(1)
 
 
 def _length(vectors: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Reads nothing; writes rendered rooms as one file laid out like nyu_depth_v2_labeled.mat.
+"""Reads nothing; writes rendered rooms to one file in the layout of nyu_depth_v2_labeled.mat.
 
-The embedded data of the toolkit: furnished rooms and corridors with people, windows, mirrors and glass doors,
-rendered with exact depth, NYU class ids, instances, and the depth that a time-of-flight sensor would report.
-The same seed gives the same arrays, whatever the number of worker processes.
+Renders furnished rooms and corridors with people, windows, mirrors and glass doors: colour, exact depth, NYU class ids,
+instances, and simulated time-of-flight depth. The same seed gives the same arrays for any number of workers.
 """
 
 import argparse
@@ -28,26 +27,32 @@ from tqdm import tqdm
 from config import CLASS_NAMES, NYU_INTRINSICS, Intrinsics
 from dataset.files import atomic_path, write_png
 from dataset.label_remapper import load_class_table
-from rooms.flags import add_room_flags, lens_range
+from rooms.flags import add_room_flags, focal_scale_range
 from rooms.layout import Room, build_room
 from rooms.render import Pose, World, camera_rays, render
 from rooms.robot import build_robot_room, choose_robot_poses, develop_moving
-from rooms.tof import sense_beside
+from rooms.tof import simulate_tof
 
 MAX_PITCH, MAX_ROLL = np.radians(15), np.radians(5)
-CANDIDATES = 48  # poses tried for the views of one scene
+N_CANDIDATE_POSES = 48  # per scene
 PREVIEW_ROWS = 8
-VIEWS = ("handheld", "robot", "mixed")  # from 0.9 to 1.7 m, from 0.15 to 0.4 m, half of the scenes each
-TOF_WEAKNESS = (15.0, 150.0)  # of the robot's sensor, drawn for each scene; see sense()
+TOF_WEAKNESS = (15.0, 150.0)  # of a robot's sensor, drawn per scene; see simulate_sensor()
 
 
 @dataclass
 class RenderedFrame:
-    """One view. H x W is the camera's size.
+    """One rendered view of H x W pixels.
 
-    rgb uint8 [H,W,3]; depth float32 [H,W] metres along the optical axis, of the surface of glass and mirrors;
-    sensor_depth float32 [H,W] metres, 0 = hole; labels uint16 [H,W] NYU class ids (0 = nothing there); instances
-    uint8 [H,W], numbered from 1 within each class; scene, scene_type: names; pose, camera: what it was seen from.
+    Attributes:
+        rgb: uint8 [H,W,3].
+        depth: float32 [H,W], metres along the optical axis; for glass and mirrors, of their surface.
+        sensor_depth: float32 [H,W], metres, 0 = hole.
+        labels: uint16 [H,W], NYU class ids, 0 = unlabelled.
+        instances: uint8 [H,W], numbered from 1 within each class.
+        scene: name of the scene.
+        scene_type: a key of layout.PLANS.
+        pose: camera pose.
+        camera: intrinsics.
     """
 
     rgb: np.ndarray
@@ -63,7 +68,7 @@ class RenderedFrame:
 
 @cache
 def class_table() -> tuple[list[str], dict[str, str]]:
-    """The 894 class names in the order of their ids (from 1), and the student class of each name."""
+    """Return the 894 class names in the order of their ids, which start at 1, and {name: student class}."""
     rows = load_class_table()
     return [row.name for row in rows], {row.name: CLASS_NAMES[row.class_id] for row in rows}
 
@@ -73,20 +78,20 @@ def render_scene(
     scene_index: int,
     frames: int,
     camera: Intrinsics,
-    lenses: tuple[float, float] = (1.0, 1.0),
+    focal_scales: tuple[float, float] = (1.0, 1.0),
     view: str = "handheld",
 ) -> list[RenderedFrame]:
-    """Build scene `scene_index` of `seed` and render `frames` views of it; depends on nothing else.
+    """Build scene `scene_index` of `seed` and render `frames` views of it; the result depends on the arguments only.
 
     Args:
-        seed: of everything random.
+        seed: random seed.
         scene_index: number of the scene.
         frames: number of views.
-        camera: what they are seen through.
-        lenses: range of factors on the camera's focal length, of which each scene draws one (log-uniform).
-        view: one of VIEWS.
+        camera: the camera, before the focal scale.
+        focal_scales: range of the factor on the camera's focal length; each scene draws one, log-uniformly.
+        view: handheld, robot, or mixed, which makes half of the scenes a robot's.
     """
-    camera = camera.with_lens(_draw_lens(seed, scene_index, lenses))
+    camera = camera.with_lens(_draw_focal_scale(seed, scene_index, focal_scales))
     rng = np.random.default_rng([seed, scene_index])
     if view == "robot" or view == "mixed" and np.random.default_rng([seed, scene_index, 2]).random() < 0.5:
         return _render_robot_scene(scene_index, frames, camera, rng)
@@ -100,7 +105,7 @@ def render_scene(
 def _render_robot_scene(
     scene_index: int, frames: int, camera: Intrinsics, rng: np.random.Generator
 ) -> list[RenderedFrame]:
-    """Views of a robot's room; the sensor depth is that of a time-of-flight camera beside the colour camera."""
+    """Render views of a robot's room; the sensor depth is that of a time-of-flight camera beside the colour camera."""
     scene_type, room = build_robot_room(rng)
     world = room.world()
     weakness = float(np.exp(rng.uniform(*np.log(TOF_WEAKNESS))))
@@ -108,15 +113,15 @@ def _render_robot_scene(
     for pose in choose_robot_poses(world, room, camera, frames, rng):
         raw = render(world, camera, pose, rng, develop_moving)
         labels, instances = _number_instances(raw.object, world.soup.classes)
-        sensor = sense_beside(world, camera, pose, rng, weakness)
+        sensor = simulate_tof(world, camera, pose, rng, weakness)
         scene = f"robot_{scene_type}_{scene_index + 1:04d}"
         rendered.append(RenderedFrame(raw.rgb, raw.depth, sensor, labels, instances, scene, scene_type, pose, camera))
     return rendered
 
 
-def _draw_lens(seed: int, scene_index: int, lenses: tuple[float, float]) -> float:
-    low, high = lenses
-    rng = np.random.default_rng([seed, scene_index, 1])  # its own, so that a scene is the same through any lens
+def _draw_focal_scale(seed: int, scene_index: int, focal_scales: tuple[float, float]) -> float:
+    low, high = focal_scales
+    rng = np.random.default_rng([seed, scene_index, 1])  # separate, so that a scene is the same for any range
     return float(low * (high / low) ** rng.random())
 
 
@@ -129,28 +134,28 @@ def _render_frame(
 
 
 def _number_instances(objects: np.ndarray, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and instances of an image of object ids: instances count from 1 within a class, in this image."""
+    """Convert an image of object ids to labels and instances; instances are numbered from 1 per class and image."""
     names, _ = class_table()
     ids = {name: number for number, name in enumerate(names, 1)}
     label_of, instance_of = np.zeros(len(classes) + 1, np.uint16), np.zeros(len(classes) + 1, np.uint8)
-    seen: dict[str, int] = {}
+    instance_counts: dict[str, int] = {}
     for number in np.unique(objects[objects >= 0]):
         name = classes[number]
-        seen[name] = min(seen.get(name, 0) + 1, 255)
-        label_of[number], instance_of[number] = ids[name], seen[name]
-    return label_of[objects], instance_of[objects]  # object -1 (nothing) reads the last entry, which is 0
+        instance_counts[name] = min(instance_counts.get(name, 0) + 1, 255)
+        label_of[number], instance_of[number] = ids[name], instance_counts[name]
+    return label_of[objects], instance_of[objects]  # -1, no object, indexes the last entry, which is 0
 
 
 def choose_poses(world: World, room: Room, camera: Intrinsics, frames: int, rng: np.random.Generator) -> list[Pose]:
-    """The best of many random poses by what a coarse image shows, no two alike."""
+    """Choose the best of many random poses by a score on a coarse image, and keep them apart from each other."""
     coarse = camera.resized(64, 48)
-    poses = [_draw_pose(room, rng) for _ in range(CANDIDATES)]
-    scores = np.array([_score(world, coarse, pose) for pose in poses]) + rng.uniform(0, 0.12, CANDIDATES)
+    poses = [_draw_pose(room, rng) for _ in range(N_CANDIDATE_POSES)]
+    scores = np.array([_score_pose(world, coarse, pose) for pose in poses]) + rng.uniform(0, 0.12, N_CANDIDATE_POSES)
     chosen: list[Pose] = []
-    for apart in (0.8, 0.4, 0.0):
+    for min_distance in (0.8, 0.4, 0.0):
         for index in np.argsort(-scores, kind="stable"):
             pose = poses[index]
-            if len(chosen) < frames and all(_distance(pose, other) > apart for other in chosen):
+            if len(chosen) < frames and all(_distance(pose, other) > min_distance for other in chosen):
                 chosen.append(pose)
     return (chosen * frames)[:frames]
 
@@ -163,9 +168,9 @@ def _distance(first: Pose, second: Pose) -> float:
 def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
     for _ in range(100):
         x, y = rng.uniform(0.25, room.width - 0.25), rng.uniform(0.25, room.depth - 0.25)
-        if room.free((x, y, x, y), 0.2):
+        if room.is_free((x, y, x, y), 0.2):
             break
-    height = np.clip(rng.normal(1.35, 0.12), 0.9, 1.7)  # held at the chest or mounted on a robot
+    height = np.clip(rng.normal(1.35, 0.12), 0.9, 1.7)  # metres, hand-held or on a robot
     target = rng.uniform(0.1, 0.9, 2) * [room.width, room.depth]
     yaw = np.arctan2(target[1] - y, target[0] - x)
     pitch = np.clip(rng.normal(-0.13, 0.09), -MAX_PITCH, MAX_PITCH)
@@ -173,29 +178,29 @@ def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
     return Pose(np.array([x, y, height]), float(yaw), float(pitch), float(roll))
 
 
-def _score(world: World, coarse: Intrinsics, pose: Pose) -> float:
-    """How much a view shows: furniture, glass, people and floor; far below 0 when it stares at something near."""
+def _score_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
+    """Score a view: higher with furniture, glass, people, mirrors and floor, far below 0 if something is too close."""
     rays = camera_rays(coarse, pose)
     hits = world.cast(np.broadcast_to(pose.position, rays.shape), rays)
     _, class_of = class_table()
     objects = world.soup.objects[hits.triangle]
-    seen = np.array([class_of[name] for name in world.soup.classes])[objects]
+    pixel_classes = np.array([class_of[name] for name in world.soup.classes])[objects]
     mirror = float((np.array(world.soup.classes) == "mirror")[objects].mean())
     depth = hits.distance.reshape(coarse.height, coarse.width)
     centre = depth[coarse.height // 4 : -coarse.height // 4, coarse.width // 4 : -coarse.width // 4]
-    share = {name: float((seen == name).mean()) for name in ("furniture", "glass", "person", "floor", "wall")}
+    share = {name: float((pixel_classes == name).mean()) for name in ("furniture", "glass", "person", "floor", "wall")}
     score = 1.2 * min(share["furniture"], 0.5) + min(share["glass"], 0.12) + 1.2 * min(share["person"], 0.1)
     score += 0.9 * min(share["floor"], 0.2) - max(0.0, share["wall"] - 0.45) + 1.5 * min(mirror, 0.1)
     near = float(depth.min() < 0.35) + float((depth < 0.7).mean() > 0.1) + float(np.median(centre) < 1.3)
     return score - 0.6 * near - 5.0 * float(centre.min() < 0.4)
 
 
-def _job(arguments: tuple[int, int, int, Intrinsics, tuple[float, float], str]) -> list[RenderedFrame]:
+def _render_job(arguments: tuple[int, int, int, Intrinsics, tuple[float, float], str]) -> list[RenderedFrame]:
     return render_scene(*arguments)
 
 
-def _leave_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to workers, too; the main process ends them
+def _ignore_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the workers; the main process ends them
 
 
 def render_scenes(
@@ -204,28 +209,28 @@ def render_scenes(
     frames: int,
     camera: Intrinsics,
     workers: int = 1,
-    lenses: tuple[float, float] = (1.0, 1.0),
+    focal_scales: tuple[float, float] = (1.0, 1.0),
     view: str = "handheld",
 ) -> Iterator[RenderedFrame]:
-    """All frames of scenes 0 .. scenes-1 in order, rendered by `workers` processes; see render_scene()."""
-    jobs = ((seed, index, frames, camera, lenses, view) for index in range(scenes))
+    """Yield all frames of scenes 0 to scenes - 1 in order, rendered by `workers` processes; see render_scene()."""
+    jobs = ((seed, index, frames, camera, focal_scales, view) for index in range(scenes))
     if workers == 1:
         for job in jobs:
-            yield from _job(job)
+            yield from _render_job(job)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _leave_ctrl_c) as pool:
-        for rendered in pool.imap(_job, jobs):
+    with multiprocessing.get_context("spawn").Pool(workers, _ignore_sigint) as pool:
+        for rendered in pool.imap(_render_job, jobs):
             yield from rendered
 
 
 def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, width: int, height: int) -> None:
-    """Write `count` frames of width x height pixels in the layout of nyu_depth_v2_labeled.mat, and their cameras.
+    """Write `count` frames of width x height pixels, one by one, in the layout of nyu_depth_v2_labeled.mat.
 
-    images (N,3,W,H) uint8; depths, rawDepths (N,W,H) float32; labels (N,W,H) uint16; instances (N,W,H) uint8;
-    names (1,894), scenes, sceneTypes (1,N) references to uint16 characters; beyond that layout intrinsics (N,4)
-    float64, fx fy cx cy. Frames are written as they come.
+    Datasets: images (N,3,W,H) uint8; depths, rawDepths (N,W,H) float32; labels (N,W,H) uint16; instances (N,W,H)
+    uint8; names (1,894), scenes, sceneTypes (1,N) references to uint16 characters. Not part of NYU's layout:
+    intrinsics (N,4) float64, fx fy cx cy. Raises ValueError if `frames` yields another number of frames.
     """
-    kinds = {
+    layout = {
         "images": ((3, width, height), np.uint8),
         "depths": ((width, height), np.float32),
         "rawDepths": ((width, height), np.float32),
@@ -234,26 +239,26 @@ def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, wid
     }
     scenes, types, cameras = [], [], []
     with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
-        sets = {
+        datasets = {
             name: file.create_dataset(
                 name, (count, *shape), dtype, chunks=(1, *shape), compression="gzip", compression_opts=1, shuffle=True
             )
-            for name, (shape, dtype) in kinds.items()
+            for name, (shape, dtype) in layout.items()
         }
         for index, frame in enumerate(frames):
-            sets["images"][index] = frame.rgb.transpose(2, 1, 0)
+            datasets["images"][index] = frame.rgb.transpose(2, 1, 0)
             for name, image in (
                 ("depths", frame.depth),
                 ("rawDepths", frame.sensor_depth),
                 ("labels", frame.labels),
                 ("instances", frame.instances),
             ):
-                sets[name][index] = image.T
+                datasets[name][index] = image.T
             scenes.append(frame.scene)
             types.append(frame.scene_type)
             cameras.append([frame.camera.fx, frame.camera.fy, frame.camera.cx, frame.camera.cy])
         if len(scenes) != count:
-            raise ValueError(f"{count} frames were announced, {len(scenes)} came")
+            raise ValueError(f"expected {count} frames, got {len(scenes)}")
         for name, texts in (("names", class_table()[0]), ("scenes", scenes), ("sceneTypes", types)):
             _write_cell_array(file, name, texts)
         file["intrinsics"] = np.array(cameras)
@@ -261,7 +266,7 @@ def write_mat(path: str | Path, frames: Iterator[RenderedFrame], count: int, wid
 
 
 def _write_cell_array(file: h5py.File, name: str, texts: list[str]) -> None:
-    """A MATLAB cell array of strings: (1,n) references to (k,1) character codes in the group #refs#."""
+    """Write a MATLAB cell array of strings: (1,n) references to (k,1) character codes in the group #refs#."""
     references = file.create_dataset(name, (1, len(texts)), h5py.ref_dtype)
     references.attrs["MATLAB_class"] = np.bytes_("cell")
     group = file.require_group("#refs#")
@@ -273,11 +278,11 @@ def _write_cell_array(file: h5py.File, name: str, texts: list[str]) -> None:
 
 
 def contact_sheet(frames: list[RenderedFrame]) -> np.ndarray:
-    """uint8 RGB picture, one frame a row: colour, depth, labels, sensor depth; near is red, holes are black."""
+    """Draw one row per frame, uint8 RGB: image, depth, labels, sensor depth; near is red, holes are black."""
     rows = []
     for frame in frames:
-        farthest = max(float(np.percentile(frame.depth, 98)), 0.1)
-        depth, sensor = (_false_colour(image, farthest) for image in (frame.depth, frame.sensor_depth))
+        max_depth = max(float(np.percentile(frame.depth, 98)), 0.1)
+        depth, sensor = (_false_colour(image, max_depth) for image in (frame.depth, frame.sensor_depth))
         palette = np.random.default_rng(3).integers(40, 256, (len(class_table()[0]) + 1, 3)).astype(np.uint8)
         palette[0] = 0
         row = np.concatenate([frame.rgb, depth, palette[frame.labels], sensor], 1)
@@ -285,28 +290,28 @@ def contact_sheet(frames: list[RenderedFrame]) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _false_colour(depth: np.ndarray, farthest: float) -> np.ndarray:
-    scaled = 255 - np.clip(depth / farthest * 255, 0, 255).astype(np.uint8)
+def _false_colour(depth: np.ndarray, max_depth: float) -> np.ndarray:
+    scaled = 255 - np.clip(depth / max_depth * 255, 0, 255).astype(np.uint8)
     colour = cv2.cvtColor(cv2.applyColorMap(scaled, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     return np.where(depth[..., None] > 0, colour, 0).astype(np.uint8)
 
 
-def shares(frames_labels: np.ndarray) -> dict[str, float]:
-    """Share of the pixels of labels uint16 [...] in each student class, 0..1."""
+def class_shares(labels: np.ndarray) -> dict[str, float]:
+    """Share of each student class, 0..1, among the pixels of labels, uint16 [...] NYU class ids."""
     names, class_of = class_table()
-    counts = np.bincount(frames_labels.ravel(), minlength=len(names) + 1)[1:]
+    counts = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:]
     total = dict.fromkeys(CLASS_NAMES, 0)
     for name, count in zip(names, counts, strict=True):
         total[class_of[name]] += int(count)
-    return {name: count / max(1, frames_labels.size) for name, count in total.items()}
+    return {name: count / max(1, labels.size) for name, count in total.items()}
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Flags of the command line."""
+    """Parse the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--out", required=True, metavar="MAT", help="file to write, e.g. rooms.mat")
     add_room_flags(parser, scenes=60, frames_per_scene=4)
-    parser.add_argument("--workers", type=positive_int, default=2, help="processes (default %(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=2, help="worker processes (default: %(default)s)")
     parser.add_argument("--preview", metavar="PNG", help="also write a contact sheet of the first frames")
     return parser.parse_args()
 
@@ -316,22 +321,22 @@ def main() -> None:
     args = parse_arguments()
     if args.preview and Path(args.preview).suffix.lower() != ".png":
         raise UserError(f"--preview {args.preview}: the name must end in .png")
-    lenses = lens_range(args.focal_scale)
+    focal_scales = focal_scale_range(args.focal_scale)
     camera = NYU_INTRINSICS
     count = args.scenes * args.frames_per_scene
-    keep: list[RenderedFrame] = []
+    preview: list[RenderedFrame] = []
     step = args.frames_per_scene
 
-    def watched() -> Iterator[RenderedFrame]:
-        frames = render_scenes(args.seed, args.scenes, step, camera, args.workers, lenses, args.view)
+    def with_preview() -> Iterator[RenderedFrame]:
+        frames = render_scenes(args.seed, args.scenes, step, camera, args.workers, focal_scales, args.view)
         for index, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=None)):
-            if args.preview and index % step == 0 and len(keep) < PREVIEW_ROWS:
-                keep.append(frame)
+            if args.preview and index % step == 0 and len(preview) < PREVIEW_ROWS:
+                preview.append(frame)
             yield frame
 
-    write_mat(args.out, watched(), count, camera.width, camera.height)
+    write_mat(args.out, with_preview(), count, camera.width, camera.height)
     if args.preview:
-        write_png(args.preview, contact_sheet(keep))
+        write_png(args.preview, contact_sheet(preview))
     focal = " to ".join(f"{factor:g}" for factor in args.focal_scale)
     rooms = f"{args.scenes} rooms, {args.view} view, seed {args.seed}"
     print(f"{args.out}: {count} frames of {rooms}, focal length {focal} times NYU's")

@@ -13,7 +13,7 @@ from rooms import textures
 from rooms.geometry import placement
 from rooms.kit import Kit
 from rooms.layout import PLANS, Plan, add_people, build_room, corridor
-from rooms.render import Pose, World, camera_rays, develop
+from rooms.render import Pose, World, camera_rays, develop_image
 from rooms.shell import Finish, Room
 from rooms.things import clutter
 
@@ -32,7 +32,7 @@ def narrow_corridor(room: Room) -> None:
         return
     rng = room.kit.rng
     for name in rng.choice(["box", "bag", "garbage bin", "plant", "stool"], size=int(room.depth / 2.5)):
-        room.at_wall(str(name), walls=(1, 3), clearance=0.3, tries=6)
+        room.place_at_wall(str(name), walls=(1, 3), clearance=0.3, tries=6)
 
 
 ROBOT_PLANS = {
@@ -80,7 +80,7 @@ def litter(room: Room) -> None:
         _cable(room)
     for _ in range(rng.poisson(2.5)):
         x, y = rng.uniform(0.2, room.width - 0.2), rng.uniform(0.2, room.depth - 0.2)
-        if room.free((x, y, x, y), 0.15):
+        if room.is_free((x, y, x, y), 0.15):
             build = rng.choice(["shoes", "things"], p=[0.35, 0.65])
             if build == "shoes":
                 _shoes(kit, x, y)
@@ -126,7 +126,7 @@ def _draw_robot_pose(room: Room, rng: np.random.Generator) -> Pose:
     x, y = room.width / 2, room.depth / 2
     for _ in range(100):
         x, y = rng.uniform(0.15, room.width - 0.15), rng.uniform(0.15, room.depth - 0.15)
-        if room.free((x, y, x, y), 0.12):
+        if room.is_free((x, y, x, y), 0.12):
             break
     along = rng.random() < 0.5 and max(room.width, room.depth) > 2 * min(room.width, room.depth)
     yaw = rng.uniform(-np.pi, np.pi)
@@ -149,7 +149,7 @@ def _score(world: World, coarse: Intrinsics, pose: Pose) -> float:
 
 
 def develop_moving(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture of a camera that moves, in any light: motion blur, dim exposures with more noise, then develop()."""
+    """Develop the image of a moving camera in any light: develop_image() with motion blur and dim, noisy exposures."""
     height, width = radiance.shape[:2]
     if rng.random() < 0.5:
         length, angle = rng.uniform(0.002, 0.015) * width, rng.normal(0, 0.4)
@@ -159,7 +159,7 @@ def develop_moving(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray
         for step in steps:
             kernel[round(middle + step * math.sin(angle)), round(middle + step * math.cos(angle))] += 1
         radiance = cv2.filter2D(radiance, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE)
-    rgb = develop(radiance, rng).astype(np.float32) / 255
+    rgb = develop_image(radiance, rng).astype(np.float32) / 255
     dim = float(rng.uniform(0.35, 1.0)) if rng.random() < 0.4 else 1.0
     noise = rng.standard_normal(rgb.shape, np.float32) * np.float32(rng.uniform(0, 0.03) / dim)
     return (np.clip(rgb * dim**0.45 + noise * np.sqrt(rgb + 0.02), 0, 1) * 255 + 0.5).astype(np.uint8)

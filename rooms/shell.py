@@ -1,6 +1,6 @@
-"""Empty rooms: walls with openings and what fills them, lamps, wall decoration, and the space that is left.
+"""Empty rooms: walls, windows and doors, lamps, wall decoration, and bookkeeping of free space.
 
-A room is the box 0..width x 0..depth x 0..height. Each wall has a frame of its own: x along it, y into the room.
+A room is the box 0..width x 0..depth x 0..height. Each wall has a local frame with x along it and y into the room.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ TILES = [(0.82, 0.8, 0.75), (0.7, 0.66, 0.6), (0.55, 0.54, 0.52), (0.88, 0.87, 0
 
 @dataclass
 class Opening:
-    """Hole in a wall from x = start to end, z = low to high; kind: window, glass door, door, doorway, glass wall."""
+    """Opening in a wall, x = start to end, z = low to high; kind: window, glass door, door, doorway or glass wall."""
 
     kind: str
     start: float
@@ -37,55 +37,67 @@ class Opening:
 
 @dataclass
 class Room:
-    """A room under construction. `taken`: floor rectangles (x0, y0, x1, y1); `seats`: world frames of free seats."""
+    """A room under construction.
+
+    Attributes:
+        kit: mesh, materials and random generator.
+        width: metres along x.
+        depth: metres along y.
+        height: metres along z.
+        openings: openings of each wall.
+        occupied_wall: spans (start, end) of each wall that furniture or decoration covers.
+        occupied: occupied floor rectangles (x0, y0, x1, y1).
+        seats: free seats as (world frame, seat height).
+        lights: light sources.
+    """
 
     kit: Kit
     width: float
     depth: float
     height: float
     openings: list[list[Opening]] = field(default_factory=lambda: [[], [], [], []])
-    hung: list[list[tuple[float, float]]] = field(default_factory=lambda: [[], [], [], []])
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    occupied_wall: list[list[tuple[float, float]]] = field(default_factory=lambda: [[], [], [], []])
+    occupied: list[tuple[float, float, float, float]] = field(default_factory=list)
     seats: list[tuple[np.ndarray, float]] = field(default_factory=list)
     lights: list[Light] = field(default_factory=list)
 
     def wall(self, index: int) -> tuple[float, np.ndarray]:
-        """Length and frame float64 [4,4] of wall 0..3 (south, east, north, west)."""
+        """Length and local frame, float64 [4,4], of wall 0..3 (south, east, north, west)."""
         w, d = self.width, self.depth
         x, y = ((0, 0), (w, 0), (w, d), (0, d))[index]
         return (w, d, w, d)[index], placement(x, y, heading=index * np.pi / 2)
 
     def world(self) -> World:
-        """The finished scene, ready for rays."""
+        """Build the finished scene for the renderer."""
         area = 2 * (self.width * self.depth + (self.width + self.depth) * self.height)
         return World(self.kit.mesh.soup(), self.kit.palette, self.lights, area)
 
-    def free(self, rectangle: tuple[float, float, float, float], margin: float = 0.0) -> bool:
-        """Whether a floor rectangle lies inside the room and touches nothing taken."""
+    def is_free(self, rectangle: tuple[float, float, float, float], margin: float = 0.0) -> bool:
+        """Whether a floor rectangle lies inside the room and overlaps no occupied one."""
         x0, y0, x1, y1 = np.asarray(rectangle) + np.array([-margin, -margin, margin, margin])
         if x0 < -1e-6 or y0 < -1e-6 or x1 > self.width + 1e-6 or y1 > self.depth + 1e-6:
             return False
-        return all(x1 <= a or x0 >= c or y1 <= b or y0 >= d for a, b, c, d in self.taken)
+        return all(x1 <= a or x0 >= c or y1 <= b or y0 >= d for a, b, c, d in self.occupied)
 
     def place(
         self, name: str, frame: np.ndarray, size: tuple[float, float, float] | None = None, clearance: float = 0.0
     ) -> bool:
-        """Build the piece `name` at a frame, unless its footprint (with clearance in front) is taken."""
+        """Build the piece `name` at a frame if its footprint, plus clearance in front, is free; returns whether."""
         piece = PIECES[name]
         size = piece.draw_size(self.kit.rng) if size is None else size
         w, d, h = size
-        if not self.free(_footprint(frame, w, d + clearance)):
+        if not self.is_free(_footprint(frame, w, d + clearance)):
             return False
-        self.taken.append(_footprint(frame, w, d))
+        self.occupied.append(_footprint(frame, w, d))
         with self.kit.mesh.placed(frame):
             seats = piece.build(self.kit, w, d, h) or []
         self.seats += [(frame @ placement(x, y), seat) for x, y, seat in seats]
         return True
 
-    def at_wall(
+    def place_at_wall(
         self, name: str, walls: Sequence[int] = (0, 1, 2, 3), clearance: float = 0.45, tries: int = 14
     ) -> tuple[np.ndarray, tuple[float, float, float]] | None:
-        """Build a piece with its back to a wall; returns its frame and size, or None where there is no space."""
+        """Build a piece with its back to a wall; returns its frame and size, or None if there is no space."""
         rng = self.kit.rng
         for _ in range(tries):
             size = PIECES[name].draw_size(rng)
@@ -99,22 +111,22 @@ class Room:
                 continue
             frame = wall_frame @ placement(x, 0.03)
             if self.place(name, frame, size, clearance):
-                if high > 1.2:  # covers the wall at the height of pictures
-                    self.hung[index].append((x - size[0] / 2, x + size[0] / 2))
+                if high > 1.2:  # covers the wall where pictures hang
+                    self.occupied_wall[index].append((x - size[0] / 2, x + size[0] / 2))
                 return frame, size
         return None
 
-    def in_middle(
+    def place_in_middle(
         self, name: str, margin: float = 0.5, tries: int = 20, size: tuple[float, float, float] | None = None
     ) -> tuple[np.ndarray, tuple[float, float, float]] | None:
-        """Build a piece away from the walls; returns its frame and size, or None."""
+        """Build a piece away from the walls; returns its frame and size, or None if there is no space."""
         rng = self.kit.rng
         for _ in range(tries):
             w, d, h = PIECES[name].draw_size(rng) if size is None else size
             heading = rng.integers(4) * np.pi / 2 + rng.choice([0, rng.normal(0, 0.15)])
             x, y = rng.uniform(0.3, self.width - 0.3), rng.uniform(0.3, self.depth - 0.3)
             frame = placement(x, y, heading=heading)
-            if self.free(_footprint(frame, w, d), margin) and self.place(name, frame, (w, d, h)):
+            if self.is_free(_footprint(frame, w, d), margin) and self.place(name, frame, (w, d, h)):
                 return frame, (w, d, h)
         return None
 
@@ -125,8 +137,8 @@ class Room:
                 return True
         return False
 
-    def wall_gap(self, width: float, tries: int = 12) -> tuple[np.ndarray, float] | None:
-        """A free stretch of wall at eye height: (wall frame, x of its middle), or None."""
+    def find_wall_gap(self, width: float, tries: int = 12) -> tuple[np.ndarray, float] | None:
+        """Find and reserve a free span of wall at eye height; returns (wall frame, x of its centre), or None."""
         rng = self.kit.rng
         for _ in range(tries):
             index = int(rng.integers(4))
@@ -134,9 +146,9 @@ class Room:
             if length < width + 0.4:
                 continue
             x = rng.uniform(width / 2 + 0.2, length - width / 2 - 0.2)
-            spans = self.hung[index] + [(o.start - 0.25, o.end + 0.25) for o in self.openings[index]]
+            spans = self.occupied_wall[index] + [(o.start - 0.25, o.end + 0.25) for o in self.openings[index]]
             if all(x + width / 2 + 0.1 < a or x - width / 2 - 0.1 > b for a, b in spans):
-                self.hung[index].append((x - width / 2, x + width / 2))
+                self.occupied_wall[index].append((x - width / 2, x + width / 2))
                 return frame, x
         return None
 
@@ -151,7 +163,7 @@ def _footprint(frame: np.ndarray, width: float, depth: float) -> tuple[float, fl
 
 @dataclass
 class Finish:
-    """Material ids of a room's shell."""
+    """Material ids of a room's surfaces, and the strength of daylight."""
 
     floor: int
     walls: list[int]
@@ -162,10 +174,10 @@ class Finish:
 
 
 def draw_finish(kit: Kit, formal: bool) -> Finish:
-    """Floor, wall and ceiling materials; `formal` rooms (offices, corridors) get carpet tiles and ceiling panels."""
+    """Draw floor, wall and ceiling materials; `formal` rooms, such as offices, get more carpet and ceiling panels."""
     rng, palette = kit.rng, kit.palette
-    odds = [0.2, 0.35, 0.35, 0.1] if formal else [0.5, 0.2, 0.22, 0.08]
-    style = rng.choice(["wood", "tile", "carpet", "chess"], p=odds)
+    probabilities = [0.2, 0.35, 0.35, 0.1] if formal else [0.5, 0.2, 0.22, 0.08]
+    style = rng.choice(["wood", "tile", "carpet", "chess"], p=probabilities)
     if style == "wood":
         floor = palette.image(textures.planks(rng, kit.pick(WOODS)), (1.2, 0.9), gloss=0.55)
     elif style == "tile":
@@ -199,7 +211,7 @@ def draw_finish(kit: Kit, formal: bool) -> Finish:
 
 
 def build_shell(room: Room, finish: Finish) -> None:
-    """Floor, ceiling and four walls with their openings; windows become lights."""
+    """Build floor, ceiling and four walls with their openings; windows also become lights."""
     kit, (w, d, h) = room.kit, (room.width, room.depth, room.height)
     with kit.mesh.object("floor"):
         kit.mesh.quad((0, 0, 0), (w, 0, 0), (0, d, 0), finish.floor)
@@ -209,18 +221,18 @@ def build_shell(room: Room, finish: Finish) -> None:
         for index in range(4):
             length, frame = room.wall(index)
             with kit.mesh.placed(frame):
-                _wall(kit, length, h, room.openings[index], finish.walls[index], finish.trim)
+                _build_wall(kit, length, h, room.openings[index], finish.walls[index], finish.trim)
     for index in range(4):
         _, frame = room.wall(index)
         with kit.mesh.placed(frame):
             for opening in room.openings[index]:
                 _fill_opening(room, opening, finish)
         for opening in room.openings[index]:
-            if opening.low == 0:  # people must be able to walk through
-                room.taken.append(_footprint(frame @ placement((opening.start + opening.end) / 2, 0), 0.8, 0.7))
+            if opening.low == 0:  # keep doors clear of furniture
+                room.occupied.append(_footprint(frame @ placement((opening.start + opening.end) / 2, 0), 0.8, 0.7))
 
 
-def _wall(kit: Kit, length: float, height: float, openings: list[Opening], paint: int, trim: int) -> None:
+def _build_wall(kit: Kit, length: float, height: float, openings: list[Opening], paint: int, trim: int) -> None:
     mesh = kit.mesh
 
     def panel(x0: float, x1: float, z0: float, z1: float) -> None:
@@ -258,18 +270,18 @@ def _baseboard(kit: Kit, x0: float, x1: float, trim: int) -> None:
 def _fill_opening(room: Room, opening: Opening, finish: Finish) -> None:
     kit = room.kit
     if opening.kind in ("window", "glass door"):
-        _window(room, opening, finish)
+        _build_window(room, opening, finish)
     elif opening.kind == "door":
         _door_leaf(kit, opening.start, opening.end, opening.high)
     else:
-        _space_behind(room, opening, finish)
+        _adjacent_room(room, opening, finish)
     if opening.kind == "glass wall":
         glaze(kit, opening, "door frame", "glass pane", max(1, round((opening.end - opening.start) / 1.1)), kit.metal)
     if opening.low == 0:
         _door_trim(kit, opening, finish.trim if opening.kind != "glass wall" else kit.metal)
 
 
-def _window(room: Room, opening: Opening, finish: Finish) -> None:
+def _build_window(room: Room, opening: Opening, finish: Finish) -> None:
     kit, rng = room.kit, room.kit.rng
     a, b, low, high = opening.start, opening.end, opening.low, opening.high
     sliding = opening.kind == "glass door"
@@ -282,7 +294,7 @@ def _window(room: Room, opening: Opening, finish: Finish) -> None:
         with kit.mesh.placed(placement((a + b) / 2 - 15, -6, -4)):
             kit.mesh.quad((30, 0, 0), (-30, 0, 0), (0, 0, 14), finish.outside)
     if not sliding:
-        _dress_window(kit, opening, room.height)
+        _add_window_covering(kit, opening, room.height)
     elif rng.random() < 0.5:
         _curtains(kit, opening, room.height)
     frame = kit.mesh.frame
@@ -294,16 +306,16 @@ def _window(room: Room, opening: Opening, finish: Finish) -> None:
 def glaze(
     kit: Kit, opening: Opening, frame_name: str, pane_name: str, count: int, material: int, bar: bool = False
 ) -> None:
-    """Frame bars and `count` panes side by side filling an opening; panes of a glass door get a handle."""
+    """Fill an opening with a frame and `count` panes side by side; if it reaches the floor, add a door handle."""
     a, b, low, high = opening.start, opening.end, opening.low, opening.high
-    step, rim, y0, y1 = (b - a) / count, 0.045, -0.11, -0.06
+    step, bar_width, y0, y1 = (b - a) / count, 0.045, -0.11, -0.06
     pane = kit.palette.glass(kit.pick([(0.94, 0.97, 0.96), (0.9, 0.95, 0.93), (0.85, 0.9, 0.92)]))
     with kit.mesh.object(frame_name):
         for i in range(count + 1):
             x = a + i * step
-            kit.box((max(a, x - rim), y0, low), (min(b, x + rim), y1, high), material)
-        kit.box((a, y0, low), (b, y1, low + rim), material)
-        kit.box((a, y0, high - rim), (b, y1, high), material)
+            kit.box((max(a, x - bar_width), y0, low), (min(b, x + bar_width), y1, high), material)
+        kit.box((a, y0, low), (b, y1, low + bar_width), material)
+        kit.box((a, y0, high - bar_width), (b, y1, high), material)
         if bar:
             middle = (low + high) / 2
             kit.box((a, y0 + 0.01, middle - 0.018), (b, y1 - 0.01, middle + 0.018), material)
@@ -314,7 +326,7 @@ def glaze(
             kit.mesh.quad((a + (i + 1) * step, -0.085, low), (-step, 0, 0), (0, 0, high - low), pane)
 
 
-def _dress_window(kit: Kit, opening: Opening, height: float) -> None:
+def _add_window_covering(kit: Kit, opening: Opening, height: float) -> None:
     style = kit.rng.random()
     if style < 0.4:
         _curtains(kit, opening, height)
@@ -364,8 +376,8 @@ def _door_leaf(kit: Kit, a: float, b: float, high: float, y: float = -0.06) -> N
         kit.mesh.rod((b - 0.08, y + 0.05, 1.0), (b - 0.2, y + 0.05, 1.0), 0.011, kit.metal)
 
 
-def _space_behind(room: Room, opening: Opening, finish: Finish) -> None:
-    """The room next door, seen through a doorway or a glass wall: a lit box with a few pieces."""
+def _adjacent_room(room: Room, opening: Opening, finish: Finish) -> None:
+    """Build the adjacent room seen through a doorway or a glass wall: a lit box with a piece of furniture."""
     kit, rng = room.kit, room.kit.rng
     wide = opening.kind == "glass wall"
     a, b = (opening.start - 0.6, opening.end + 0.6) if wide else (opening.start - 0.5, opening.end + 0.5)
@@ -391,10 +403,10 @@ def _space_behind(room: Room, opening: Opening, finish: Finish) -> None:
     room.lights.append(Light(centre, 0.2 * right, 0.2 * forward, -up, np.ones(3)))
 
 
-# ---- lamps and walls' decoration -------------------------------------------------------------------------------
+# ---- lamps and wall decoration ---------------------------------------------------------------------------------
 
 def add_lamps(room: Room, formal: bool) -> None:
-    """Ceiling panels in a grid, or hanging and dome lamps."""
+    """Add lamps in a grid: ceiling panels in formal rooms, else pendant and dome lamps."""
     kit, rng, (w, d, h) = room.kit, room.kit.rng, (room.width, room.depth, room.height)
     warm = np.array(kit.pick([(1.0, 0.95, 0.88), (1.0, 0.88, 0.72), (0.95, 0.98, 1.0)]))
     if formal:
@@ -405,13 +417,13 @@ def add_lamps(room: Room, formal: bool) -> None:
     for x in (np.arange(columns) + 0.5) * w / columns:
         for y in (np.arange(rows) + 0.5) * d / rows:
             with kit.mesh.object("light"):
-                low, half = _lamp(kit, x, y, h, glow, formal)
+                low, half = _add_lamp(kit, x, y, h, glow, formal)
             power = (1.7 if formal else 3.2) * warm * rng.uniform(0.7, 1.2)
             right, forward, up = np.eye(3)
             room.lights.append(Light(np.array([x, y, low]), half * right, half * forward, -up, power))
 
 
-def _lamp(kit: Kit, x: float, y: float, h: float, glow: int, formal: bool) -> tuple[float, float]:
+def _add_lamp(kit: Kit, x: float, y: float, h: float, glow: int, formal: bool) -> tuple[float, float]:
     mesh = kit.mesh
     if formal:
         kit.box((x - 0.32, y - 0.32, h - 0.03), (x + 0.32, y + 0.32, h - 0.001), kit.metal)
@@ -428,7 +440,7 @@ def _lamp(kit: Kit, x: float, y: float, h: float, glow: int, formal: bool) -> tu
 
 
 def decorate_walls(room: Room, pictures: int, mirror: float, board: float) -> None:
-    """Pictures, and with the given probabilities a mirror and a whiteboard, then a clock and a light switch."""
+    """Hang pictures, with the given probabilities a mirror and a whiteboard, and sometimes a clock."""
     kit, rng = room.kit, room.kit.rng
     if rng.random() < board:
         _hang(room, rng.uniform(1.2, 2.2), lambda w: wall_picture(kit, w, 0.9, 1.9, "whiteboard"))
@@ -444,14 +456,14 @@ def decorate_walls(room: Room, pictures: int, mirror: float, board: float) -> No
 
 
 def _hang(room: Room, width: float, build: Callable[[float], None]) -> None:
-    gap = room.wall_gap(width)
+    gap = room.find_wall_gap(width)
     if gap is not None:
         with room.kit.mesh.placed(gap[0] @ placement(gap[1], 0)):
             build(width)
 
 
 def glass_partition(room: Room) -> None:
-    """Free-standing glass wall from one side of the room, with metal posts."""
+    """Build a glass partition with metal posts that starts at one side of the room."""
     kit, rng = room.kit, room.kit.rng
     along = rng.uniform(1.6, max(1.7, 0.6 * room.width))
     y = rng.uniform(0.35, 0.65) * room.depth
@@ -461,13 +473,13 @@ def glass_partition(room: Room) -> None:
     with kit.mesh.placed(placement(x0, y + 0.085)):
         opening = Opening("glass wall", 0, along, 0, high)
         glaze(kit, opening, "door frame", "glass pane", max(1, round(along)), kit.metal)
-    room.taken.append((x0, y - 0.15, x0 + along, y + 0.15))
+    room.occupied.append((x0, y - 0.15, x0 + along, y + 0.15))
     side = 3 if left else 1
-    room.hung[side].append((room.depth - y - 0.2, room.depth - y + 0.2) if left else (y - 0.2, y + 0.2))
+    room.occupied_wall[side].append((room.depth - y - 0.2, room.depth - y + 0.2) if left else (y - 0.2, y + 0.2))
 
 
 def lay_rug(room: Room, x: float, y: float, width: float, depth: float) -> None:
-    """Patterned rug, 1 cm high, centred at (x, y)."""
+    """Lay a patterned rug, 1 cm above the floor, centred at (x, y)."""
     kit = room.kit
     colours = [np.array(CLOTHS[i]) for i in kit.rng.permutation(len(CLOTHS))[:3]]
     pattern = kit.palette.image(textures.rug(kit.rng, *colours))

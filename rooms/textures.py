@@ -1,6 +1,6 @@
-"""Procedural surfaces of rendered rooms, and the table of materials that the ray caster looks them up in.
+"""Procedural textures of rendered rooms, and the material table used by the renderer.
 
-Textures are float32 [S,S,3] in 0..1, sRGB, S a power of two; those that are laid side by side repeat without seams.
+Textures are sRGB, float32 [S,S,3] in 0..1, where S is a power of two. Textures that repeat are seamless.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,23 @@ SIZE = 256
 
 
 def to_linear(srgb: ArrayLike) -> np.ndarray:
-    """SRGB in 0..1 to linear light (gamma 2.2)."""
+    """Convert sRGB values in 0..1 to linear light (gamma 2.2)."""
     return np.asarray(srgb, np.float32) ** np.float32(2.2)
 
 
 @dataclass
 class Material:
-    """One surface. `size`: metres that one texture tile covers (1, 1 for textures fitted to a quad).
+    """A surface material.
 
-    tint: linear RGB factor; gloss 0..1: strength of the reflection; emission: light given off, as a multiple of
-    the texture's colour; infrared 0..1: albedo for the depth sensor's light, which sees black cloth and black
-    plastic differently from the eye.
+    Attributes:
+        texture: texture id.
+        size: metres that one texture tile covers; (1, 1) for textures fitted to a quad.
+        tint: linear RGB factor.
+        gloss: strength of the reflection, 0..1.
+        emission: emitted light as a multiple of the texture's colour.
+        kind: OPAQUE, GLASS or MIRROR.
+        infrared: albedo at the depth sensor's wavelength, 0..1, which differs from the visible one for black cloth and
+            plastic; negative: derived from the colour.
     """
 
     texture: int
@@ -37,14 +43,14 @@ class Material:
     infrared: float = -1.0
 
 
-class _More(TypedDict, total=False):
+class _Options(TypedDict, total=False):
     emission: float
     kind: int
     infrared: float
 
 
 class Palette:
-    """The materials of one scene. Methods return a material's id."""
+    """The materials of one scene; each method adds one and returns its id."""
 
     def __init__(self, rng: np.random.Generator):
         self.textures: list[np.ndarray] = []
@@ -52,30 +58,30 @@ class Palette:
         self._smooth = self._texture(0.94 + 0.02 * fractal_noise(rng, 64, 1.0)[..., None] * np.ones(3))
         self._fabric = self._texture(_weave(rng))
 
-    def solid(self, colour: ArrayLike, gloss: float = 0.0, **more: Unpack[_More]) -> int:
-        """Painted, moulded or metal surface of one sRGB colour."""
+    def solid(self, colour: ArrayLike, gloss: float = 0.0, **more: Unpack[_Options]) -> int:
+        """Add a painted, moulded or metal surface with an sRGB colour."""
         return self._add(Material(self._smooth, (0.4, 0.4), to_linear(colour), gloss, **more))
 
-    def cloth(self, colour: ArrayLike, **more: Unpack[_More]) -> int:
-        """Woven surface of one sRGB colour."""
+    def cloth(self, colour: ArrayLike, **more: Unpack[_Options]) -> int:
+        """Add a woven surface with an sRGB colour."""
         return self._add(Material(self._fabric, (0.16, 0.16), to_linear(colour), **more))
 
     def image(
-        self, texture: np.ndarray, size: tuple[float, float] = (1.0, 1.0), gloss: float = 0.0, **more: Unpack[_More]
+        self, texture: np.ndarray, size: tuple[float, float] = (1.0, 1.0), gloss: float = 0.0, **more: Unpack[_Options]
     ) -> int:
-        """Surface with a texture of its own."""
+        """Add a surface with its own texture."""
         return self._add(Material(self._texture(texture), size, np.ones(3, np.float32), gloss, **more))
 
     def glass(self, tint: ArrayLike = (0.93, 0.96, 0.95)) -> int:
-        """Pane that is seen through."""
+        """Add a transparent pane."""
         return self.solid(tint, gloss=1.0, kind=GLASS)
 
     def mirror(self) -> int:
-        """Mirror of slightly greenish silver."""
+        """Add a mirror with a slight green tint."""
         return self.solid((0.93, 0.95, 0.94), gloss=1.0, kind=MIRROR)
 
     def light(self, colour: ArrayLike, strength: float) -> int:
-        """Lamp that shines by itself."""
+        """Add a light-emitting surface."""
         return self.solid(colour, emission=strength)
 
     def _texture(self, texture: np.ndarray) -> int:
@@ -88,9 +94,14 @@ class Palette:
 
 
 class MaterialTable:
-    """A palette as flat arrays for lookups of many pixels at once; every texture as a pyramid of halved sizes.
+    """A palette as flat arrays for vectorised lookups, with a mipmap of every texture.
 
-    colour, infrared: mean linear albedo [M,3] and sensor albedo [M]; gloss, emission [M]; kind [M].
+    Attributes:
+        colour: mean linear albedo of each material, float32 [M,3].
+        infrared: albedo for the depth sensor [M].
+        gloss: [M], see Material.
+        emission: [M], see Material.
+        kind: [M], see Material.
     """
 
     def __init__(self, palette: Palette):
@@ -119,11 +130,11 @@ class MaterialTable:
         means = np.array([to_linear(texture).mean((0, 1)) for texture in palette.textures])
         self.colour = (means[self._texture] * self._tint).astype(np.float32)
         given = np.array([material.infrared for material in materials], np.float32)
-        # Most paints, woods and cloths are brighter in the near infrared than to the eye.
+        # most paints, woods and fabrics reflect more near-infrared than visible light
         self.infrared = np.where(given >= 0, given, self.colour.mean(1) ** 0.7)
 
     def lookup(self, material: np.ndarray, uv: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-        """Linear albedo float32 [N,3] at uv [N,2] of material [N]; footprint [N]: a pixel's width in uv units."""
+        """Linear albedo, float32 [N,3], of material [N] at uv [N,2]; footprint [N] is a pixel's width in uv units."""
         texture = self._texture[material]
         extent = self._extent[material]
         side = self._sizes[texture]
@@ -134,7 +145,7 @@ class MaterialTable:
         corner = np.floor(place)
         fraction = (place - corner).astype(np.float32)
         corner = corner.astype(np.int64)
-        last = side - 1  # sides are powers of two: `& last` wraps around
+        last = side - 1  # `& last` equals `% side`, as sides are powers of two
         x0, x1, y0, y1 = (value & last for value in (corner[:, 0], corner[:, 0] + 1, corner[:, 1], corner[:, 1] + 1))
         fx, fy = fraction[:, :1], fraction[:, 1:]
         low, high = start + y0 * side, start + y1 * side
@@ -146,9 +157,9 @@ class MaterialTable:
 def fractal_noise(
     rng: np.random.Generator, size: int = SIZE, slope: float = 1.5, stretch: tuple[float, float] = (1.0, 1.0)
 ) -> np.ndarray:
-    """float32 [size,size], zero mean, unit deviation, seamless; amplitude falls as frequency^-slope.
+    """Seamless noise, float32 [size,size], mean 0, standard deviation 1, amplitude proportional to frequency^-slope.
 
-    stretch: factors on the vertical and horizontal frequency; a large one makes streaks across that axis short.
+    stretch: vertical and horizontal scale of the frequencies; a larger value gives finer structure along that axis.
     """
     fy, fx = np.fft.fftfreq(size)[:, None] * size, np.fft.rfftfreq(size)[None] * size
     amplitude = (1 + (fy / stretch[0]) ** 2 + (fx / stretch[1]) ** 2) ** (-slope / 2)
@@ -157,15 +168,15 @@ def fractal_noise(
     return (noise / noise.std()).astype(np.float32)
 
 
-def wood(rng: np.random.Generator, colour: ArrayLike, streak: float = 0.16) -> np.ndarray:
-    """Grain along the vertical axis."""
+def wood(rng: np.random.Generator, colour: ArrayLike, contrast: float = 0.16) -> np.ndarray:
+    """Wood with vertical grain."""
     rings = fractal_noise(rng, SIZE, 1.6, (0.15, 3.0))
     grain = np.sin(3.0 * rings) * 0.6 + 0.3 * fractal_noise(rng, SIZE, 0.6, (0.05, 6.0))
-    return np.asarray(colour) * (1 + streak * grain[..., None] * [0.8, 1.0, 1.2])
+    return np.asarray(colour) * (1 + contrast * grain[..., None] * [0.8, 1.0, 1.2])
 
 
 def planks(rng: np.random.Generator, colour: ArrayLike, rows: int = 6) -> np.ndarray:
-    """Floor boards along the horizontal axis, `rows` across the tile."""
+    """Horizontal floor boards, `rows` per texture."""
     size = 2 * SIZE
     grain = fractal_noise(rng, size, 1.2, (5.0, 0.12))
     image = np.ones((size, size, 3)) * np.asarray(colour)
@@ -186,7 +197,7 @@ def planks(rng: np.random.Generator, colour: ArrayLike, rows: int = 6) -> np.nda
 def tiles(
     rng: np.random.Generator, colour: ArrayLike, grout: ArrayLike, count: int = 4, marble: float = 0.06
 ) -> np.ndarray:
-    """Square tiles with joints, `count` a side, each of its own tone; count 2 with two tones is a chessboard."""
+    """Square tiles with grout lines, `count` per side, each with its own shade."""
     size = 2 * SIZE
     cell = size // count
     tone = np.kron(rng.uniform(0.93, 1.05, (count, count)), np.ones((cell, cell)))
@@ -198,14 +209,14 @@ def tiles(
 
 
 def chessboard(rng: np.random.Generator, light: ArrayLike, dark: ArrayLike) -> np.ndarray:
-    """Tiles of two colours in turn."""
+    """Tiles of alternating colours."""
     image = tiles(rng, light, np.asarray(dark) * 0.8, 4)
     odd = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((SIZE // 2, SIZE // 2)))[..., None] > 0
     return np.where(odd, image * (np.asarray(dark) / np.asarray(light)), image)
 
 
 def carpet(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike | None = None) -> np.ndarray:
-    """Pile; with `second` a woven pattern of two colours."""
+    """Carpet pile, plain or with a pattern in a second colour."""
     pile = 0.10 * fractal_noise(rng, SIZE, 0.1) + 0.05 * fractal_noise(rng, SIZE, 1.5)
     image = np.ones((SIZE, SIZE, 3)) * np.asarray(colour)
     if second is not None:
@@ -216,13 +227,13 @@ def carpet(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike | None
 
 
 def plaster(rng: np.random.Generator, colour: ArrayLike) -> np.ndarray:
-    """Painted wall: the roller's fine grain and faint stains."""
+    """Painted wall with fine roller texture and faint stains."""
     grain, stains = fractal_noise(rng, SIZE, 0.3), fractal_noise(rng, SIZE, 2.0)
     return np.asarray(colour) * (1 + 0.018 * grain + 0.022 * stains)[..., None]
 
 
 def wallpaper(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Stripes, dots or a flowing motif of two colours."""
+    """Two-coloured stripes, dots, waves or a lattice."""
     y, x = np.indices((SIZE, SIZE)) / SIZE
     style = rng.integers(4)
     k = int(rng.integers(2, 5))
@@ -240,7 +251,7 @@ def wallpaper(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike) ->
 
 
 def bricks(rng: np.random.Generator, colour: ArrayLike, mortar: ArrayLike = (0.75, 0.73, 0.7)) -> np.ndarray:
-    """Running bond, 8 courses of 3 bricks."""
+    """Bricks in running bond, 8 courses of 3."""
     y, x = np.indices((SIZE, SIZE))
     course = y // 32
     column = (x + 43 * (course % 2)) % SIZE // 86
@@ -252,7 +263,7 @@ def bricks(rng: np.random.Generator, colour: ArrayLike, mortar: ArrayLike = (0.7
 
 
 def ceiling_tiles(rng: np.random.Generator) -> np.ndarray:
-    """Suspended ceiling: one square panel with specks and its metal rail."""
+    """One square panel of a suspended ceiling, with specks and a metal rail."""
     image = np.ones((SIZE, SIZE, 3)) * rng.uniform(0.82, 0.92)
     image[rng.random((SIZE, SIZE)) < 0.04] *= 0.85
     image[:5], image[:, :5] = 0.72, 0.72
@@ -260,7 +271,7 @@ def ceiling_tiles(rng: np.random.Generator) -> np.ndarray:
 
 
 def striped_cloth(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Woven stripes, plaid or a printed pattern."""
+    """Striped, plaid or printed fabric."""
     y, x = np.indices((SIZE, SIZE)) / SIZE
     style = rng.integers(3)
     k = int(rng.integers(3, 8))
@@ -274,7 +285,7 @@ def striped_cloth(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike
 
 
 def rug(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike, third: ArrayLike) -> np.ndarray:
-    """Rug with a border and a medallion, fitted to its quad."""
+    """Rug with a border and a medallion; to be fitted to a quad."""
     y, x = np.abs(np.indices((SIZE, SIZE)) / (SIZE / 2) - 1)
     image = np.ones((SIZE, SIZE, 3)) * np.asarray(colour)
     petals = np.cos(rng.integers(3, 9) * np.arctan2(y, x))
@@ -288,7 +299,7 @@ def rug(rng: np.random.Generator, colour: ArrayLike, second: ArrayLike, third: A
 
 
 def painting(rng: np.random.Generator) -> np.ndarray:
-    """Picture for a wall: a landscape, colour fields or a dark print."""
+    """Picture for a wall: a landscape, or overlapping ellipses or rectangles."""
     y, x = np.indices((SIZE, SIZE)) / SIZE
     style = rng.integers(3)
     if style == 0:
@@ -303,7 +314,7 @@ def painting(rng: np.random.Generator) -> np.ndarray:
 
 
 def landscape(rng: np.random.Generator, horizon: float = 0.5, town: bool = True, size: int = SIZE) -> np.ndarray:
-    """View out of a window, row 0 at the bottom: ground, buildings or hills, trees, sky with clouds."""
+    """View from a window, row 0 at the bottom: ground, hills, buildings, trees, sky with clouds."""
     y = np.linspace(0, 1, size)[:, None, None]
     x = np.linspace(0, 1, size)
     haze, zenith = np.array([0.85, 0.9, 0.95]), np.array([0.35, 0.55, 0.85]) + rng.uniform(-0.1, 0.1)
@@ -352,7 +363,7 @@ def _trees(rng: np.random.Generator, image: np.ndarray, horizon: float) -> None:
 
 
 def screen(rng: np.random.Generator) -> np.ndarray:
-    """Computer desktop with windows of text, row 0 at the bottom."""
+    """Computer screen with windows of text, row 0 at the bottom."""
     image = np.ones((SIZE, SIZE, 3), np.float32) * rng.uniform(0.1, 0.6, 3)
     for _ in range(rng.integers(1, 4)):
         left, low = rng.integers(0, SIZE // 2, 2)
@@ -365,7 +376,7 @@ def screen(rng: np.random.Generator) -> np.ndarray:
 
 
 def scribbles(rng: np.random.Generator, ground: float = 0.95) -> np.ndarray:
-    """Whiteboard, notice or sheet of paper with lines of writing, row 0 at the bottom."""
+    """Whiteboard or sheet of paper with lines of writing, row 0 at the bottom."""
     image = np.ones((SIZE, SIZE, 3), np.float32) * ground
     ink = [(0.1, 0.15, 0.5), (0.6, 0.1, 0.1), (0.1, 0.1, 0.1)]
     for row in range(SIZE - 30, 20, -22):

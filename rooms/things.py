@@ -1,7 +1,7 @@
-"""Things of rendered rooms: clutter on furniture, screens, lamps, plants, and what hangs on walls.
+"""Small objects in rendered rooms: clutter on furniture, screens, lamps, plants, and wall decoration.
 
-Every piece is built in its own frame: it stands on z = 0, is centred on x = 0, has its back at y = 0 and faces +y.
-Clutter takes the place (x, y, z) it stands on.
+Each object is built in a local frame: it stands on z = 0, is centred at x = 0, has its back at y = 0 and faces +y.
+Clutter is placed at (x, y, z).
 """
 
 import numpy as np
@@ -12,19 +12,19 @@ from rooms.kit import Kit, lean
 
 
 def clutter(
-    kit: Kit, x0: float, x1: float, y0: float, y1: float, z: float, count: int, room_above: float = 1.0
+    kit: Kit, x0: float, x1: float, y0: float, y1: float, z: float, count: int, clearance: float = 1.0
 ) -> None:
-    """Up to `count` small things on a surface, none higher than `room_above`, none overlapping."""
-    taken: list[tuple[float, float]] = []
+    """Place up to `count` small objects on a surface, without overlaps; low ones only if `clearance` is small."""
+    positions: list[tuple[float, float]] = []
     builders = [_bottle, _cup, _book_stack, _vase, _small_box, _bowl, _papers]
-    if room_above > 0.5:
+    if clearance > 0.5:
         builders += [_flowers, _laptop]
     for _ in range(count):
         if x1 <= x0 or y1 <= y0:
             return
         x, y = kit.rng.uniform(x0, x1), kit.rng.uniform(y0, y1)
-        if all(np.hypot(x - a, y - b) > 0.24 for a, b in taken):
-            taken.append((x, y))
+        if all(np.hypot(x - a, y - b) > 0.24 for a, b in positions):
+            positions.append((x, y))
             kit.pick(builders)(kit, x, y, z)
 
 
@@ -102,7 +102,7 @@ def _laptop(kit: Kit, x: float, y: float, z: float) -> None:
 
 
 def monitor(kit: Kit, x: float, y: float, z: float) -> None:
-    """Computer screen on its foot; shows +y."""
+    """Add a computer monitor that faces +y."""
     on = kit.rng.random() < 0.7
     view = kit.palette.image(textures.screen(kit.rng), emission=0.9, infrared=0.03) if on else kit.dark
     with kit.mesh.object("monitor"):
@@ -112,7 +112,7 @@ def monitor(kit: Kit, x: float, y: float, z: float) -> None:
 def screen_on_foot(
     kit: Kit, x: float, y: float, z: float, width: float, height: float, picture: int, lift: float
 ) -> None:
-    """Flat screen that shows the material `picture` towards +y, its lower edge `lift` above z; the foot stands on z."""
+    """Add a flat screen with the material `picture`, facing +y; the foot stands on z, the lower edge is at z + lift."""
     kit.box((x - 0.12, y - 0.09, z), (x + 0.12, y + 0.09, z + 0.012), kit.dark)
     kit.box((x - 0.03, y - 0.03, z), (x + 0.03, y - 0.01, z + lift + 0.05), kit.dark)
     kit.box((x - width / 2 - 0.015, y - 0.02, z + lift - 0.015),
@@ -121,7 +121,7 @@ def screen_on_foot(
 
 
 def table_lamp(kit: Kit, x: float, y: float, z: float) -> None:
-    """Lamp with a foot and a shining shade."""
+    """Add a table lamp with a glowing shade."""
     with kit.mesh.object("lamp"):
         kit.mesh.lathe([(0.07, z), (0.06, z + 0.02), (0.02, z + 0.05), (0.05, z + 0.15), (0.012, z + 0.22)],
                        kit.pick(kit.brights), x, y)
@@ -129,14 +129,14 @@ def table_lamp(kit: Kit, x: float, y: float, z: float) -> None:
 
 
 def floor_lamp(kit: Kit, w: float, d: float, h: float) -> None:
-    """Standing lamp."""
+    """Add a floor lamp."""
     with kit.mesh.object("lamp"):
         kit.mesh.lathe([(w / 2.2, 0), (w / 2.2, 0.02), (0.015, 0.04), (0.012, h - 0.25)], kit.dark, y=d / 2)
         kit.mesh.lathe([(w / 2, h - 0.3), (w / 3.2, h)], kit.shade, y=d / 2, segments=20)
 
 
 def potted_plant(kit: Kit, w: float, d: float, h: float) -> None:
-    """Plant in a pot: bushy, or stems with broad leaves."""
+    """Add a plant in a pot, with a few leafy stems."""
     with kit.mesh.object("plant pot"):
         kit.mesh.lathe([(w * 0.26, 0), (w * 0.36, h * 0.27), (w * 0.33, h * 0.27), (w * 0.3, h * 0.2)],
                        kit.pick(kit.brights + kit.woods), y=d / 2, segments=20)
@@ -164,14 +164,14 @@ def _leaves(kit: Kit, root: tuple[float, float, float], count: int, length: floa
 
 
 def garbage_bin(kit: Kit, w: float, d: float, h: float) -> None:
-    """Open waste bin."""
+    """Add an open waste bin."""
     with kit.mesh.object("garbage bin"):
         profile = [(w * 0.38, 0), (w / 2, h), (w * 0.47, h), (w * 0.36, 0.05)]
         kit.mesh.lathe(profile, kit.pick(kit.brights + [kit.metal, kit.dark]), y=d / 2, segments=20)
 
 
 def cardboard_box(kit: Kit, w: float, d: float, h: float) -> None:
-    """Moving box with tape."""
+    """Add a taped moving box."""
     card = kit.palette.solid((0.68, 0.52, 0.35))
     tape = kit.palette.solid((0.78, 0.68, 0.5), 0.3)
     with kit.mesh.object("box"):
@@ -180,7 +180,7 @@ def cardboard_box(kit: Kit, w: float, d: float, h: float) -> None:
 
 
 def bag(kit: Kit, w: float, d: float, h: float) -> None:
-    """Backpack on the floor."""
+    """Add a backpack on the floor."""
     cloth = kit.pick(kit.cloths)
     with kit.mesh.object("backpack"):
         kit.mesh.cushion((-w / 2, 0, 0), (w / 2, d, h), cloth, power=4)
@@ -191,7 +191,7 @@ def bag(kit: Kit, w: float, d: float, h: float) -> None:
 
 
 def wall_mirror(kit: Kit, width: float, low: float, high: float) -> None:
-    """Framed mirror hanging on the wall at y = 0."""
+    """Hang a framed mirror on the wall at y = 0."""
     with kit.mesh.object("mirror"):
         frame = kit.wood()
         kit.box((-width / 2 - 0.04, 0.002, low - 0.04), (width / 2 + 0.04, 0.018, high + 0.04), frame)
@@ -199,18 +199,18 @@ def wall_mirror(kit: Kit, width: float, low: float, high: float) -> None:
 
 
 def wall_picture(kit: Kit, width: float, low: float, high: float, class_name: str = "picture") -> None:
-    """Framed picture, or a whiteboard."""
+    """Hang a framed picture or a whiteboard on the wall at y = 0."""
     board = class_name == "whiteboard"
     canvas = kit.palette.image(textures.scribbles(kit.rng) if board else textures.painting(kit.rng), gloss=0.3 * board)
     frame = kit.metal if board else kit.pick([*kit.woods, kit.dark, kit.white])
-    rim = 0.03
+    border = 0.03
     with kit.mesh.object(class_name):
-        kit.box((-width / 2 - rim, 0.002, low - rim), (width / 2 + rim, 0.02, high + rim), frame)
+        kit.box((-width / 2 - border, 0.002, low - border), (width / 2 + border, 0.02, high + border), frame)
         kit.mesh.quad((width / 2, 0.0225, low), (-width, 0, 0), (0, 0, high - low), canvas, fit=True)
 
 
 def wall_clock(kit: Kit, z: float) -> None:
-    """Round clock on the wall."""
+    """Hang a round clock on the wall at y = 0."""
     upright = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, z], [0, 0, 0, 1.0]])
     with kit.mesh.object("clock"), kit.mesh.placed(upright):
         kit.mesh.lathe([(0.15, 0.002), (0.15, 0.04)], kit.dark, segments=24)

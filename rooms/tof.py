@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from config import Intrinsics
-from rooms.render import Hits, Pose, World, camera_rays, embree, follow, sense
+from rooms.render import Pose, World, build_embree_scene, camera_rays, simulate_sensor, trace_to_opaque
 
 FIELD_OF_VIEW = (75.0, 65.0)  # degrees
 BASELINE = 0.032  # metres along the colour camera's x axis
@@ -27,20 +27,20 @@ def tof_camera(colour: Intrinsics) -> Intrinsics:
     return Intrinsics.centred(fx, fy, width, height)
 
 
-def sense_beside(
+def simulate_tof(
     world: World, colour: Intrinsics, pose: Pose, rng: np.random.Generator, weakness: float
 ) -> np.ndarray:
-    """What the sensor reads, registered to the colour image: float32 [H,W] metres, 0 = no reading.
+    """Simulate the sensor's depth, registered to the colour image: float32 [H,W] metres, 0 = no reading.
 
-    weakness: of the sensor, as in sense().
+    weakness: of the sensor, as in simulate_sensor().
     """
     camera = tof_camera(colour)
     beside = Pose(pose.position + BASELINE * pose.rotation()[:, 0], pose.yaw, pose.pitch, pose.roll)
     rays = camera_rays(camera, beside)
     origins = np.broadcast_to(beside.position, rays.shape)
-    first: Hits = world.cast(origins, rays)
-    _, _, path, _, _ = follow(world, origins, rays, first)
-    reading = sense(world, first, path, rays, (camera.height, camera.width), rng, weakness)
+    first = world.cast(origins, rays)
+    _, _, path, _, _ = trace_to_opaque(world, origins, rays, first)
+    reading = simulate_sensor(world, first, path, rays, (camera.height, camera.width), rng, weakness)
     return register(reading, camera, colour, np.array([BASELINE, 0.0, 0.0]))
 
 
@@ -70,7 +70,7 @@ def register(depth: np.ndarray, camera: Intrinsics, colour: Intrinsics, offset: 
     triangles = quads[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
     rays = camera_rays(colour, Pose(np.zeros(3), 0.0, 0.0, 0.0)) @ FROM_WORLD
     origins = np.zeros_like(rays, np.float32)
-    found = embree(triangles).run(origins, rays.astype(np.float32), query="INTERSECT", output=1)
+    found = build_embree_scene(triangles).run(origins, rays.astype(np.float32), query="INTERSECT", output=1)
     return np.where(found["geomID"] >= 0, found["tfar"], 0).astype(np.float32).reshape(colour.height, colour.width)
 
 

@@ -1,1 +1,1 @@
-"""What the teachers label: depth and classes, the scale gate, the manifest builder."""
+"""Teacher labels: depth and classes, the check of the depth teacher, and the manifest builder."""

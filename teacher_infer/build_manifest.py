@@ -1,4 +1,4 @@
-"""Join images, depth and the teachers' maps into one manifest."""
+"""Build the manifest from images, depth and the teachers' outputs."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ from dataset.manifest import Cameras, Row, read_recordings, read_splits, write_m
 from dataset.units import DepthUnit, add_unit_flag
 from teacher_infer.stage import PROVENANCE
 
-TEACHERS = {"da3_depth": "run_da3.py", "sam2_seg": "run_sam2.py"}
+TEACHER_SCRIPTS = {"da3_depth": "run_da3.py", "sam2_seg": "run_sam2.py"}
 READERS = {
     "depth": read_depth,
     "confidence": read_confidence,
@@ -46,7 +46,7 @@ READERS = {
     "sam2_seg": read_classes,
     "seg_confidence": read_seg_confidence,
 }
-KINDS = {
+MAP_DTYPES = {
     "depth": np.floating,
     "confidence": np.floating,
     "labels": np.integer,
@@ -55,38 +55,40 @@ KINDS = {
     "seg_confidence": np.uint8,
 }
 PNG_MODES = {"depth": ("I;16", "I", "I;16B"), "labels": ("L",), "sam2_seg": ("L",)}
-SAMPLED_FRAMES = 100  # evenly spread, read whole: their values are checked, too; of the others only headers
-SHOWN = 5  # problems or stems named in one message
+N_FULL_CHECKS = 100  # about this many frames, evenly spaced, are read in full; of the others only the headers
+MAX_LISTED = 5  # problems or stems listed in one message
 
 
 def parse_args() -> Namespace:
-    """Flags of the command line."""
+    """Parse the command line."""
     parser = ArgumentParser(
-        "Reads the folders of images, depth and teachers' maps, with splits.json, camera.json, recordings.json and\n"
-        "the teachers' provenance.json; writes the manifest, one JSON object a frame, and its name with .json: count\n"
-        "of frames and fingerprint. Nothing is written when a frame is wrong.\n\n"
-        "Exit 0: written; 2: a map is missing, unreadable or of another size than its image."
+        "Reads the folders of images, depth and teacher outputs, with splits.json, camera.json, recordings.json and\n"
+        "the teachers' provenance.json. Writes the manifest, one JSON object per frame, and a .json file of the same\n"
+        "name with the number of frames and the fingerprint. Writes nothing if any frame is invalid.\n\n"
+        "Exit codes: 0 written, 2 a map is missing, unreadable or not of its image's size."
     )
     parser.add_argument("--rgb-dir", required=True, metavar="RGB", help="folder of images")
     parser.add_argument("--depth-dir", required=True, metavar="DEPTH", help="sensor or reference depth")
     parser.add_argument("--da3-dir", metavar="DA3", help="output folder of run_da3.py")
     parser.add_argument("--sam2-dir", metavar="SAM2", help="output folder of run_sam2.py")
-    parser.add_argument("--confidence-dir", metavar="C", help="default: confidence/ beside the image folder, if there")
-    parser.add_argument("--labels-dir", metavar="L", help="default: labels/ beside the image folder, if there")
     parser.add_argument(
-        "--output", required=True, metavar="manifest.jsonl", help="the manifest, in a folder above all data"
+        "--confidence-dir", metavar="C", help="default: confidence/ beside the image folder, if present"
+    )
+    parser.add_argument("--labels-dir", metavar="L", help="default: labels/ beside the image folder, if present")
+    parser.add_argument(
+        "--output", required=True, metavar="manifest.jsonl", help="the manifest; its folder must contain all data"
     )
     add_unit_flag(parser, "--depth-dir")
     parser.add_argument(
         "--allow-missing-teachers",
         action="store_true",
-        help="write rows without a teacher's map where it is missing",
+        help="also write rows that lack a teacher's map",
     )
     parser.add_argument(
         "--align-to-sensor",
         action="store_true",
-        help="store in each row the factor da3_scale from its teacher's depth to its sensor's scale; it applies "
-        "wherever the teacher's depth is read",
+        help="store in each row the factor da3_scale that aligns the teacher's depth to the sensor's scale; it "
+        "applies wherever the teacher's depth is read",
     )
     add_flags(parser, Runtime(), "allow_links_to")
     return parser.parse_args()
@@ -94,7 +96,7 @@ def parse_args() -> Namespace:
 
 @dataclass
 class Folders:
-    """The data's folders; maps: {column: folder}; depth_unit: of depth, None for its files' own."""
+    """Folders of the data. maps: {column: folder}; depth_unit: unit of the depth, None for the default of its files."""
 
     rgb: Path
     maps: dict[str, Path]
@@ -103,7 +105,7 @@ class Folders:
 
 
 def find_folders(args: Namespace) -> Folders:
-    """The folders that the flags name or that lie beside the images; UserError when one that must be there is not."""
+    """Find the folders given by the flags or beside the images; raises UserError if a required one is missing."""
     rgb = existing_dir(args.rgb_dir, "--rgb-dir")
     maps = {"depth": existing_dir(args.depth_dir, "--depth-dir")}
     for column, given, flag in (
@@ -113,19 +115,21 @@ def find_folders(args: Namespace) -> Folders:
         if given and (Path(given).is_dir() or not args.allow_missing_teachers):
             maps[column] = existing_dir(given, flag)
         elif not args.allow_missing_teachers:
-            raise UserError(f"{flag} is missing: name {TEACHERS[column]}'s output, or add --allow-missing-teachers")
-    beside_classes = Path(os.path.abspath(maps["sam2_seg"])).parent if "sam2_seg" in maps else data_folder(rgb)
+            raise UserError(
+                f"{flag} is missing: pass the output of {TEACHER_SCRIPTS[column]} or add --allow-missing-teachers"
+            )
+    classes_root = Path(os.path.abspath(maps["sam2_seg"])).parent if "sam2_seg" in maps else data_folder(rgb)
     for column, given, root in (
         ("confidence", args.confidence_dir, data_folder(rgb)),
         ("labels", args.labels_dir, data_folder(rgb)),
-        ("seg_confidence", None, beside_classes),
+        ("seg_confidence", None, classes_root),
     ):
-        beside = root / column
+        default = root / column
         if given:
             maps[column] = existing_dir(given, f"--{column}-dir")
-        elif beside.is_dir():
-            maps[column] = beside
-            print(f"{column}: taking {beside}")
+        elif default.is_dir():
+            maps[column] = default
+            print(f"{column}: using {default}")
         else:
             print(f"{column}: none")
     if "seg_confidence" in maps:
@@ -134,32 +138,34 @@ def find_folders(args: Namespace) -> Folders:
 
 
 def check_confidence(folder: Path, sam2: Path | None) -> None:
-    """Raise UserError when seg_confidence/ is that of another folder of classes, by what run_sam2.py wrote into it."""
+    """Raise UserError if seg_confidence/ belongs to another class folder, according to its provenance.json."""
     file = folder / PROVENANCE
-    of = read_json(file).get("of") if file.is_file() else None
-    if of and sam2 and of != sam2.resolve().name:
-        raise UserError(f"{folder} is the confidence of {of}, not of {sam2}: redo run_sam2.py for it with --overwrite")
+    source = read_json(file).get("of") if file.is_file() else None
+    if source and sam2 and source != sam2.resolve().name:
+        raise UserError(
+            f"{folder} is the confidence of {source}, not of {sam2}: rerun run_sam2.py for {sam2} with --overwrite"
+        )
 
 
-def beside(name: str, output: Path, rgb_dir: Path) -> Path | None:
-    """A file of the data folder, beside the manifest or else beside the image folder; None when there is none."""
+def find_data_file(name: str, output: Path, rgb_dir: Path) -> Path | None:
+    """Find a file of the data folder beside the manifest, else beside the image folder; None if it is in neither."""
     for folder in (output.resolve().parent, data_folder(rgb_dir)):
         if (folder / name).is_file():
             return folder / name
     return None
 
 
-def header(column: str, path: Path) -> tuple[int, int]:
-    """(height, width) of a map, read from its header; raises UserError on an unreadable file or a wrong type."""
+def read_size(column: str, path: Path) -> tuple[int, int]:
+    """Read (height, width) of a map from its header; raises UserError if it is unreadable or of the wrong type."""
     try:
         if path.suffix.lower() == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if array.ndim != 2 or not np.issubdtype(array.dtype, KINDS[column]):
-                raise UserError(f"{path}: {array.dtype} {list(array.shape)} is no {column} map")
+            if array.ndim != 2 or not np.issubdtype(array.dtype, MAP_DTYPES[column]):
+                raise UserError(f"{path}: {array.dtype} {list(array.shape)} is not a {column} map")
             return array.shape
         with Image.open(path) as image:
-            if column in KINDS and image.mode not in PNG_MODES.get(column, ()):
-                raise UserError(f"{path}: a PNG of mode {image.mode} is no {column} map")
+            if column in MAP_DTYPES and image.mode not in PNG_MODES.get(column, ()):
+                raise UserError(f"{path}: a PNG of mode {image.mode} is not a {column} map")
             refuse_turned(path, orientation_of(image))
             return image.height, image.width
     except UNREADABLE as error:
@@ -167,8 +173,8 @@ def header(column: str, path: Path) -> tuple[int, int]:
 
 
 @dataclass
-class Join:
-    """Rows of the manifest so far, problems that forbid it, and stems without a teacher's map by column."""
+class JoinResult:
+    """Rows of the manifest, problems of invalid frames, and {column: stems without this teacher's map}."""
 
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -181,10 +187,10 @@ def join_frames(
     splits: dict[str, str] | None,
     cameras: Cameras | None,
     made_by: dict,
-) -> Join:
-    """One row a frame, each file's header checked and the values of SAMPLED_FRAMES of them."""
-    join = Join(missing={column: [] for column in TEACHERS})
-    every = max(1, len(frames) // SAMPLED_FRAMES)
+) -> JoinResult:
+    """Make one row per frame; checks the header of every file, and the values of about N_FULL_CHECKS frames."""
+    join = JoinResult(missing={column: [] for column in TEACHER_SCRIPTS})
+    stride = max(1, len(frames) // N_FULL_CHECKS)
     for number, (stem, rgb) in enumerate(frames.items()):
         try:
             depth = find_map(folders.maps["depth"], stem)
@@ -192,61 +198,63 @@ def join_frames(
                 raise UserError(f"frame {stem} has no depth in {folders.maps['depth']}")
             row = Row(stem, rgb, depth, split=splits.get(stem) if splits else None, depth_unit=folders.depth_unit)
             _add_maps(row, folders, join)
-            shape = header("rgb", rgb)
-            _check_maps(row, shape, whole=number % every == 0)
+            shape = read_size("rgb", rgb)
+            _check_maps(row, shape, check_values=number % stride == 0)
             row.intrinsics = _camera(cameras, stem, shape)
         except UserError as error:
             join.problems.append(str(error))
             continue
-        row.made_by = {column: made_by[column] for column in TEACHERS if column in made_by and getattr(row, column)}
+        row.made_by = {
+            column: made_by[column] for column in TEACHER_SCRIPTS if column in made_by and getattr(row, column)
+        }
         join.rows.append(row)
     return join
 
 
-def _add_maps(row: Row, folders: Folders, join: Join) -> None:
+def _add_maps(row: Row, folders: Folders, join: JoinResult) -> None:
     for column, folder in folders.maps.items():
         if column != "depth":
             setattr(row, column, find_map(folder, row.stem))
-    for column in TEACHERS:
+    for column in TEACHER_SCRIPTS:
         if getattr(row, column) is None:
             join.missing[column].append(row.stem)
 
 
-def _check_maps(row: Row, shape: tuple[int, int], whole: bool) -> None:
-    if whole:
+def _check_maps(row: Row, shape: tuple[int, int], check_values: bool) -> None:
+    if check_values:
         read_image(row.rgb)
     for column, read in READERS.items():
         path = getattr(row, column)
         if path is None:
             continue
-        found = header(column, path)
+        found = read_size(column, path)
         if found != shape:
             raise UserError(f"{path} is {found[1]}x{found[0]} but its image is {shape[1]}x{shape[0]}")
-        # a sensor may see nothing in a frame, but a teacher that says nothing is broken
-        if whole and not read(path).any() and column == "da3_depth":
-            raise UserError(f"{path} holds no depth: all of it is zero, negative or not finite")
+        # a sensor's map may be empty; a teacher's empty map is an error
+        if check_values and not read(path).any() and column == "da3_depth":
+            raise UserError(f"{path} contains no depth: all pixels are zero, negative or not finite")
 
 
 def _camera(cameras: Cameras | None, stem: str, shape: tuple[int, int]) -> Intrinsics | None:
-    image = np.broadcast_to(np.uint8(0), (*shape, 3))  # an image's size without its pixels
+    image = np.broadcast_to(np.uint8(0), (*shape, 3))  # camera_for() needs only the image's size
     return camera_for(cameras.of(stem), image, stem) if cameras else None
 
 
-def teachers_provenance(folders: Folders) -> dict:
-    """{column: {"backend", "model"}} from each teacher folder's provenance.json."""
+def read_teacher_provenance(folders: Folders) -> dict:
+    """Read {column: {"backend", "model"}} from the provenance.json of each teacher's folder."""
     made_by = {}
-    for column in TEACHERS:
+    for column in TEACHER_SCRIPTS:
         file = folders.maps[column] / PROVENANCE if column in folders.maps else None
         if file is not None and file.is_file():
             content = read_json(file)
             made_by[column] = {name: content.get(name) for name in ("backend", "model")}
         elif file is not None:
-            print(f"{column}: {file} is missing, so the manifest can't say what made it")
+            print(f"{column}: {file} is missing; the manifest will not record its model")
     return made_by
 
 
-def orphans(folders: Folders, frames: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """(column, files) of maps that belong to no image."""
+def find_orphans(folders: Folders, frames: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (column, files) for maps without an image."""
     for column, folder in folders.maps.items():
         files = {below / file.name for below, _, found in walk(folder) for file in found}
         files = {f for f in files if f.suffix.lower() in (".npy", ".png") and not is_left_out(f.name)}
@@ -257,42 +265,42 @@ def orphans(folders: Folders, frames: dict[str, Path]) -> Iterator[tuple[str, li
 
 
 def split_frames(frames: dict[str, Path], splits: dict[str, str] | None) -> dict[str, Path]:
-    """Frames that stand in a split; says which stems have no split or no image."""
+    """Return the frames that have a split; prints the stems without a split or without an image."""
     if splits is None:
-        print("no splits.json: rows without a split; training divides them by their order")
+        print("no splits.json: rows have no split; training splits them by their order")
         return frames
     for what, stems in (
-        ("images in no split, left out", frames.keys() - splits.keys()),
+        ("images in no split, skipped", frames.keys() - splits.keys()),
         ("stems of splits.json without an image", splits.keys() - frames.keys()),
     ):
         if stems:
-            print(f"{len(stems)} {what}: {_some(sorted(stems))}")
+            print(f"{len(stems)} {what}: {_abbreviate(sorted(stems))}")
     kept = {stem: path for stem, path in frames.items() if stem in splits}
     if not kept:
-        raise UserError("splits.json lists none of the images: it belongs to other data")
+        raise UserError("splits.json lists none of the images: does it belong to other data?")
     return kept
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def _abbreviate(names: list[str]) -> str:
+    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
 
 
-def check(join: Join, allow_missing: bool) -> None:
-    """Raise UserError when a frame is wrong or, unless allowed, lacks a teacher; say what is missing."""
+def check_join(join: JoinResult, allow_missing: bool) -> None:
+    """Raise UserError if a frame is invalid or lacks a teacher's map; if that is allowed, print what is missing."""
     if join.problems:
-        raise UserError(f"{len(join.problems)} frames are wrong: " + "; ".join(join.problems[:SHOWN]))
+        raise UserError(f"{len(join.problems)} frames are invalid: " + "; ".join(join.problems[:MAX_LISTED]))
     for column, stems in join.missing.items():
         if stems and not allow_missing:
             raise UserError(
-                f"{len(stems)} frames have no {column} ({_some(stems)}): run {TEACHERS[column]} (failed_frames.jsonl"
-                " in its folder names frames that it could not do), or add --allow-missing-teachers"
+                f"{len(stems)} frames have no {column} ({_abbreviate(stems)}): run {TEACHER_SCRIPTS[column]}"
+                " (failed_frames.jsonl in its folder lists frames that failed), or add --allow-missing-teachers"
             )
         if stems:
-            print(f"{len(stems)} frames without {column}: {_some(stems)}")
+            print(f"{len(stems)} frames without {column}: {_abbreviate(stems)}")
 
 
-def align(rows: list[Row], threshold: float) -> None:
-    """Fill in da3_scale and say what it does to the seam between sensor and teacher; rows without a teacher stay."""
+def align_to_sensor(rows: list[Row], threshold: float) -> None:
+    """Set da3_scale in rows with teacher depth; prints the step between sensor and teacher before and after."""
     scales, before, after = [], [], []
     with_teacher = [row for row in rows if row.da3_depth]
     for row in tqdm(with_teacher, desc="aligning to the sensor", disable=None):
@@ -308,21 +316,21 @@ def align(rows: list[Row], threshold: float) -> None:
             before.append(step)
             after.append(aligned_step)
     if not scales:
-        raise UserError("--align-to-sensor: no frame has enough pixels with both the sensor's depth and the teacher's")
+        raise UserError("--align-to-sensor: no frame has enough pixels with both sensor and teacher depth")
     low, middle, high = np.percentile(scales, (5, 50, 95))
     print(f"aligned {len(scales)} of {len(with_teacher)} frames: factor {middle:.3f} ({low:.3f}..{high:.3f} for 90 %)")
     if before:
         print(f"step from sensor to teacher: median {np.median(before):.1%} before, {np.median(after):.1%} after")
 
 
-def note_links(rows: list[Row], folder: DataFolder) -> None:
-    """Note in made_by where a row's files are linked from outside of the data folder; UserError where not allowed."""
+def record_links(rows: list[Row], folder: DataFolder) -> None:
+    """Record in made_by where links lead outside the data folder; raises UserError if that is not allowed."""
     linked = 0
     for row in rows:
         files = [folder.root / folder.relative(file) for file in row.files().values()]
-        homes = {folder.home(file, f"frame {row.stem}") for file in files} - {folder.root}
-        if homes:
-            row.made_by["links_to"] = sorted(map(str, homes))
+        outside = {folder.home(file, f"frame {row.stem}") for file in files} - {folder.root}
+        if outside:
+            row.made_by["links_to"] = sorted(map(str, outside))
             linked += 1
     if linked:
         print(f"{linked} frames have files that are links out of {folder.root}")
@@ -333,29 +341,29 @@ def main() -> None:
     args = parse_args()
     folders, output = find_folders(args), Path(args.output)
     if output.suffix != ".jsonl":
-        raise UserError(f"--output {output}: the manifest's name ends in .jsonl")
+        raise UserError(f"--output {output}: the manifest's name must end in .jsonl")
     splits_file, camera_file, recordings_file = (
-        beside(name, output, folders.rgb) for name in ("splits.json", "camera.json", "recordings.json")
+        find_data_file(name, output, folders.rgb) for name in ("splits.json", "camera.json", "recordings.json")
     )
     all_frames = find_frames(folders.rgb)
-    for column, files in orphans(folders, all_frames):
-        print(f"{len(files)} {column} maps without an image: {_some(files)}")
+    for column, files in find_orphans(folders, all_frames):
+        print(f"{len(files)} {column} maps without an image: {_abbreviate(files)}")
     splits = read_splits(splits_file) if splits_file else None
     frames = split_frames(all_frames, splits)
     if camera_file is None:
-        print("no camera.json: rows without intrinsics")
+        print("no camera.json: rows have no intrinsics")
     cameras = Cameras.read(camera_file) if camera_file else None
-    join = join_frames(folders, frames, splits, cameras, teachers_provenance(folders))
-    check(join, args.allow_missing_teachers)
+    join = join_frames(folders, frames, splits, cameras, read_teacher_provenance(folders))
+    check_join(join, args.allow_missing_teachers)
     if not args.depth_unit:
         check_unit(folders.maps["depth"], (row.depth for row in join.rows))
-    note_links(join.rows, DataFolder(output.parent, Runtime(**given(args, Runtime)).allow_links_to))
+    record_links(join.rows, DataFolder(output.parent, Runtime(**given(args, Runtime)).allow_links_to))
     if recordings_file:
         recordings = read_recordings(recordings_file)
         for row in join.rows:
             row.recording = recordings.get(row.stem)
     if args.align_to_sensor:
-        align(join.rows, Recipe().confidence_threshold)
+        align_to_sensor(join.rows, Recipe().confidence_threshold)
     write_manifest(output, join.rows)
     write_json(output.with_suffix(".json"), {"frames": len(join.rows), "fingerprint": fingerprint(join.rows)})
     print(f"{output}: {len(join.rows)} frames")

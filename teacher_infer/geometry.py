@@ -1,15 +1,15 @@
-"""Floor, wall and glass from the geometry of one depth map: planes and gravity, never rows of the image.
+"""Floor, wall and glass from the geometry of one depth map: planes and gravity, not positions in the image.
 
-Normals, gravity and planes that drift smoothly are planes.py's.
+planes.py provides normals, gravity and planes with a smooth drift.
 
-1. Floor: the lowest large plane that faces up and has nothing below it, and all that lies on it.
-2. Walls: large vertical planes that reach up and over which nothing behind them is seen; over a cupboard the wall is.
-   What stands in parallel before a larger wall, or is seen past, closely or because it is narrow, is furniture.
-3. What lies on two of them, as along the foot of a wall, belongs to the one that its viewing ray meets first.
-4. Glass: where the sensor has holes, or looks through, framed by readings on or in a wall; a window's frame with it.
-   Where the sensor doesn't look, on its rim, there is none.
+1. Floor: the lowest large plane that faces up and has nothing below it.
+2. Walls: large vertical planes that reach up and have nothing visible behind them over their top edge. A plane is
+   furniture if it stands parallel in front of a larger wall, or if the scene continues behind one of its sides.
+3. A pixel near two surfaces, as at the foot of a wall, belongs to the one that its viewing ray meets first.
+4. Glass: areas in a wall or upright plane where the sensor has holes, or looks through, framed by readings; includes
+   the frame of a window. The sensor's rim, outside its view, is never glass.
 
-The rest, ceilings among it, is other: what can't be told is not guessed.
+Everything else is other, including ceilings and pixels that no rule explains.
 """
 
 from collections.abc import Sequence
@@ -20,72 +20,78 @@ import numpy as np
 
 from config import CLASS_NAMES, Intrinsics
 from teacher_infer.planes import (
-    BIN,
-    COARSE,
-    FACING,
+    COARSE_RADIUS,
+    FACING_COSINE,
+    OFFSET_BIN,
     Plane,
     Scene,
     Surface,
+    build_scene,
     find_gravity,
+    find_peaks,
     fit_surface,
-    make_scene,
     near_plane,
-    peaks,
     refine,
 )
 
 FLOOR, WALL, GLASS, OTHER = (CLASS_NAMES.index(name) for name in ("floor", "wall", "glass", "other"))
 
-VERTICAL = np.sin(np.radians(20))  # largest |normal . gravity| of a pane's normal
-LEANING = np.sin(np.radians(30))  # and of a wall's, which drift of depth tilts
-FACING_PAINT = 0.3  # least cosine of a planar place's normal and the normal of the surface that it belongs to
-FLOOR_AREA = 0.15  # square metres that a floor must show
-FLOOR_BELOW_CAMERA = 0.15  # metres
-BELOW = 0.08  # metres beyond the tolerance that lie below a floor
-BELOW_FLOOR = 0.012  # largest share of points lower than the floor: more, and it is a table top or a bed
+MAX_PANE_TILT = np.sin(np.radians(20))  # maximum |normal . gravity| of a pane
+MAX_WALL_TILT = np.sin(np.radians(30))  # and of a wall, since drift tilts normals
+MIN_LABEL_COSINE = 0.3  # between the normal of a planar pixel and that of the surface it is assigned to
+MIN_FLOOR_AREA = 0.15  # visible, square metres
+MIN_CAMERA_HEIGHT = 0.15  # metres above the floor
+BELOW_MARGIN = 0.08  # metres; points lower than the tolerance plus this margin are below the floor
+MAX_SHARE_BELOW = 0.012  # of points below a floor; more: a table top or a bed
 
-FLOATING = 0.5  # share of columns in which depth jumps back at a plane's far edge: a table top seen without floor
-JUMP = 1.1  # factor on depth that is a jump
+MAX_FLOATING_SHARE = (
+    0.5  # of columns where depth jumps at the far edge of a plane; more: a table top without floor in view
+)
+DEPTH_JUMP = 1.1  # ratio of depths
 
 MAX_WALLS = 10
-WALL_AREA = 0.25  # square metres that a wall must show
-WALL_SHARE = 0.006  # and share of the image
-WALL_HEIGHT = 1.9  # metres above the floor that a wall reaches, unless the image ends before,
-WALL_ABOVE_CAMERA = 0.4  # or above the camera without a floor in sight;
-HIDDEN = 0.4  # or share of columns in which something stands before what would be above: a cupboard on the wall,
-BEFORE = 0.3  # which takes up this share of the column there (normals are blurred, so a plane's rim is no member)
-BEHIND = 0.1  # metres beyond the tolerance that lie behind a wall
-OVERLOOKED = 0.35  # share of columns in which something behind a plane is seen above it: furniture
-SEEN_PAST = 0.35  # the same of rows, at one of its sides, when it is
-SIDE_STEPS = (10, 20, 30)  # working pixels beyond the last member, whose normal is blurred before the edge is
-NARROW = 0.85  # metres wide at most: the side of a wardrobe; walls of rooms that are not convex are wider
-STANDS_BEFORE = (0.15, 1.0)  # metres before a wall in parallel: cupboards that hang on it, wardrobes
-BACKGROUND = 0.5  # of its area that the wall behind shows at least
-RELIEF = (0.06, 0.05)  # metres that parts of a wall lie before it, as curtains, and behind it, as doors do
+MIN_WALL_AREA = 0.25  # visible, square metres
+MIN_WALL_SHARE = 0.006  # of the image
+# a wall reaches the top of the image or meets one of the next three bounds
+MIN_WALL_HEIGHT = 1.9  # metres above the floor
+MIN_HEIGHT_ABOVE_CAMERA = 0.4  # metres, if no floor is found
+MIN_OCCLUDED_SHARE = 0.4  # share of columns in which something in front, such as a wall cupboard, hides what is above
+MIN_OCCLUDER_SHARE = 0.3  # of such a column above the wall; not all, as blurred normals exclude a plane's border
+BEHIND_MARGIN = 0.1  # metres; points beyond 1.5 tolerances plus this margin are behind a wall
+MAX_SEEN_OVER = 0.35  # share of columns with points behind a plane above it; more: furniture
+MAX_SEEN_PAST = 0.35  # share of rows with points behind a plane beside it; more: a side of furniture
+SIDE_OFFSETS = (10, 20, 30)  # working pixels beyond the last member; normals are blurred near an edge
+MAX_SIDE_WIDTH = 0.85  # metres, of a wardrobe's side; walls with outside corners are wider
+FURNITURE_GAP = (0.15, 1.0)  # metres between a wall and a parallel front of a wardrobe or cupboard
+MIN_BACKGROUND_AREA = 0.5  # visible area of the wall behind, relative to the front's
+WALL_RELIEF = (0.06, 0.05)  # metres that parts of a wall lie in front of it, like curtains, and behind it, like doors
 
-GLASS_SHARE = 0.003  # of the image
-GLASS_AREA = 0.08  # square metres
-GLASS_TOP = 1.4  # metres above the floor that a pane reaches at least, unless the image ends before
-PARTITION = 2.1  # metres above the floor that a pane reaches which the ceiling is seen over: furniture is lower
-GLASS_FILL = 0.4  # share of holes in a pane
-FRAMED = 0.4  # share of readings in the rim around a pane: less, and the whole wall is out of the sensor's reach
-RIM = 7  # working pixels
-STRIP = 5  # working pixels that a pane is wide at least
-BARS = 9  # working pixels that bars and smears in a pane may be wide
-RECESS = (-0.15, 0.45)  # metres that a pane may lie in front of and behind the wall that holds it
-HELD = 0.7  # share of a pane that lies so for the wall to hold it
-PROUD = 0.03  # metres before a wall, beyond its tolerance: no pane of it, but a curtain
-SASH = 0.06  # metres that a window's frame is wide, which counts as the window,
-REVEAL = 0.03  # and that it lies behind the wall at least, unlike what is around a mirror
-SILL = 0.25  # metres above the floor that windows begin at: lower are doors, whose frames count as walls
+MIN_PANE_SHARE = 0.003  # of the image
+MIN_PANE_AREA = 0.08  # square metres
+MIN_PANE_TOP = 1.4  # metres above the floor that a pane reaches, unless the image ends below
+MIN_PARTITION_TOP = 2.1  # the same if the scene is visible over the pane; furniture is lower
+MIN_HOLE_SHARE = 0.4  # of a pane
+MIN_FRAME_READINGS = 0.4  # share of readings in the ring around a pane; fewer: the wall is out of the sensor's range
+RING_WIDTH = 7  # working pixels
+MIN_PANE_WIDTH = 5  # working pixels
+MAX_BAR_WIDTH = 9  # working pixels, of glazing bars and stray readings in a pane
+RECESS_RANGE = (-0.15, 0.45)  # metres that a pane may lie behind the wall around it; negative is in front
+MIN_RECESSED_SHARE = 0.7  # of a pane within this range
+WALL_PROTRUSION = 0.03  # metres; holes farther in front of a wall than its tolerance plus this are a curtain
+WINDOW_FRAME_WIDTH = 0.06  # metres; the frame counts as glass
+MIN_WINDOW_RECESS = 0.03  # metres that a window frame lies behind the wall, unlike a mirror's surroundings
+MIN_SILL_HEIGHT = 0.25  # metres above the floor; panes that start lower are doors, whose frames count as wall
 
 
 @dataclass
 class GeometryResult:
-    """What geometry tells of one frame.
+    """Geometry of one frame.
 
-    classes: uint8 [H,W], floor, wall, glass or other (config.CLASS_NAMES). gravity: float64 [3], unit vector that
-    points down in camera axes. confidence: float32 [H,W] in 0..1, 1 = lies on the middle of its plane, 0 = other.
+    Attributes:
+        classes: uint8 [H,W], floor, wall, glass or other, as indices into config.CLASS_NAMES.
+        gravity: float64 [3], downward unit vector in camera axes.
+        confidence: float32 [H,W] in 0..1; floor, wall: from 1 on the surface to 0 at its tolerance; glass: share of
+            holes in the pane; other: 0.
     """
 
     classes: np.ndarray
@@ -100,54 +106,56 @@ def classify(
     gravity: np.ndarray | Sequence[float] | None = None,
     common_rim: np.ndarray | None = None,
 ) -> GeometryResult:
-    """Floor, wall, glass and other of one frame.
+    """Classify the pixels of one frame as floor, wall, glass or other.
 
     Args:
-        depth: float32 [H,W], metres, 0 = none; without holes where possible (a teacher's, or filled). Single pixels
-            without depth get the class around them.
-        intrinsics: camera of the map at its own size.
-        sensor_depth: float32 [H,W], metres, 0 = hole, as the sensor gave it. Without it nothing is glass.
-        gravity: vector pointing down in camera axes, when an inertial sensor knows it.
-        common_rim: where the sensor never looks, by sensor_rim.rim_of_frames(); without it this frame has to tell.
+        depth: float32 [H,W], metres, 0 = none; dense if possible (a teacher's, or filled). Isolated pixels without
+            depth get the class around them.
+        intrinsics: camera at the size of `depth`.
+        sensor_depth: raw sensor depth, float32 [H,W], metres, 0 = hole. Without it no pixel is glass.
+        gravity: downward vector in camera axes of any length, e.g. from an IMU; estimated from depth by default.
+        common_rim: result of sensor_rim.find_common_rim() for this sensor; by default the rim is found in this frame.
     """
-    scene = make_scene(depth, intrinsics, sensor_depth, common_rim)
+    scene = build_scene(depth, intrinsics, sensor_depth, common_rim)
     down = find_gravity(scene) if gravity is None else np.asarray(gravity, float) / np.linalg.norm(gravity)
     floor = find_floor(scene, down)
     walls = find_walls(scene, down, floor)
     surfaces = [(wall, WALL) for wall in walls] + ([(floor, FLOOR)] if floor is not None else [])
-    classes, confidence = _paint(scene, surfaces)
+    classes, confidence = _label_surfaces(scene, surfaces)
     if sensor_depth is not None:
-        for pane, certainty in find_glass(scene, down, floor, walls):
-            classes[pane], confidence[pane] = GLASS, certainty
+        for pane, hole_share in find_glass(scene, down, floor, walls):
+            classes[pane], confidence[pane] = GLASS, hole_share
     size = depth.shape[::-1]
-    classes, confidence = (cv2.resize(each, size, interpolation=cv2.INTER_NEAREST) for each in (classes, confidence))
+    classes, confidence = (cv2.resize(array, size, interpolation=cv2.INTER_NEAREST) for array in (classes, confidence))
     if scene.valid.shape != depth.shape:
-        _sharpen(scene, surfaces, depth.astype(np.float32), classes, confidence)
+        _refine_edges(scene, surfaces, depth.astype(np.float32), classes, confidence)
     return GeometryResult(classes, down, confidence)
 
 
 def find_floor(scene: Scene, down: np.ndarray) -> Surface | None:
-    """The lowest plane of FLOOR_AREA that faces up, with next to nothing below it."""
-    facing = scene.planar & (scene.normals @ down < -FACING)
+    """Find the lowest upward-facing plane of at least MIN_FLOOR_AREA with almost nothing below it."""
+    facing = scene.planar & (scene.normals @ down < -FACING_COSINE)
     height = -(scene.points @ down)
-    candidates = facing & (height < -FLOOR_BELOW_CAMERA)
+    candidates = facing & (height < -MIN_CAMERA_HEIGHT)
     if not candidates.any():
         return None
-    for level in peaks(height[candidates], scene.area[candidates], FLOOR_AREA)[:3]:
+    for level in find_peaks(height[candidates], scene.area[candidates], MIN_FLOOR_AREA)[:3]:
         plane = refine(scene, Plane(-down, level), candidates)
         surface = fit_surface(scene, plane, scene.planar)
-        below = scene.valid & (surface.distance < -(BELOW + surface.tolerance))
-        if below.sum() < BELOW_FLOOR * scene.valid.sum() and _floating(scene, surface.members) < FLOATING:
+        below = scene.valid & (surface.distance < -(BELOW_MARGIN + surface.tolerance))
+        if (
+            below.sum() < MAX_SHARE_BELOW * scene.valid.sum()
+            and _floating_share(scene, surface.members) < MAX_FLOATING_SHARE
+        ):
             return surface
     return None
 
 
-def _floating(scene: Scene, members: np.ndarray, above: int = 2 * COARSE) -> float:
-    """Share of the columns of `members` in which depth jumps back `above` pixels over their far edge.
+def _floating_share(scene: Scene, members: np.ndarray, above: int = 2 * COARSE_RADIUS) -> float:
+    """Share of the columns of `members` in which depth jumps at their far edge.
 
-    Normals are blurred by COARSE pixels, so the last members lie as far before it.
-
-    A floor ends where something stands on it or before it; behind the edge of a table top the view goes on.
+    A floor ends at something that stands on it or in front of it; beyond the edge of a table top, depth jumps. The
+    jump is measured `above` pixels over the last member, because blurred normals exclude the last COARSE_RADIUS pixels.
     """
     columns = np.flatnonzero(members.sum(axis=0) >= 3)
     edge = members[:, columns].argmax(axis=0)
@@ -155,259 +163,273 @@ def _floating(scene: Scene, members: np.ndarray, above: int = 2 * COARSE) -> flo
     if not len(columns):
         return 0.0
     z = scene.points[..., 2]
-    return float((z[edge - above, columns] > JUMP * z[edge, columns]).mean())
+    return float((z[edge - above, columns] > DEPTH_JUMP * z[edge, columns]).mean())
 
 
 def find_walls(scene: Scene, down: np.ndarray, floor: Surface | None) -> list[Surface]:
-    """Vertical planes of WALL_AREA, the largest first, that reach up, are not seen over, and are no furniture."""
+    """Find walls, largest first: vertical planes that reach up, are not seen over, and are not furniture."""
     right = np.cross(down, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right)
     forward = np.cross(right, down)
-    left_over = scene.planar & (np.abs(scene.normals @ down) < LEANING)
+    remaining = scene.planar & (np.abs(scene.normals @ down) < MAX_WALL_TILT)
     walls = []
     for _ in range(MAX_WALLS):
-        plane = _largest_vertical(scene, left_over, right, forward)
+        plane = _largest_vertical(scene, remaining, right, forward)
         if plane is None:
             break
-        plane = refine(scene, plane, left_over & (scene.normals @ plane.normal > FACING), vertical_to=down)
-        surface = fit_surface(scene, plane, left_over)
-        left_over &= ~(surface.on | near_plane(scene, plane, 0.5))
-        # the rims of what hangs on a wall are no planar places, but they are no less of its area, up to half of it
-        rims = surface.on & ~scene.planar & (scene.normals @ plane.normal > 0)
+        plane = refine(scene, plane, remaining & (scene.normals @ plane.normal > FACING_COSINE), vertical_to=down)
+        surface = fit_surface(scene, plane, remaining)
+        remaining &= ~(surface.inliers | near_plane(scene, plane, 0.5))
+        # wall pixels around hanging objects are not planar, but count as area, up to that of the members
+        borders = surface.inliers & ~scene.planar & (scene.normals @ plane.normal > 0)
         area = scene.area[surface.members].sum()
-        area += min(area, scene.area[rims].sum())
-        large = area >= WALL_AREA and surface.members.sum() >= WALL_SHARE * rims.size
-        if large and _reaches_up(scene, surface, down, floor) and _overlooked(scene, surface) < OVERLOOKED:
+        area += min(area, scene.area[borders].sum())
+        large = area >= MIN_WALL_AREA and surface.members.sum() >= MIN_WALL_SHARE * borders.size
+        if large and _reaches_up(scene, surface, down, floor) and _seen_over_share(scene, surface) < MAX_SEEN_OVER:
             walls.append(surface)
-    return [wall for wall in walls if not _stands_before(scene, wall, walls) and not _is_side(scene, wall, down)]
+    return [
+        wall
+        for wall in walls
+        if not _is_furniture_front(scene, wall, walls) and not _is_furniture_side(scene, wall, down)
+    ]
 
 
-def _largest_vertical(scene: Scene, among: np.ndarray, right: np.ndarray, forward: np.ndarray) -> Plane | None:
-    """The vertical plane that holds most area: best azimuth of the normals, then best offset along it."""
-    if among.sum() < WALL_SHARE * among.size:
+def _largest_vertical(scene: Scene, candidates: np.ndarray, right: np.ndarray, forward: np.ndarray) -> Plane | None:
+    """Find the vertical plane with the most area: first the best azimuth of the normals, then the best offset."""
+    if candidates.sum() < MIN_WALL_SHARE * candidates.size:
         return None
-    normals, points, area = scene.normals[among], scene.points[among], scene.area[among]
+    normals, points, area = scene.normals[candidates], scene.points[candidates], scene.area[candidates]
     azimuth = np.arctan2(normals @ forward, normals @ right)
     histogram = np.bincount(((azimuth + np.pi) / (2 * np.pi) * 120).astype(int) % 120, area, minlength=120)
     padded = np.concatenate([histogram[-2:], histogram, histogram[:2]])
     best = (np.convolve(padded, np.ones(5), mode="valid").argmax() + 0.5) / 120 * 2 * np.pi - np.pi
     normal = np.cos(best) * right + np.sin(best) * forward
-    alike = normals @ normal > FACING
-    if not alike.any():  # a few normals, each leaning by as much as a wall's may, and all in other directions
+    aligned = normals @ normal > FACING_COSINE
+    if not aligned.any():  # a few tilted normals, none of them close to the smoothed peak
         return None
-    offsets, weights = points[alike] @ normal, area[alike]
-    start = offsets.min() - 2 * BIN
-    counts = np.convolve(np.bincount(((offsets - start) / BIN).astype(int), weights), np.ones(5), mode="same")
-    return Plane(normal, float(start + (counts.argmax() + 0.5) * BIN))
+    offsets, weights = points[aligned] @ normal, area[aligned]
+    start = offsets.min() - 2 * OFFSET_BIN
+    counts = np.convolve(np.bincount(((offsets - start) / OFFSET_BIN).astype(int), weights), np.ones(5), mode="same")
+    return Plane(normal, float(start + (counts.argmax() + 0.5) * OFFSET_BIN))
 
 
 def _reaches_up(scene: Scene, surface: Surface, down: np.ndarray, floor: Surface | None) -> bool:
-    """Whether a plane is as high as walls are, or may be: the image ends before it does, or its top is hidden."""
+    """Whether a plane is as high as a wall, or may be: it is cut by the image border, or its top is occluded."""
     members = surface.members
-    if members[scene.first_row :][:5].sum() >= 5 or _hidden(scene, surface) > HIDDEN:
+    if members[scene.first_valid_row :][:5].sum() >= 5 or _occluded_share(scene, surface) > MIN_OCCLUDED_SHARE:
         return True
     height = _height(scene.points[members], down, floor)
-    return np.percentile(height, 97) > (WALL_ABOVE_CAMERA if floor is None else WALL_HEIGHT)
+    return np.percentile(height, 97) > (MIN_HEIGHT_ABOVE_CAMERA if floor is None else MIN_WALL_HEIGHT)
 
 
 def _height(points: np.ndarray, down: np.ndarray, floor: Surface | None) -> np.ndarray:
-    """Metres above the floor, or above the camera without one, [n,3] -> [n]."""
+    """Height [n] of points [n,3] in metres above the floor, or above the camera if there is no floor."""
     return -(points @ down) if floor is None else floor.plane.distance(points)
 
 
-def _hidden(scene: Scene, surface: Surface) -> float:
-    """Share of the columns of a surface in which what is seen above it stands before it.
+def _occluded_share(scene: Scene, surface: Surface) -> float:
+    """Share of a surface's columns in which the pixels above it are in front of it.
 
-    A wall goes on behind the cupboards that hang on it.
+    A wall continues behind the cupboards that hang on it.
     """
-    columns, above = _above(scene, surface)
+    columns, above = _region_above(scene, surface)
     if not len(columns):
         return 0.0
-    before = above & (surface.plane.distance(scene.points[:, columns]) > 2 * scene.tolerance[:, columns])
-    return float((before.sum(axis=0) > BEFORE * np.maximum(above.sum(axis=0), 1)).mean())
+    in_front = above & (surface.plane.distance(scene.points[:, columns]) > 2 * scene.tolerance[:, columns])
+    return float((in_front.sum(axis=0) > MIN_OCCLUDER_SHARE * np.maximum(above.sum(axis=0), 1)).mean())
 
 
-def _overlooked(scene: Scene, surface: Surface) -> float:
-    """Share of the columns of a surface in which points behind it are seen above it."""
-    columns, above = _above(scene, surface)
+def _seen_over_share(scene: Scene, surface: Surface) -> float:
+    """Share of a surface's columns in which points behind it are visible above it."""
+    columns, above = _region_above(scene, surface)
     if not len(columns):
         return 1.0
-    return float(((_behind(scene, surface)[:, columns] & above).sum(axis=0) >= 3).mean())
+    return float(((_region_behind(scene, surface)[:, columns] & above).sum(axis=0) >= 3).mean())
 
 
-def _above(scene: Scene, surface: Surface) -> tuple[np.ndarray, np.ndarray]:
-    """The columns int [n] that a surface's members take up, and what is valid above them there, bool [h,n]."""
+def _region_above(scene: Scene, surface: Surface) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of a surface's members, int [n], and the valid pixels above them in these columns, bool [h,n]."""
     columns = np.flatnonzero(surface.members.sum(axis=0) >= 3)
     top = surface.members[:, columns].argmax(axis=0)
     return columns, (np.arange(len(surface.members))[:, None] < top) & scene.valid[:, columns]
 
 
-def _behind(scene: Scene, surface: Surface) -> np.ndarray:
-    return scene.valid & (surface.distance < -(BEHIND + 1.5 * surface.tolerance))
+def _region_behind(scene: Scene, surface: Surface) -> np.ndarray:
+    return scene.valid & (surface.distance < -(BEHIND_MARGIN + 1.5 * surface.tolerance))
 
 
-def _stands_before(scene: Scene, surface: Surface, walls: list[Surface]) -> bool:
-    """Whether a parallel wall is seen closely behind a plane: a wardrobe's front, a refrigerator's, a cupboard's.
+def _is_furniture_front(scene: Scene, surface: Surface, walls: list[Surface]) -> bool:
+    """Whether a parallel wall is visible closely behind a plane, as with wardrobes, refrigerators and cupboards.
 
-    The gap is measured on both: of two pieces of one bent wall, each may lie before the other.
+    The gap is measured from both planes: for two parts of one bent wall, each can appear in front of the other.
     """
     area = scene.area[surface.members].sum()
     for wall in walls:
-        if wall.plane.normal @ surface.plane.normal < FACING or scene.area[wall.members].sum() < BACKGROUND * area:
+        if (
+            wall.plane.normal @ surface.plane.normal < FACING_COSINE
+            or scene.area[wall.members].sum() < MIN_BACKGROUND_AREA * area
+        ):
             continue
         gaps = np.median(wall.distance[surface.members]), -np.median(surface.distance[wall.members])
-        if all(STANDS_BEFORE[0] < gap < STANDS_BEFORE[1] for gap in gaps):
+        if all(FURNITURE_GAP[0] < gap < FURNITURE_GAP[1] for gap in gaps):
             return True
     return False
 
 
-def _is_side(scene: Scene, surface: Surface, down: np.ndarray) -> bool:
-    """Whether the view goes on behind one of a plane's sides, as it does at a wardrobe's.
+def _is_furniture_side(scene: Scene, surface: Surface, down: np.ndarray) -> bool:
+    """Whether the scene continues behind one side of a plane, as at the side of a wardrobe.
 
-    Behind a wide plane it has to go on closely and across a jump of depth: walls end in open doors and in corners that
-    stick out, too. Narrow planes with such a corner are sides of furniture.
+    For wide planes only points close behind and right at the edge count, because walls, too, end at open doors and
+    outside corners. A narrow plane that ends this way is a side of furniture.
     """
     low, high = np.percentile(scene.points[surface.members] @ np.cross(down, surface.plane.normal), (2, 98))
-    behind = _behind(scene, surface)
-    steps: tuple[int, ...] = SIDE_STEPS
-    if high - low > NARROW:
-        behind, steps = behind & (surface.distance > -STANDS_BEFORE[1]), SIDE_STEPS[:1]
+    behind = _region_behind(scene, surface)
+    steps: tuple[int, ...] = SIDE_OFFSETS
+    if high - low > MAX_SIDE_WIDTH:
+        behind, steps = behind & (surface.distance > -FURNITURE_GAP[1]), SIDE_OFFSETS[:1]
     rows = np.flatnonzero(surface.members.sum(axis=1) >= 3)
     members, behind = surface.members[rows], behind[rows]
-    for towards in (slice(None), slice(None, None, -1)):
-        beyond = members[:, towards].argmax(axis=1)[:, None] - np.array(steps)
-        past = np.take_along_axis(behind[:, towards], np.maximum(beyond, 0), axis=1) & (beyond >= 0)
-        if len(rows) and past.any(axis=1).mean() > SEEN_PAST:
+    for direction in (slice(None), slice(None, None, -1)):
+        beyond = members[:, direction].argmax(axis=1)[:, None] - np.array(steps)
+        past = np.take_along_axis(behind[:, direction], np.maximum(beyond, 0), axis=1) & (beyond >= 0)
+        if len(rows) and past.any(axis=1).mean() > MAX_SEEN_PAST:
             return True
     return False
 
 
-def _paint(scene: Scene, surfaces: list[tuple[Surface, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Classes uint8 and confidence float32 [h,w] of the working copy."""
+def _label_surfaces(scene: Scene, surfaces: list[tuple[Surface, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Label the pixels at working resolution: classes uint8 and confidence float32 [h,w]."""
     layers = []
     for surface, class_id in surfaces:
-        layers.append((surface, class_id, surface.distance, surface.inverse, _faces(scene, surface)))
-    return _nearest_layer(scene.valid.shape, layers)
+        layers.append((surface, class_id, surface.distance, surface.inverse_depth, _may_belong(scene, surface)))
+    return _label_nearest(scene.valid.shape, layers)
 
 
-def _sharpen(
+def _refine_edges(
     scene: Scene, surfaces: list[tuple[Surface, int]], depth: np.ndarray, classes: np.ndarray, confidence: np.ndarray
 ) -> None:
-    """Tell classes uint8 [H,W] apart again, in place and at the depth map's own size, along the working copy's edges.
+    """Relabel pixels along class edges at full resolution; updates classes and confidence [H,W] in place.
 
-    Edges of glass stay as they are: they are a matter of holes, not of planes.
+    Edges of glass stay as they are, since they come from holes, not from planes.
     """
     small = cv2.resize(classes, scene.valid.shape[::-1], interpolation=cv2.INTER_NEAREST)
     kernel = np.ones((3, 3), np.uint8)
     edges = (cv2.dilate(small, kernel) != cv2.erode(small, kernel)).astype(np.uint8)
     edges[cv2.dilate((small == GLASS).astype(np.uint8), kernel) > 0] = 0
     size = depth.shape[::-1]
-    places = np.nonzero(cv2.resize(edges, size, interpolation=cv2.INTER_NEAREST))
-    z = cv2.medianBlur(depth, 3)[places]
+    pixels = np.nonzero(cv2.resize(edges, size, interpolation=cv2.INTER_NEAREST))
+    z = cv2.medianBlur(depth, 3)[pixels]
     layers = []
     for surface, class_id in surfaces:
-        inverse = cv2.resize(surface.inverse.astype(np.float32), size)[places]
+        inverse = cv2.resize(surface.inverse_depth.astype(np.float32), size)[pixels]
         distance = np.where(z > 0, -surface.plane.offset * (1 - inverse * z), np.inf)
-        faces = cv2.resize(_faces(scene, surface).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)[places] > 0
-        layers.append((surface, class_id, distance, inverse, faces))
-    classes[places], confidence[places] = _nearest_layer(z.shape, layers)
+        may_belong = (
+            cv2.resize(_may_belong(scene, surface).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)[pixels] > 0
+        )
+        layers.append((surface, class_id, distance, inverse, may_belong))
+    classes[pixels], confidence[pixels] = _label_nearest(z.shape, layers)
 
 
-def _faces(scene: Scene, surface: Surface) -> np.ndarray:
-    """What does not face elsewhere, bool [h,w]."""
-    return ~scene.planar | (scene.normals @ surface.plane.normal > FACING_PAINT)
+def _may_belong(scene: Scene, surface: Surface) -> np.ndarray:
+    """Pixels whose normal allows them to belong to a surface, bool [h,w]; non-planar pixels always may."""
+    return ~scene.planar | (scene.normals @ surface.plane.normal > MIN_LABEL_COSINE)
 
 
-def _nearest_layer(shape: tuple[int, ...], layers: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
-    """Classes uint8 and confidence float32 of places that may lie on surfaces.
+def _label_nearest(shape: tuple[int, ...], layers: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Assign pixels to surfaces; returns classes uint8 and confidence float32 of the given shape.
 
-    What lies on two belongs to the one that its viewing ray meets first: the foot of a wall hides the floor behind it.
+    A pixel near two surfaces belongs to the one that its viewing ray meets first: the foot of a wall hides the floor
+    behind it.
 
     Args:
-        shape: of the places.
-        layers: of each surface: itself, its class, and at all places their distance from it in metres, its inverse
-            depth, and whether they may face as it does.
+        shape: shape of the pixel arrays.
+        layers: one tuple per surface: the surface, its class, and per pixel the distance from it in metres, its inverse
+            depth along the ray, and whether the normal allows the pixel to belong to it.
     """
     classes, confidence = np.full(shape, OTHER, dtype=np.uint8), np.zeros(shape, dtype=np.float32)
     nearest = np.zeros(shape)
-    for surface, class_id, distance, inverse, faces in layers:
-        front, back = RELIEF if class_id == WALL else (0.0, 0.0)
-        off = np.abs(distance) / (surface.tolerance + np.where(distance > 0, front, back))
-        on = (off < 1) & faces & (inverse > nearest)
-        classes[on], confidence[on], nearest[on] = class_id, 1 - off[on], inverse[on]
+    for surface, class_id, distance, inverse, may_belong in layers:
+        front, back = WALL_RELIEF if class_id == WALL else (0.0, 0.0)
+        offset = np.abs(distance) / (surface.tolerance + np.where(distance > 0, front, back))
+        on = (offset < 1) & may_belong & (inverse > nearest)
+        classes[on], confidence[on], nearest[on] = class_id, 1 - offset[on], inverse[on]
     return classes, confidence
 
 
 def find_glass(
     scene: Scene, down: np.ndarray, floor: Surface | None, walls: list[Surface]
 ) -> list[tuple[np.ndarray, float]]:
-    """Panes: what holes cover, bars and smears among them closed.
+    """Find glass panes: connected regions of holes, with glazing bars and stray readings in them closed.
 
-    Returns each as (bool [h,w] with a window's frame, share of holes in it without the frame).
+    Returns a list of (pane, share of holes in it). The masks, bool [h,w], include window frames, the shares do not.
     """
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)
     for wall in walls:
-        in_wall |= _recessed(wall.distance)
+        in_wall |= _is_recessed(wall.distance)
     candidates = (scene.hole & (upright | in_wall)).astype(np.uint8)
-    closed = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((BARS, BARS), np.uint8))
-    joined = _without_strips(closed & ~scene.rim).astype(np.uint8)
-    count, components, stats, _ = cv2.connectedComponentsWithStats(joined)
-    read = [wall for wall in walls if scene.hole[wall.members].mean() < GLASS_FILL]  # the others are panes themselves
+    closed = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((MAX_BAR_WIDTH, MAX_BAR_WIDTH), np.uint8))
+    mask = _remove_strips(closed & ~scene.rim).astype(np.uint8)
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask)
+    opaque_walls = [wall for wall in walls if scene.hole[wall.members].mean() < MIN_HOLE_SHARE]
     panes = []
     for number in range(1, count):
-        if stats[number, cv2.CC_STAT_AREA] < GLASS_SHARE * joined.size:
+        if stats[number, cv2.CC_STAT_AREA] < MIN_PANE_SHARE * mask.size:
             continue
         members = (components == number) & scene.valid
-        if scene.area[members].sum() < GLASS_AREA:
+        if scene.area[members].sum() < MIN_PANE_AREA:
             continue
-        plane = _pane_plane(scene, members, down, floor, walls)
-        if plane is None or not _high(scene, members, down, floor) or _framed(scene, plane, members, down) < FRAMED:
+        plane = _fit_pane_plane(scene, members, down, floor, walls)
+        if (
+            plane is None
+            or not _is_high_pane(scene, members, down, floor)
+            or _frame_share(scene, plane, members, down) < MIN_FRAME_READINGS
+        ):
             continue
-        pane = members & _not_before(scene, plane)
-        holders = [wall for wall in read if _recessed(wall.distance[members]).mean() > HELD]
-        for wall in holders:
-            pane &= wall.distance < PROUD + wall.tolerance
-        pane = _without_strips(pane)  # the rim of a curtain, for one, where depth goes over into the wall's
-        certainty = float(scene.hole[pane].mean()) if pane.any() else 0.0
-        if certainty >= GLASS_FILL and pane.sum() >= GLASS_SHARE * pane.size:
-            pane |= _window_frame(scene, pane, floor, holders)
-            panes.append((pane, certainty))
+        pane = members & _not_in_front(scene, plane)
+        around = [wall for wall in opaque_walls if _is_recessed(wall.distance[members]).mean() > MIN_RECESSED_SHARE]
+        for wall in around:
+            pane &= wall.distance < WALL_PROTRUSION + wall.tolerance
+        pane = _remove_strips(pane)  # e.g. along a curtain's edge, where depth blends into the wall's
+        hole_share = float(scene.hole[pane].mean()) if pane.any() else 0.0
+        if hole_share >= MIN_HOLE_SHARE and pane.sum() >= MIN_PANE_SHARE * pane.size:
+            pane |= _window_frame(scene, pane, floor, around)
+            panes.append((pane, hole_share))
     return panes
 
 
-def _without_strips(mask: np.ndarray) -> np.ndarray:
-    """A mask [h,w] without what is narrower than STRIP, bool."""
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((STRIP, STRIP), np.uint8)) > 0
+def _remove_strips(mask: np.ndarray) -> np.ndarray:
+    """Remove the parts of a mask [h,w] that are narrower than MIN_PANE_WIDTH."""
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((MIN_PANE_WIDTH,) * 2, np.uint8)) > 0
 
 
 def _window_frame(scene: Scene, pane: np.ndarray, floor: Surface | None, walls: list[Surface]) -> np.ndarray:
-    """The frame around a window's pane, recessed in the walls that hold it: bool [h,w], nothing for a door's."""
+    """Frame of a window, recessed in the walls around it, bool [h,w]; empty for a door."""
     frame, points = np.zeros_like(pane), scene.points[pane]
-    is_door = pane[-1].any() if floor is None else np.percentile(floor.plane.distance(points), 3) < SILL
+    is_door = pane[-1].any() if floor is None else np.percentile(floor.plane.distance(points), 3) < MIN_SILL_HEIGHT
     if is_door:
         return frame
-    width = SASH * scene.focal / np.median(points[:, 2])
+    width = WINDOW_FRAME_WIDTH * scene.focal / np.median(points[:, 2])
     near = scene.valid & (cv2.distanceTransform((~pane).astype(np.uint8), cv2.DIST_L2, 5) <= width)
     for wall in walls:
-        if np.median(wall.distance[pane]) < -REVEAL:
-            frame |= near & (wall.distance < -REVEAL) & _recessed(wall.distance)
+        if np.median(wall.distance[pane]) < -MIN_WINDOW_RECESS:
+            frame |= near & (wall.distance < -MIN_WINDOW_RECESS) & _is_recessed(wall.distance)
     return frame
 
 
-def _recessed(distance: np.ndarray) -> np.ndarray:
-    return (-distance > RECESS[0]) & (-distance < RECESS[1])
+def _is_recessed(distance: np.ndarray) -> np.ndarray:
+    return (-distance > RECESS_RANGE[0]) & (-distance < RECESS_RANGE[1])
 
 
-def _pane_plane(
+def _fit_pane_plane(
     scene: Scene, members: np.ndarray, down: np.ndarray, floor: Surface | None, walls: list[Surface]
 ) -> Plane | None:
-    """The plane of a pane: the wall's that holds it, moved to the pane; else its own, when that is vertical."""
+    """Plane of a pane: that of the wall around it, shifted to the pane; else its own if that is vertical."""
     points = scene.points[members]
     for wall in sorted(walls, key=lambda w: np.median(np.abs(w.distance[members]))):
-        if _recessed(wall.distance[members]).mean() > HELD:
+        if _is_recessed(wall.distance[members]).mean() > MIN_RECESSED_SHARE:
             return Plane(wall.plane.normal, wall.plane.offset + float(np.median(wall.plane.distance(points))))
-    upright = members & scene.planar & (np.abs(scene.normals @ down) < VERTICAL)
+    upright = members & scene.planar & (np.abs(scene.normals @ down) < MAX_PANE_TILT)
     if upright.sum() < 0.6 * members.sum():
         return None
     normal = scene.normals[upright].mean(axis=0)
@@ -417,35 +439,35 @@ def _pane_plane(
     plane = refine(scene, plane, upright, vertical_to=down)
     if near_plane(scene, plane, 2.0)[members].mean() <= 0.7:
         return None
-    if _overlooked(scene, fit_surface(scene, plane, upright)) < OVERLOOKED:
+    if _seen_over_share(scene, fit_surface(scene, plane, upright)) < MAX_SEEN_OVER:
         return plane
-    partition = floor is not None and np.percentile(floor.plane.distance(points), 97) > PARTITION
+    partition = floor is not None and np.percentile(floor.plane.distance(points), 97) > MIN_PARTITION_TOP
     return plane if partition else None
 
 
-def _high(scene: Scene, members: np.ndarray, down: np.ndarray, floor: Surface | None) -> bool:
-    """Whether a pane reaches up, or the image ends before it does; a dark panel low on a wall does not."""
-    beyond = np.logical_and.accumulate(scene.rim)  # what lies above it is not known either
-    if members[scene.first_row :][:3].any() or (members[1:] & beyond[:-1]).any():
+def _is_high_pane(scene: Scene, members: np.ndarray, down: np.ndarray, floor: Surface | None) -> bool:
+    """Whether a pane is high enough or cut by the image border, unlike a dark panel low on a wall."""
+    unseen = np.logical_and.accumulate(scene.rim)  # rim along the top border, above which nothing is known
+    if members[scene.first_valid_row :][:3].any() or (members[1:] & unseen[:-1]).any():
         return True
     above = _height(scene.points[members], down, floor)
-    return bool(np.percentile(above, 97) >= (0.0 if floor is None else GLASS_TOP))
+    return bool(np.percentile(above, 97) >= (0.0 if floor is None else MIN_PANE_TOP))
 
 
-def _not_before(scene: Scene, plane: Plane) -> np.ndarray:
+def _not_in_front(scene: Scene, plane: Plane) -> np.ndarray:
     return scene.valid & (plane.distance(scene.points) < 3 * scene.tolerance)
 
 
-def _framed(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray) -> float:
-    """Share of readings in the rim around the upright rectangle that `members` span on a plane."""
+def _frame_share(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray) -> float:
+    """Share of pixels with readings in the ring around the upright bounding rectangle of `members` on a plane."""
     rays = scene.points / np.maximum(scene.points[..., 2:], 1e-9)
-    towards = rays @ plane.normal
-    crossing = rays * (plane.offset / np.where(towards < -1e-3, towards, np.nan))[..., None]
-    inside = _not_before(scene, plane)
+    slope = rays @ plane.normal
+    intersection = rays * (plane.offset / np.where(slope < -1e-3, slope, np.nan))[..., None]
+    inside = _not_in_front(scene, plane)
     for direction in (np.cross(down, plane.normal), -down):
-        coordinate = crossing @ direction
+        coordinate = intersection @ direction
         low, high = np.percentile(coordinate[members], (1, 99))
         inside &= (coordinate >= low) & (coordinate <= high)
-    rim = cv2.dilate(inside.astype(np.uint8), np.ones((2 * RIM + 1,) * 2, np.uint8)).astype(bool)
-    rim &= ~inside & ~scene.rim & _not_before(scene, plane)
-    return float((~scene.hole[rim]).mean()) if rim.any() else 0.0
+    ring = cv2.dilate(inside.astype(np.uint8), np.ones((2 * RING_WIDTH + 1,) * 2, np.uint8)).astype(bool)
+    ring &= ~inside & ~scene.rim & _not_in_front(scene, plane)
+    return float((~scene.hole[ring]).mean()) if ring.any() else 0.0

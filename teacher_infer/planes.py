@@ -1,14 +1,14 @@
-"""Planes in one metric depth map: points, normals, gravity, and planes whose depth drifts smoothly.
+"""Plane fitting in a metric depth map: points, normals, gravity, and planes with a smooth scale drift.
 
-The camera's axes are x right, y down, z forward; points are metres. Everything is computed on about 320 columns.
+Camera axes: x right, y down, z forward. Points are in metres. The computation runs at a width of about 320 pixels.
 
-1. Normals: on a plane, inverse depth is an affine function of image coordinates, so a local least-squares fit of
-   inverse depth gives the normal, and its residual says whether the place is planar at all.
-2. Gravity: the direction most normals are parallel or perpendicular to (Gupta, Arbelaez, Malik, Perceptual
-   Organization and Recognition of Indoor Scenes from RGB-D Images, CVPR 2013, section 3.1), from the prior that
-   the camera is held roughly upright.
-3. Surfaces: a network's scale, and a sensor's calibration, drift over the image, so a wall is a plane times a smooth
-   factor, fitted robustly; the spread of its own residuals says how far from it a point may lie.
+1. Normals: on a plane, inverse depth is an affine function of image coordinates. A local least-squares fit of inverse
+   depth gives the normal; its residual shows whether the neighbourhood is planar.
+2. Gravity: the direction that most normals are parallel or perpendicular to (Gupta, Arbelaez, Malik, Perceptual
+   Organization and Recognition of Indoor Scenes from RGB-D Images, CVPR 2013, section 3.1). The prior is a roughly
+   upright camera.
+3. Surfaces: the scale of a network's depth, or of a miscalibrated sensor's, drifts over the image. A wall is therefore
+   modelled as a plane times a smooth factor and fitted robustly. The spread of the residuals sets the tolerance.
 """
 
 from dataclasses import dataclass
@@ -18,56 +18,65 @@ import cv2
 import numpy as np
 
 from config import Intrinsics
-from teacher_infer.sensor_rim import sensor_rim
+from teacher_infer.sensor_rim import find_rim
 
 WORKING_WIDTH = 320
-FINE, COARSE = 2, 5  # radii in working pixels of the two normal fits; the coarse one counts where it is planar
-PLANAR = 0.012  # largest relative rms residual of depth against the fitted plane
-EVEN = 0.04  # relative difference of readings that are averaged into one working pixel: no edge lies among them
+FINE_RADIUS, COARSE_RADIUS = 2, 5  # of the two normal fits, working pixels; the coarse fit is used where it is planar
+MAX_PLANAR_RESIDUAL = 0.012  # relative rms residual of depth against the fitted plane
+MAX_AVERAGED_DIFFERENCE = 0.04  # relative; larger differences within a working pixel are an edge and are not averaged
 
-RIM_VALID = 0.25  # share of a row that has depth where the map begins
-WIDEST_RIM = 0.1  # of the rows
+MIN_ROW_COVERAGE = 0.25  # share of pixels with depth in the first valid row
+MAX_EMPTY_ROWS = 0.1  # share of rows that an empty top border may take up
 
 PRIOR_GRAVITY = (0.0, 1.0, 0.0)
-LARGEST_PITCH, LARGEST_ROLL = np.radians(40), np.radians(20)
-GRAVITY_ANGLES = (45, 45, 30, 15, 15, 15)  # degrees within which a normal counts as parallel or perpendicular
+MAX_PITCH, MAX_ROLL = np.radians(40), np.radians(20)
+GRAVITY_ANGLES = (45, 45, 30, 15, 15, 15)  # per iteration, degrees: tolerance for parallel and perpendicular normals
 
-FACING = np.cos(np.radians(20))  # of a normal and the direction that it should have
-ALIKE = np.cos(np.radians(50))  # the same for what joins a plane that is known: drift of depth tilts normals
-BIN = 0.03  # metres, of plane offsets
-HOLE_BEHIND = (0.3, 1.1)  # a sensor that reads more than depth * 1.1 + 0.3 m looks through
-FARTHEST = 50.0  # metres along the optical axis at which a plane is seen
+FACING_COSINE = np.cos(np.radians(20))  # minimum cosine between a normal and the expected direction
+SIMILAR_COSINE = np.cos(np.radians(50))  # the same for points joining a known plane: drift tilts normals
+OFFSET_BIN = 0.03  # metres, of the histogram of plane offsets
+SEE_THROUGH = (0.3, 1.1)  # a sensor reading beyond 1.1 * depth + 0.3 m looks through the surface
+MAX_PLANE_DEPTH = 50.0  # metres along the optical axis
 
-DEGREE = 3  # of the polynomial in image coordinates that drift is
-DRIFT = 0.05  # its coefficients' standard deviation before anything is measured: depth drifts by some per cent
-STIFF = 0.002  # the same in the first rounds: where depth is exact, furniture before a wall is left out
-STIFF_ROUNDS = 3
-LARGEST_DRIFT = 0.15  # of depth
-INDEPENDENT = 300  # readings that a surface's count as: errors of neighbours are alike
-SAMPLES = 1500  # readings that a surface is fitted to
-ROUNDS = 7  # of reweighting; every one lets the surface grow to what it then reaches
-QUANTILE, OF_NORMAL = 0.3, 0.385  # of absolute residuals, and of a standard normal distribution's: gives the spread
-SPREAD = (0.001, 0.03)  # least and largest relative spread of a surface's readings
-GROWTH = 0.05  # relative distance within which readings join a surface while it grows
-READ = 0.3  # least share of a surface that the sensor must read for it to be fitted there alone: the rest may be panes
-PART = 0.3  # share of a connected place, all facing alike, that makes the rest of it join
-THICKNESS = 0.02  # metres: rugs, skirting and picture frames lie on their planes
-SPREADS = 3.0  # spreads that a reading may lie off beyond that
+DRIFT_DEGREE = 3  # of the drift polynomial in image coordinates
+DRIFT_STD = 0.05  # prior standard deviation of its coefficients: depth drifts by a few per cent
+STIFF_DRIFT_STD = 0.002  # the same in the first rounds, which keeps furniture in front of a wall out of the fit
+N_STIFF_ROUNDS = 3
+MAX_DRIFT = 0.15  # relative
+EFFECTIVE_READINGS = 300  # sample size assumed for a surface, since errors of neighbouring pixels are correlated
+MAX_FIT_SAMPLES = 1500  # readings used in the fit of one surface
+N_ROUNDS = 7  # of reweighting; the surface can grow in each
+SPREAD_QUANTILE, NORMAL_QUANTILE = 0.3, 0.385  # spread = 30 % quantile of |residual| / that of |N(0, 1)|
+SPREAD_RANGE = (0.001, 0.03)  # limits of a surface's relative spread
+GROWTH_TOLERANCE = 0.05  # relative distance within which readings can join a surface in the next round
+MIN_READ_SHARE = (
+    0.3  # a surface is fitted to sensor readings alone if they cover this share of it: the rest may be glass
+)
+MIN_NEAR_SHARE = 0.3  # a connected component joins a plane if this share of it is near the plane
+THICKNESS = 0.02  # metres: rugs, skirting boards and picture frames belong to their plane
+TOLERANCE_SPREADS = 3.0  # tolerance in units of the spread, on top of THICKNESS
 
 
 @dataclass
 class Scene:
-    """The working copy of a frame.
+    """A frame at the working resolution.
 
-    points, normals, rays: float [h,w,3], rays being points at depth 1; inverse: float [h,w], inverse depth, 0 = none;
-    valid, planar, hole, rim: bool [h,w]; hole: where the sensor looks and reads nothing; rim: where it does not;
-    area: float [h,w], the square metres that a pixel shows.
+    Attributes:
+        points: float [h,w,3], metres.
+        normals: float [h,w,3], unit vectors towards the camera.
+        rays: float [h,w,3], points at depth 1.
+        inverse_depth: float [h,w], 1/m, 0 = no depth.
+        valid: bool [h,w], pixels with depth.
+        planar: bool [h,w], pixels whose neighbourhood fits a plane.
+        hole: bool [h,w], valid pixels in the sensor's view where it has no reading or looks through the surface.
+        rim: bool [h,w], pixels outside the sensor's view.
+        area: float [h,w], surface area that a pixel covers, square metres.
     """
 
     points: np.ndarray
     normals: np.ndarray
     rays: np.ndarray
-    inverse: np.ndarray
+    inverse_depth: np.ndarray
     valid: np.ndarray
     planar: np.ndarray
     hole: np.ndarray
@@ -75,119 +84,123 @@ class Scene:
     area: np.ndarray
 
     @property
-    def first_row(self) -> int:
-        """The first row that has depth: a sensor's map, registered to the colour camera, has an empty rim."""
-        row = int((self.valid.mean(axis=1) > RIM_VALID).argmax())
-        return row if row <= WIDEST_RIM * len(self.valid) else 0  # more is no rim but a sensor that saw nothing there
+    def first_valid_row(self) -> int:
+        """First row with depth: a depth map registered to the colour camera may start with empty rows."""
+        row = int((self.valid.mean(axis=1) > MIN_ROW_COVERAGE).argmax())
+        return row if row <= MAX_EMPTY_ROWS * len(self.valid) else 0  # more empty rows are missing readings
 
     @property
     def focal(self) -> float:
-        """Working pixels."""
+        """Focal length in working pixels."""
         return float(1 / (self.rays[0, 1, 0] - self.rays[0, 0, 0]))
 
     @cached_property
     def tolerance(self) -> np.ndarray:
-        """Metres that a point may lie off its plane: errors of depth grow with it."""
+        """Allowed distance of a point from its plane, float [h,w] metres; grows with depth, as depth errors do."""
         return 0.04 + 0.025 * self.points[..., 2]
 
 
 @dataclass
 class Plane:
-    """Points X with normal . X = offset; the normal, a unit vector, points to the camera's side (offset < 0)."""
+    """Points X with normal . X = offset. The normal is a unit vector towards the camera's side, so offset < 0."""
 
     normal: np.ndarray
     offset: float
 
     def distance(self, points: np.ndarray) -> np.ndarray:
-        """Signed metres in front of the plane, [..., 3] -> [...]."""
+        """Signed distance of points [..., 3] in metres, [...]; positive in front of the plane."""
         return points @ self.normal - self.offset
 
 
 @dataclass
 class Surface:
-    """A plane with drift.
+    """A plane with scale drift.
 
-    inverse: float [h,w], its inverse depth along each ray; distance: float32 [h,w], signed metres of what is seen in
-    front of it (inf where it can't be); tolerance: metres that what lies on it may be off; members: bool [h,w],
-    planar places on it that face as it does.
+    Attributes:
+        plane: the plane without drift.
+        inverse_depth: float [h,w], inverse depth of the surface along each ray.
+        distance: float32 [h,w], signed distance of each pixel's point in metres, positive in front of the surface; inf
+            where the surface is not visible.
+        tolerance: maximum |distance| of inliers, metres.
+        members: bool [h,w], planar inliers with a similar normal.
     """
 
     plane: Plane
-    inverse: np.ndarray
+    inverse_depth: np.ndarray
     distance: np.ndarray
     tolerance: float
     members: np.ndarray
 
     @property
-    def on(self) -> np.ndarray:
-        """What lies on it, whichever way it faces, bool [h,w]."""
+    def inliers(self) -> np.ndarray:
+        """Pixels within the tolerance, whatever their normal, bool [h,w]."""
         return np.abs(self.distance) < self.tolerance
 
 
-def make_scene(
+def build_scene(
     depth: np.ndarray, intrinsics: Intrinsics, sensor_depth: np.ndarray | None, common_rim: np.ndarray | None = None
 ) -> Scene:
-    """Points, normals and holes at about WORKING_WIDTH columns; arguments as those of geometry.classify()."""
+    """Compute points, normals and holes at the working resolution; for the arguments see geometry.classify()."""
     height, width = depth.shape
     scale = min(1.0, WORKING_WIDTH / width)
     size = (round(width * scale), round(height * scale))
-    z = _shrink(depth, size)
+    z = _downsample(depth, size)
     camera = intrinsics.resized(*size)
     u = (np.arange(size[0]) - camera.cx) / camera.fx
     v = (np.arange(size[1]) - camera.cy) / camera.fy
     rays = np.stack([*np.meshgrid(u, v), np.ones(size[::-1])], axis=-1)
     valid = z > 0
-    inverse = _inverse(z)
+    inverse = _inverse_depth(z)
     normals, planar = _normals(inverse, valid, rays)
     points = rays * z[..., None]
     incidence = np.abs(_dot(normals, rays)) / np.sqrt(_dot(rays, rays))
     area = np.where(valid, z**2 / (camera.fx * camera.fy) / np.maximum(incidence, 0.1), 0)
     hole, rim = np.zeros_like(valid), np.zeros_like(valid)
     if sensor_depth is not None:
-        offset, factor = HOLE_BEHIND
+        offset, factor = SEE_THROUGH
         empty = (sensor_depth <= 0) | (sensor_depth > depth * factor + offset)
-        rim = _majority(sensor_rim(sensor_depth, common_rim), size)
-        hole = _majority(empty, size) & valid & ~rim
+        rim = _resize_mask(find_rim(sensor_depth, common_rim), size)
+        hole = _resize_mask(empty, size) & valid & ~rim
     return Scene(points, normals, rays, inverse, valid, planar, hole, rim, area)
 
 
-def _majority(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask at another size, bool: where most of it is true."""
+def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a mask, bool [H,W], by majority vote."""
     return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.5
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Scalar products [h,w] of vectors [h,w,3], several times as fast as numpy's norm."""
+    """Dot products [h,w] of vectors [h,w,3]; sqrt(_dot(a, a)) equals np.linalg.norm(a, axis=-1) but is faster."""
     return np.einsum("hwi,hwi->hw", a, b)
 
 
-def _inverse(depth: np.ndarray) -> np.ndarray:
+def _inverse_depth(depth: np.ndarray) -> np.ndarray:
     known = depth > 0
     return np.where(known, 1 / np.where(known, depth, 1), 0)
 
 
-def _shrink(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Depth float64 [h,w]: the mean of inverse depth, exact on a plane and with less noise; at edges one reading."""
-    one = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST).astype(np.float64)
-    mean = cv2.resize(_inverse(depth), size, interpolation=cv2.INTER_AREA).astype(np.float64)
-    even = np.abs(mean * one - 1) < EVEN
-    return np.where(even, 1 / np.where(even, mean, 1), one)
+def _downsample(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Downsample depth to float64 [h,w]: mean of inverse depth, which is exact on planes; nearest reading at edges."""
+    nearest = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST).astype(np.float64)
+    mean = cv2.resize(_inverse_depth(depth), size, interpolation=cv2.INTER_AREA).astype(np.float64)
+    averaged = np.abs(mean * nearest - 1) < MAX_AVERAGED_DIFFERENCE
+    return np.where(averaged, 1 / np.where(averaged, mean, 1), nearest)
 
 
 def _normals(inverse: np.ndarray, valid: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    normals, residual = _fit_inverse_depth(inverse, valid, rays, FINE)
-    coarse, coarse_residual = _fit_inverse_depth(inverse, valid, rays, COARSE)
-    smooth = coarse_residual < PLANAR
+    normals, residual = _fit_inverse_depth(inverse, valid, rays, FINE_RADIUS)
+    coarse, coarse_residual = _fit_inverse_depth(inverse, valid, rays, COARSE_RADIUS)
+    smooth = coarse_residual < MAX_PLANAR_RESIDUAL
     normals[smooth] = coarse[smooth]
-    return normals, (smooth | (residual < PLANAR / 2)) & valid
+    return normals, (smooth | (residual < MAX_PLANAR_RESIDUAL / 2)) & valid
 
 
 def _fit_inverse_depth(
     inverse: np.ndarray, valid: np.ndarray, rays: np.ndarray, radius: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normals [h,w,3] towards the camera and the relative rms residual [h,w] of a plane in each window.
+    """Fit a plane in each window; returns normals [h,w,3] towards the camera and the relative rms residual [h,w].
 
-    n . X = d with X = z (u, v, 1) means 1/z = (n/d) . (u, v, 1): linear least squares in inverse depth.
+    n . X = d with X = z (u, v, 1) gives 1/z = (n/d) . (u, v, 1), which is linear least squares in inverse depth.
     """
     u, v, weight = rays[..., 0], rays[..., 1], valid.astype(np.float64)
 
@@ -204,12 +217,12 @@ def _fit_inverse_depth(
     normals /= np.maximum(np.sqrt(_dot(normals, normals)), 1e-12)[..., None]
     variance = mean(inverse * inverse) / total - mq * mq - a * uq - b * vq
     residual = np.sqrt(np.maximum(variance, 0)) / np.maximum(mq, 1e-9)
-    residual[total < 0.5] = np.inf  # half the window is missing
+    residual[total < 0.5] = np.inf  # less than half of the window is valid
     return normals, residual
 
 
 def find_gravity(scene: Scene) -> np.ndarray:
-    """Unit vector that points down, float64 [3]; the prior when normals give none that is near it."""
+    """Estimate the downward unit vector, float64 [3]; returns the prior if that fails or is too far from it."""
     normals = scene.normals[scene.planar][::3]
     prior = down = np.array(PRIOR_GRAVITY)
     if len(normals) < 100:
@@ -220,24 +233,24 @@ def find_gravity(scene: Scene) -> np.ndarray:
         _, vectors = np.linalg.eigh(perpendicular.T @ perpendicular - parallel.T @ parallel)
         down = vectors[:, 0] * np.sign(vectors[:, 0] @ prior)
         pitch, roll = np.arctan2(down[2], np.hypot(down[0], down[1])), np.arctan2(down[0], down[1])
-        if abs(pitch) > LARGEST_PITCH or abs(roll) > LARGEST_ROLL:
+        if abs(pitch) > MAX_PITCH or abs(roll) > MAX_ROLL:
             return prior
     return down
 
 
-def peaks(offsets: np.ndarray, weights: np.ndarray, smallest: float) -> list[float]:
-    """Offsets in rising order at which at least `smallest` weight lies within about 2 bins."""
-    start = offsets.min() - 3 * BIN
-    bins = int((offsets.max() - start) / BIN) + 5
-    histogram = np.bincount(((offsets - start) / BIN).astype(int), weights, minlength=bins)
+def find_peaks(offsets: np.ndarray, weights: np.ndarray, min_weight: float) -> list[float]:
+    """Find peaks of the weight per offset; returns, in ascending order, offsets with at least `min_weight` around."""
+    start = offsets.min() - 3 * OFFSET_BIN
+    bins = int((offsets.max() - start) / OFFSET_BIN) + 5
+    histogram = np.bincount(((offsets - start) / OFFSET_BIN).astype(int), weights, minlength=bins)
     smooth = np.convolve(histogram, np.ones(5), mode="same")
     inner = smooth[1:-1]
-    peak = (inner >= smallest) & (inner >= smooth[:-2]) & (inner > smooth[2:])
-    return [start + (index + 1.5) * BIN for index in np.flatnonzero(peak)]
+    peak = (inner >= min_weight) & (inner >= smooth[:-2]) & (inner > smooth[2:])
+    return [start + (index + 1.5) * OFFSET_BIN for index in np.flatnonzero(peak)]
 
 
 def refine(scene: Scene, plane: Plane, candidates: np.ndarray, vertical_to: np.ndarray | None = None) -> Plane:
-    """Least-squares plane through the candidates near `plane`; with `vertical_to`, among planes parallel to it."""
+    """Refit `plane` to the candidates near it by least squares, keeping it parallel to `vertical_to` if given."""
     all_points, all_weights, tolerance = (each[candidates] for each in (scene.points, scene.area, scene.tolerance))
     for width in (2.0, 1.0):
         near = np.abs(plane.distance(all_points)) < width * tolerance
@@ -251,69 +264,71 @@ def refine(scene: Scene, plane: Plane, candidates: np.ndarray, vertical_to: np.n
             scatter += 1e6 * np.trace(scatter) * np.outer(vertical_to, vertical_to)
         normal = np.linalg.eigh(scatter)[1][:, 0]
         normal = normal if normal @ plane.normal > 0 else -normal
-        if normal @ plane.normal < FACING:
+        if normal @ plane.normal < FACING_COSINE:
             return plane
         plane = Plane(normal, float(normal @ centre))
     return plane
 
 
 def near_plane(scene: Scene, plane: Plane, width: float) -> np.ndarray:
-    """Valid places within `width` tolerances of a plane, bool [h,w]."""
+    """Valid pixels within `width` tolerances of a plane, bool [h,w]."""
     return scene.valid & (np.abs(plane.distance(scene.points)) < width * scene.tolerance)
 
 
-def fit_surface(scene: Scene, plane: Plane, among: np.ndarray) -> Surface:
-    """The surface of the places `among`, bool [h,w], that lie on a plane but for drift.
+def fit_surface(scene: Scene, plane: Plane, candidates: np.ndarray) -> Surface:
+    """Fit a surface with drift to the `candidates`, bool [h,w], that lie near a plane.
 
-    Of a plane the inverse depth is flat = n . ray / d; measured is flat * scale, and scale a polynomial of low degree.
-    The distance from the plane is |d| times the relative error of depth, so an error of scale counts the same on all
-    of it, however far it is. Where the sensor reads enough of it, drift is fitted to that: it would bend the wall
-    towards the panes in it otherwise.
+    The inverse depth of a plane is n . ray / d. The measured one is that times `scale`, modelled as a polynomial of
+    low degree in image coordinates. The distance from the plane is |d| times the relative depth error, so a scale error
+    has the same effect everywhere on it. If the sensor reads enough of the surface, drift is fitted to these pixels
+    only; otherwise glass panes would bend the wall.
     """
-    flat = scene.rays @ (plane.normal / plane.offset)
-    seen = scene.valid & (flat > 1 / FARTHEST)
-    scale = np.where(seen, scene.inverse / np.where(seen, flat, 1), np.inf)
-    depth = -plane.offset
-    towards = scene.normals @ plane.normal
-    alike = among & seen & (towards > ALIKE)
-    near = alike & (towards > FACING) & (depth * np.abs(1 - 1 / scale) < 1.5 * scene.tolerance)
-    _, parts = cv2.connectedComponents(alike.astype(np.uint8), connectivity=4)
-    share = np.bincount(parts[near], minlength=parts.max() + 1) / np.bincount(parts.ravel())
-    near |= alike & (share[parts] > PART)
-    sampled = alike & ~scene.hole
-    if (near & sampled).sum() < READ * near.sum():
-        sampled = alike
+    plane_inverse = scene.rays @ (plane.normal / plane.offset)
+    visible = scene.valid & (plane_inverse > 1 / MAX_PLANE_DEPTH)
+    scale = np.where(visible, scene.inverse_depth / np.where(visible, plane_inverse, 1), np.inf)
+    camera_distance = -plane.offset
+    cosine = scene.normals @ plane.normal
+    aligned = candidates & visible & (cosine > SIMILAR_COSINE)
+    near = aligned & (cosine > FACING_COSINE) & (camera_distance * np.abs(1 - 1 / scale) < 1.5 * scene.tolerance)
+    _, components = cv2.connectedComponents(aligned.astype(np.uint8), connectivity=4)
+    share = np.bincount(components[near], minlength=components.max() + 1) / np.bincount(components.ravel())
+    near |= aligned & (share[components] > MIN_NEAR_SHARE)
+    sampled = aligned & ~scene.hole
+    if (near & sampled).sum() < MIN_READ_SHARE * near.sum():
+        sampled = aligned
     drift, spread = _fit_drift(scale, near & sampled, sampled)
-    distance = np.where(seen, depth * (1 - drift / scale), np.inf)
+    distance = np.where(visible, camera_distance * (1 - drift / scale), np.inf)
     distance = cv2.medianBlur(distance.astype(np.float32), 3)
-    tolerance = THICKNESS + SPREADS * spread * depth
-    return Surface(plane, flat * drift, distance, tolerance, alike & (np.abs(distance) < tolerance))
+    tolerance = THICKNESS + TOLERANCE_SPREADS * spread * camera_distance
+    return Surface(plane, plane_inverse * drift, distance, tolerance, aligned & (np.abs(distance) < tolerance))
 
 
-def _fit_drift(scale: np.ndarray, near: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, float]:
-    """(drift float [h,w], relative spread of the readings about it) of scale float [h,w], measured / plane's.
+def _fit_drift(scale: np.ndarray, near: np.ndarray, aligned: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fit the drift to scale, float [h,w], measured / plane's inverse depth.
 
-    Iteratively reweighted least squares with a prior that draws to no drift, from the places `near`; in each round
-    those `alike` that it comes to lie on are in.
+    Iteratively reweighted least squares with a zero-mean Gaussian prior on the drift. It starts from the pixels `near`;
+    in each round, the inliers among `aligned` are the members.
+
+    Returns (drift float [h,w], relative spread of the residuals).
     """
-    x, y = (np.vander(np.linspace(-1, 1, n), DEGREE + 1, increasing=True) for n in scale.shape[::-1])
-    powers = [(i, j) for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i)]
-    rows, columns = np.nonzero(alike)
-    step = max(1, len(rows) // SAMPLES)
+    x, y = (np.vander(np.linspace(-1, 1, n), DRIFT_DEGREE + 1, increasing=True) for n in scale.shape[::-1])
+    powers = [(i, j) for i in range(DRIFT_DEGREE + 1) for j in range(DRIFT_DEGREE + 1 - i)]
+    rows, columns = np.nonzero(aligned)
+    step = max(1, len(rows) // MAX_FIT_SAMPLES)
     rows, columns = rows[::step], columns[::step]
     basis = np.stack([y[rows, j] * x[columns, i] for i, j in powers], axis=-1)
     error, members = scale[rows, columns] - 1, near[rows, columns]
-    weights, spread = members.astype(float), SPREAD[1]
+    weights, spread = members.astype(float), SPREAD_RANGE[1]
     coefficients = np.zeros(len(powers))
-    for deviation in STIFF_ROUNDS * [STIFF] + (ROUNDS - STIFF_ROUNDS) * [DRIFT]:
+    for deviation in N_STIFF_ROUNDS * [STIFF_DRIFT_STD] + (N_ROUNDS - N_STIFF_ROUNDS) * [DRIFT_STD]:
         if not members.any():
             break
-        weighted = basis * (weights * INDEPENDENT / members.sum() / spread**2)[:, None]
+        weighted = basis * (weights * EFFECTIVE_READINGS / members.sum() / spread**2)[:, None]
         coefficients = np.linalg.solve(weighted.T @ basis + np.eye(len(powers)) / deviation**2, weighted.T @ error)
         residual = np.abs(error - basis @ coefficients)
-        spread = float(np.clip(np.quantile(residual[members], QUANTILE) / OF_NORMAL, *SPREAD))
-        members = residual < max(GROWTH, SPREADS * spread)
+        spread = float(np.clip(np.quantile(residual[members], SPREAD_QUANTILE) / NORMAL_QUANTILE, *SPREAD_RANGE))
+        members = residual < max(GROWTH_TOLERANCE, TOLERANCE_SPREADS * spread)
         weights = members / (1 + (residual / (2 * spread)) ** 2) ** 2
-    factors = np.zeros((DEGREE + 1, DEGREE + 1))
+    factors = np.zeros((DRIFT_DEGREE + 1, DRIFT_DEGREE + 1))
     factors[tuple(np.transpose(powers))] = coefficients
-    return 1 + np.clip(y @ factors.T @ x.T, -LARGEST_DRIFT, LARGEST_DRIFT), spread
+    return 1 + np.clip(y @ factors.T @ x.T, -MAX_DRIFT, MAX_DRIFT), spread

@@ -1,4 +1,4 @@
-"""Depth teacher over a folder of images."""
+"""Run the depth teacher over a folder of images."""
 
 import sys
 from argparse import Namespace
@@ -26,12 +26,12 @@ from teacher_infer.stage import (
 
 
 def parse_args() -> Namespace:
-    """Flags of the command line."""
+    """Parse the command line."""
     parser = ArgumentParser(
-        "Reads the images below --input-dir and camera.json beside that folder; writes --output-dir/<stem>.npy,\n"
+        "Reads the images below --input-dir and camera.json beside that folder. Writes --output-dir/<stem>.npy,\n"
         "float32 [H,W] metres at the image's size, 0 = no depth, with provenance.json and failed_frames.jsonl.\n\n"
-        "Interrupted or run again, it does the frames that are missing. Exit 0: all done or listed as failed;\n"
-        "2: wrong input; 75: stopped by SIGTERM or SIGUSR1 with frames left."
+        "Finished frames are skipped, so an interrupted run resumes when the command is run again. Exit codes:\n"
+        "0 all frames done or listed as failed, 2 wrong input, 75 stopped by SIGTERM or SIGUSR1 with frames left."
     )
     parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of images")
     parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for the depth maps")
@@ -42,7 +42,7 @@ def parse_args() -> Namespace:
 
 
 class DepthTeacher:
-    """A depth backend over image files, as run_stage() takes it."""
+    """Adapter of a depth backend to the Teacher interface of run_stage()."""
 
     def __init__(self, backend: DepthBackend, cameras: FrameCameras | None):
         self.backend, self.cameras = backend, cameras
@@ -50,19 +50,19 @@ class DepthTeacher:
         self.provenance = backend.provenance | {"camera": cameras.settings() if cameras else None}
 
     def prepare(self, stem: str, path: Path) -> Prepared:
-        """Read an image and bring it to the network's size, with its camera where the backend needs one."""
+        """Read an image and resize it for the network; attach its camera if the backend needs one."""
         rgb = read_image(path)
-        return self.backend.prepare(stem, rgb, self.cameras.of(stem, rgb) if self.cameras else None)
+        return self.backend.prepare(stem, rgb, self.cameras.get(stem, rgb) if self.cameras else None)
 
 
 def main() -> int:
-    """Run the script; returns the exit code."""
+    """Run the script and return the exit code."""
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
     refuse_output_among_inputs(output_dir, "--output-dir", input_dir)
     frames = find_frames(input_dir)
-    # asked before minutes go into loading weights
+    # fail on missing intrinsics before the weights load, which takes minutes
     cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None
     batch_size = args.batch_size or default_batch_size(args.backend, args.device)
     teacher = DepthTeacher(load_depth_backend(args, input_dir, batch_size), cameras)

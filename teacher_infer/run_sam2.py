@@ -1,4 +1,4 @@
-"""Segmentation teacher: objects from YOLO and SAM2, floor, wall and glass from the geometry of depth."""
+"""Run the segmentation teacher: objects from YOLO and SAM2; floor, wall and glass from depth geometry."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ from teacher_infer.object_backends import (
     add_object_flags,
     load_object_backend,
 )
-from teacher_infer.sensor_rim import rim_of_frames
+from teacher_infer.sensor_rim import find_common_rim
 from teacher_infer.stage import (
     PROVENANCE,
     FrameCameras,
@@ -45,40 +45,40 @@ from teacher_infer.stage import (
     run_stage,
 )
 
-SAME_DEPTH = 0.05  # relative difference of depth up to which two objects count as equally near
-RIM_FRAMES = 50  # spread over the folder, that the sensor's rim is found in
-NO_DEPTH = 10**6  # an object without depth lies behind all others
-UNTOLD = 0.5  # confidence in `other` where geometry recognises nothing
+DEPTH_TIE_TOLERANCE = 0.05  # relative width of the depth bins in which two objects count as equally near
+N_RIM_FRAMES = 50  # evenly spaced frames used to find the sensor's rim
+NO_DEPTH_RANK = 10**6  # depth bin of an object without depth: behind all others
+OTHER_CONFIDENCE = 0.5  # of class other where geometry finds no surface
 CONFIDENCE_DIR = "seg_confidence"  # beside --output-dir
 
 
 def parse_args() -> Namespace:
-    """Flags of the command line."""
+    """Parse the command line."""
     parser = ArgumentParser(
-        "Reads the images below --input-dir, their depth and camera.json beside the image folder; writes\n"
+        "Reads the images below --input-dir, their depth, and camera.json beside the image folder. Writes\n"
         "--output-dir/<stem>.npy, uint8 [H,W], 0..5: " + ", ".join(CLASS_NAMES) + ", with provenance.json and\n"
-        "failed_frames.jsonl, and beside that folder seg_confidence/<stem>.npy, uint8 [H,W], 0..255 for 0..1.\n\n"
-        "Objects come from --backend; floor, wall and glass from the geometry of the depth. Interrupted or run again,\n"
-        "it does the frames that are missing. Exit 0: all done or listed as failed; 2: wrong input; 75: stopped by\n"
-        "SIGTERM or SIGUSR1 with frames left."
+        "failed_frames.jsonl, and seg_confidence/<stem>.npy beside that folder, uint8 [H,W], 0..255 for 0..1.\n\n"
+        "Objects come from --backend; floor, wall and glass from the geometry of the depth. Finished frames are\n"
+        "skipped, so an interrupted run resumes when the command is run again. Exit codes: 0 all frames done or\n"
+        "listed as failed, 2 wrong input, 75 stopped by SIGTERM or SIGUSR1 with frames left."
     )
     parser.add_argument("--input-dir", required=True, metavar="RGB", help="folder of images")
     parser.add_argument(
         "--depth-dir",
         required=True,
         metavar="DEPTH",
-        help="depth for geometry without holes: the depth teacher's, or filled sensor depth",
+        help="dense depth for the geometry: the depth teacher's output or filled sensor depth",
     )
     parser.add_argument("--output-dir", required=True, metavar="OUT", help="folder for the class maps")
     parser.add_argument(
         "--sensor-depth-dir",
         metavar="D",
-        help="depth as a sensor gave it, for glass (default: depth/ beside the image folder)",
+        help="raw sensor depth, used to detect glass (default: depth/ beside the image folder)",
     )
     parser.add_argument(
         "--confidence-dir",
         metavar="C",
-        help="the sensor's confidence; where it is 0 the sensor gave nothing "
+        help="confidence of the sensor depth; 0 marks pixels without a reading "
         "(default: confidence/ beside the image folder, unless --sensor-depth-dir is given)",
     )
     parser.add_argument(
@@ -86,15 +86,15 @@ def parse_args() -> Namespace:
         type=float,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="vector that points down in the camera's axes (x right, y down, z forward), the same for all frames "
-        "(default: gravity.json beside the image folder, {stem: [x, y, z]}; else found in each frame's depth)",
+        help="downward vector in camera axes (x right, y down, z forward), the same for all frames "
+        "(default: gravity.json beside the image folder, {stem: [x, y, z]}; else estimated from each frame's depth)",
     )
     parser.add_argument(
         "--save-panels",
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="write pictures of the first N frames to --output-dir/panels (default: 0)",
+        help="write visualisations of the first N frames to --output-dir/panels (default: 0)",
     )
     add_unit_flag(parser, "--sensor-depth-dir and --depth-dir")
     add_object_flags(parser)
@@ -104,7 +104,7 @@ def parse_args() -> Namespace:
 
 
 class DepthMaps:
-    """The depth that geometry takes and the sensor's, in which glass is a hole."""
+    """The dense depth used by the geometry, and the sensor depth, in which glass shows up as holes."""
 
     def __init__(
         self,
@@ -115,46 +115,56 @@ class DepthMaps:
         unit: DepthUnit | None = None,
     ):
         self.depth, self.unit = existing_dir(depth_dir, "--depth-dir"), unit
-        self.sensor = _given_or_beside(sensor_dir, root / "depth", "--sensor-depth-dir")
-        beside = root / "confidence"  # of the depth beside the images, so of no other sensor's
+        self.sensor = _dir_or_default(sensor_dir, root / "depth", "--sensor-depth-dir")
+        beside = root / "confidence"  # belongs to depth/ beside it, not to another --sensor-depth-dir
         self.confidence = (
-            None if sensor_dir and not confidence_dir else _given_or_beside(confidence_dir, beside, "--confidence-dir")
+            None if sensor_dir and not confidence_dir else _dir_or_default(confidence_dir, beside, "--confidence-dir")
         )
         if self.sensor is None:
-            print("no sensor depth: nothing will be labelled glass")
+            print("no sensor depth: no pixel will be labelled glass")
         else:
-            print(f"glass from the holes of {self.sensor}" + (f" by {self.confidence}" if self.confidence else ""))
+            print(f"glass from the holes in {self.sensor}" + (f" and {self.confidence}" if self.confidence else ""))
         self.rims: dict[tuple[int, ...], np.ndarray] = {}
 
     def find_rims(self, stems: Sequence[str]) -> None:
-        """Find where the sensor never looks, from some of all frames, whichever part of them is to be done."""
+        """Find the image borders outside the sensor's view, from N_RIM_FRAMES of `stems`.
+
+        Pass the stems of all frames, not of one shard, so that all shards find the same rims.
+        """
         if self.sensor is None:
             return
         readings: dict[tuple[int, ...], list[np.ndarray]] = {}
-        for index in np.unique(np.linspace(0, len(stems) - 1, RIM_FRAMES).round().astype(int)):
-            with suppress(UserError, OSError):  # it is listed as failed when its turn comes
+        for index in np.unique(np.linspace(0, len(stems) - 1, N_RIM_FRAMES).round().astype(int)):
+            with suppress(UserError, OSError):  # run_stage() will list this frame as failed
                 sensor = self._read_sensor(stems[index])
                 readings.setdefault(sensor.shape, []).append(sensor > 0)
-        self.rims = {shape: rim_of_frames(each) for shape, each in readings.items()}
+        self.rims = {shape: find_common_rim(each) for shape, each in readings.items()}
         if largest := max((rim.mean() for rim in self.rims.values()), default=0):
-            print(f"no glass on the sensor's rim, which it has no readings on: {largest:.0%} of the image")
+            print(f"no glass on the sensor's rim, where it has no readings: {largest:.0%} of the image")
 
     def settings(self) -> dict:
-        """For provenance: which depth, what made it, whether a sensor's depth and confidence were there."""
-        made_by = self.depth / PROVENANCE
-        content = read_json(made_by) if made_by.is_file() else {}
-        rim = {"glass_on_sensor_rim": False} if self.sensor else {}  # labels of before may have some
-        return rim | {
-            "depth": {
-                "folder": self.depth.resolve().name,
-                **{k: content[k] for k in ("backend", "model") if k in content},
-            },
-            "sensor_depth": self.sensor and self.sensor.resolve().name,
-            "confidence": self.confidence and self.confidence.resolve().name,
-        } | ({"depth_unit": self.unit.name} if self.unit else {})
+        """Provenance entries: the depth and its origin, the sensor depth and its confidence, the unit."""
+        provenance_file = self.depth / PROVENANCE
+        content = read_json(provenance_file) if provenance_file.is_file() else {}
+        rim = {"glass_on_sensor_rim": False} if self.sensor else {}  # older labels may have glass there
+        return (
+            rim
+            | {
+                "depth": {
+                    "folder": self.depth.resolve().name,
+                    **{k: content[k] for k in ("backend", "model") if k in content},
+                },
+                "sensor_depth": self.sensor and self.sensor.resolve().name,
+                "confidence": self.confidence and self.confidence.resolve().name,
+            }
+            | ({"depth_unit": self.unit.name} if self.unit else {})
+        )
 
     def read(self, stem: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-        """(depth, sensor depth or None) of a frame, float32 [H,W] metres, 0 = none; UserError when unfit."""
+        """Return (depth, sensor depth or None) of a frame, float32 [H,W] metres, 0 = none.
+
+        Raises UserError if a map is missing, invalid or not of size `shape`, (H, W).
+        """
         depth = _read_map(self.depth, stem, self._metres, shape)
         return depth, None if self.sensor is None else self._read_sensor(stem, shape)
 
@@ -166,7 +176,7 @@ class DepthMaps:
         return sensor
 
     def check_units(self, stems: Collection[str]) -> None:
-        """Raise UserError when the .png maps of some frames can't be in millimetres."""
+        """Raise UserError if the .png maps of some sampled frames can't be in millimetres."""
         for folder in (self.depth, self.sensor):
             if folder and not self.unit:
                 maps = (find_map(folder, stem) for stem in sampled(stems))
@@ -176,16 +186,14 @@ class DepthMaps:
         return read_depth(path, self.unit)
 
 
-def _given_or_beside(given: str | None, beside: Path, flag: str) -> Path | None:
+def _dir_or_default(given: str | None, default: Path, flag: str) -> Path | None:
     if given:
         return existing_dir(given, flag)
-    return beside if beside.is_dir() else None
+    return default if default.is_dir() else None
 
 
-def _read_map(
-    folder: Path, stem: str, read: Callable[[Path], np.ndarray], shape: tuple[int, ...] | None
-) -> np.ndarray:
-    """A frame's map; UserError when it is missing or not of a shape (H, W), unless that is None."""
+def _read_map(folder: Path, stem: str, read: Callable[[Path], np.ndarray], shape: tuple[int, ...] | None) -> np.ndarray:
+    """Read a frame's map; raises UserError if it is missing or, with a `shape` (H, W), of another size."""
     path = find_map(folder, stem)
     if path is None:
         raise UserError(f"{folder} has no map for frame {stem}")
@@ -195,95 +203,93 @@ def _read_map(
     return array
 
 
-def merge(
-    geometry: GeometryResult, objects: list[DetectedObject], depth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Object masks over geometry's classes: the nearer object over the farther one, the surer one where both are alike.
+def merge(geometry: GeometryResult, objects: list[DetectedObject], depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Paint object masks over the geometry's classes, near objects over far ones; at equal depth the higher score wins.
 
-    depth: float32 [H,W], metres, 0 = none; an object's is the median over its mask.
-    Returns classes uint8 [H,W], 0..5, and confidence float32 [H,W] in 0..1: an object's score, geometry's own, UNTOLD
-    where geometry can't tell what is there, and 0 where it has no depth to tell by.
+    depth: float32 [H,W], metres, 0 = none. An object's depth is the median over its mask.
+    Returns classes uint8 [H,W], 0..5, and confidence float32 [H,W] in 0..1: the score of an object, the geometry's
+    confidence of a surface, OTHER_CONFIDENCE where the geometry finds no surface, and 0 where it has no depth.
     """
     classes, confidence = geometry.classes.copy(), geometry.confidence.copy()
-    untold = classes == OTHER
-    confidence[untold] = np.where(depth[untold] > 0, UNTOLD, 0)
+    unknown = classes == OTHER
+    confidence[unknown] = np.where(depth[unknown] > 0, OTHER_CONFIDENCE, 0)
 
-    def nearness(found: DetectedObject) -> tuple[int, float]:
-        known = depth[found.mask & (depth > 0)]
-        steps = round(np.log(np.median(known)) / np.log(1 + SAME_DEPTH)) if known.size else NO_DEPTH
-        return -steps, found.score
+    def paint_order(obj: DetectedObject) -> tuple[int, float]:
+        known = depth[obj.mask & (depth > 0)]
+        steps = round(np.log(np.median(known)) / np.log(1 + DEPTH_TIE_TOLERANCE)) if known.size else NO_DEPTH_RANK
+        return -steps, obj.score
 
-    for found in sorted(objects, key=nearness):
-        classes[found.mask], confidence[found.mask] = found.class_id, found.score
+    for obj in sorted(objects, key=paint_order):
+        classes[obj.mask], confidence[obj.mask] = obj.class_id, obj.score
     return classes, confidence
 
 
 def draw_objects(rgb: np.ndarray, objects: list[DetectedObject]) -> np.ndarray:
-    """The image with each object's mask tinted and its box drawn in the colour of its class."""
+    """Overlay each object's mask and box on the image, in the colour of its class."""
     picture = rgb.copy()
-    for found in objects:
-        colour = np.array(CLASS_COLOURS[found.class_id], dtype=np.float32)
-        picture[found.mask] = (picture[found.mask] * 0.5 + colour * 0.5).astype(np.uint8)
-    for found in objects:
-        x0, y0, x1, y1 = (int(v) for v in found.box)
-        cv2.rectangle(picture, (x0, y0), (x1, y1), CLASS_COLOURS[found.class_id], 2)
+    for obj in objects:
+        colour = np.array(CLASS_COLOURS[obj.class_id], dtype=np.float32)
+        picture[obj.mask] = (picture[obj.mask] * 0.5 + colour * 0.5).astype(np.uint8)
+    for obj in objects:
+        x0, y0, x1, y1 = (int(v) for v in obj.box)
+        cv2.rectangle(picture, (x0, y0), (x1, y1), CLASS_COLOURS[obj.class_id], 2)
     return picture
 
 
-def histogram_line(counts: np.ndarray) -> str:
-    """Shares of the classes in all pixels written by this run."""
+def format_class_shares(counts: np.ndarray) -> str:
+    """Format the share of each class among the pixels written in this run."""
     shares = counts / max(counts.sum(), 1)
     return "pixels: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, shares, strict=True))
 
 
 class FrameGravity:
-    """What points down in each frame: --gravity, else its entry of gravity.json beside the images, else None.
+    """Gravity of each frame: --gravity, else its entry in gravity.json beside the images, else None.
 
-    gravity.json is {stem: [x, y, z]}, vectors of any length in the camera's axes (x right, y down, z forward). An
-    accelerometer at rest measures the opposite, what holds it up.
+    gravity.json is {stem: [x, y, z]}: downward vectors of any length in camera axes (x right, y down, z forward). An
+    accelerometer at rest measures the opposite vector, pointing up.
     """
 
     def __init__(self, flag: list[float] | None, root: Path, stems: Collection[str]):
         path = root / "gravity.json"
-        self.common = self._checked(flag, "--gravity") if flag is not None else None
+        self.common = self._validated(flag, "--gravity") if flag is not None else None
         self.by_stem = {}
         if flag is None and path.is_file():
             content = read_json(path)
             if not isinstance(content, dict):
-                raise UserError(f"{path} must be a JSON object of stems and vectors")
+                raise UserError(f"{path} must be a JSON object that maps stems to vectors")
             vectors = by_stem(content, path).items()
-            self.by_stem = {stem: self._checked(vector, f"{path}, {stem}") for stem, vector in vectors}
+            self.by_stem = {stem: self._validated(vector, f"{path}, {stem}") for stem, vector in vectors}
             known = len(self.by_stem.keys() & set(stems))
             if not known:
-                raise UserError(f"{path} has none of the frames' stems")
+                raise UserError(f"{path} contains none of the frames' stems")
             upward = sum(vector[1] < 0 for vector in self.by_stem.values())
-            print(f"gravity.json: {known} of {len(stems)} frames, {upward} of its vectors point up in the image")
+            print(f"gravity.json: {known} of {len(stems)} frames; {upward} vectors point up in the image")
 
     @staticmethod
-    def _checked(vector: object, where: str) -> list[float]:
+    def _validated(vector: object, where: str) -> list[float]:
         if (
             not isinstance(vector, list)
             or not all(type(value) in (int, float) for value in vector)
             or len(vector) != 3
             or not 1e-3 < np.linalg.norm(vector) < 1e6
         ):
-            raise UserError(f"{where}: gravity is three numbers x y z that have a direction")
+            raise UserError(f"{where}: gravity must be three numbers x y z with a norm between 1e-3 and 1e6")
         return vector
 
-    def of(self, stem: str) -> list[float] | None:
-        """Vector [3] that points down in the camera's axes; None where nothing tells it but depth."""
+    def get(self, stem: str) -> list[float] | None:
+        """Downward vector [3] in camera axes; None if it has to be estimated from depth."""
         return self.common or self.by_stem.get(stem)
 
     def settings(self) -> list[float] | str | None:
-        """For provenance."""
+        """Provenance entry."""
         if not self.by_stem:
             return self.common
         return "gravity.json " + hashlib.sha256(json.dumps(self.by_stem, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass
-class SceneMaps:
-    """What geometry and objects are found in: rgb uint8 [H,W,3], depths float32 [H,W] metres, 0 = none."""
+class FrameInputs:
+    """Inputs of one frame: rgb uint8 [H,W,3]; depth and sensor depth float32 [H,W] metres, 0 = none."""
 
     stem: str
     rgb: np.ndarray
@@ -293,43 +299,44 @@ class SceneMaps:
 
 
 class SegmentationTeacher:
-    """Objects and geometry over image files, as run_stage() takes it.
+    """Objects and geometry combined, with the Teacher interface of run_stage().
 
-    counts: int64 [6], pixels of each class written so far. Panels are written for the frames of `panel_stems`.
+    counts: int64 [6], pixels per class written so far. Frames in `panel_stems` get a visualisation.
     """
 
     def __init__(
         self,
-        find_objects: ObjectBackend,
+        object_backend: ObjectBackend,
         maps: DepthMaps,
         cameras: FrameCameras,
         gravity: FrameGravity,
         output_dir: Path,
     ):
-        self.find_objects, self.maps, self.cameras, self.gravity = find_objects, maps, cameras, gravity
+        self.object_backend, self.maps, self.cameras, self.gravity = object_backend, maps, cameras, gravity
         self.panels = output_dir / "panels"
-        self.confidence = Path(os.path.abspath(output_dir)).parent / CONFIDENCE_DIR  # beside a link, not its target
-        self.provenance = find_objects.provenance | maps.settings()
+        # abspath, not resolve: if the output folder is a link, the confidence goes beside the link, not its target
+        self.confidence = Path(os.path.abspath(output_dir)).parent / CONFIDENCE_DIR
+        self.provenance = object_backend.provenance | maps.settings()
         self.provenance |= {"camera": cameras.settings(), "gravity": gravity.settings()}
         self.counts = np.zeros(len(CLASS_NAMES), dtype=np.int64)
-        self.counting = threading.Lock()
+        self.counts_lock = threading.Lock()
         self.panel_stems: set[str] = set()
 
-    def prepare(self, stem: str, path: Path) -> SceneMaps:
-        """Read an image, its depths and its camera."""
+    def prepare(self, stem: str, path: Path) -> FrameInputs:
+        """Read an image, its depth maps and its camera."""
         rgb = read_image(path)
-        return SceneMaps(stem, rgb, *self.maps.read(stem, rgb.shape[:2]), self.cameras.of(stem, rgb))
+        return FrameInputs(stem, rgb, *self.maps.read(stem, rgb.shape[:2]), self.cameras.get(stem, rgb))
 
-    def infer(self, prepared: list[SceneMaps]) -> list[list[DetectedObject]]:
-        """The objects of each frame."""
-        return self.find_objects.find([(scene.stem, scene.rgb) for scene in prepared])
+    def infer(self, prepared: list[FrameInputs]) -> list[list[DetectedObject]]:
+        """Detect the objects in each frame."""
+        return self.object_backend.find([(frame.stem, frame.rgb) for frame in prepared])
 
-    def finish(self, prepared: SceneMaps, output: list[DetectedObject]) -> np.ndarray:
-        """Classes uint8 [H,W]; writes their confidence, and a picture of the frame when it is of `panel_stems`."""
-        gravity, rim = self.gravity.of(prepared.stem), self.maps.rims.get(prepared.depth.shape)
+    def finish(self, prepared: FrameInputs, output: list[DetectedObject]) -> np.ndarray:
+        """Return classes uint8 [H,W]; also write their confidence and, for `panel_stems`, a visualisation."""
+        gravity, rim = self.gravity.get(prepared.stem), self.maps.rims.get(prepared.depth.shape)
         geometry = classify(prepared.depth, prepared.camera, prepared.sensor, gravity, rim)
         classes, confidence = merge(geometry, output, prepared.depth)
-        with self.counting:
+        with self.counts_lock:
             self.counts += np.bincount(classes.ravel(), minlength=len(CLASS_NAMES))
         if prepared.stem in self.panel_stems:
             pictures = (
@@ -339,13 +346,13 @@ class SegmentationTeacher:
                 ("merged", colour_classes(classes)),
             )
             write_png(self.panels / f"{prepared.stem}.png", stack([panel(pictures)]))
-        # before the classes, whose file says that the frame is finished
+        # confidence first: the file with the classes marks the frame as finished
         write_npy(self.confidence / f"{prepared.stem}.npy", np.rint(confidence * 255).astype(np.uint8))
         return classes
 
 
 def main() -> int:
-    """Run the script; returns the exit code."""
+    """Run the script and return the exit code."""
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
@@ -366,7 +373,7 @@ def main() -> int:
         frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers, (teacher.confidence,)
     )
     if teacher.counts.any():
-        print(histogram_line(teacher.counts))
+        print(format_class_shares(teacher.counts))
     return code
 
 

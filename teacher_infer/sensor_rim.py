@@ -1,8 +1,8 @@
-"""The sensor's rim: where a depth map has no readings because the sensor does not look there.
+"""The sensor's rim: the border of a depth map that lies outside the sensor's field of view.
 
-A map registered to a colour camera ends before the image does: in a band along one or more sides, whose inner border is
-nearly straight and moves a little with the distance of what is seen, and, behind a lens that draws a circle or a
-hexagon, in corners. The readings' outline is convex, and the same in all frames of a sensor, which a pane's isn't.
+A depth map registered to a colour camera does not cover the whole image. It lacks a band along one or more sides, with
+a nearly straight inner edge that shifts a little with scene depth, and corners if the sensor's field of view is round
+or hexagonal. The covered region is convex and the same in all frames of a sensor, unlike holes from glass.
 """
 
 from collections.abc import Sequence
@@ -10,89 +10,90 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-WIDTH = 160  # columns that a rim is found on
-READ = 0.15  # share of such a pixel that has readings where the sensor looks: far away, time of flight is sparse
-STRAY = 5  # such pixels: what is narrower is no region that the sensor reads
-WIDEST = 0.2  # of the width or height: what is wider is no rim, but the sensor saw nothing there
-CORNER = (0.002, 0.08)  # least and largest share of the image: a circle that touches all sides leaves 0.054
-MOVES = 0.04  # of the width: how far inside the common outline a frame's may lie, by parallax and registration
-SEVERAL = 10  # frames, in which any dead corner can be told from a pane; in fewer all four have to be dead
-SELDOM = 0.02  # share of frames with readings at a place up to which they are strays
+WORKING_WIDTH = 160  # pixels
+MIN_PIXEL_READINGS = 0.15  # share of a working pixel with readings for it to count as covered; time of flight is sparse
+MIN_REGION = 5  # working pixels; narrower regions are stray readings
+MAX_BAND_WIDTH = 0.2  # of the width or height; wider bands are missing readings
+CORNER_AREA = (0.002, 0.08)  # minimum and maximum share of the image; a circle touching all sides leaves 0.054
+MAX_SHIFT = 0.04  # of the width; how far a frame's rim may extend inside the common one, by parallax and registration
+MANY_FRAMES = 10  # from this number on a single empty corner is rim; with fewer frames all four must be empty
+MAX_STRAY_SHARE = 0.02  # pixels with readings in no more than this share of the frames are not covered
 
 
-def rim_of_frames(readings: Sequence[np.ndarray]) -> np.ndarray:
-    """Where a sensor has no readings in any of its frames because it does not look there.
-
-    Args:
-        readings: where each frame has readings, one or more bool [H,W] of one size.
-
-    Returns: bool [h,w], reduced, for sensor_rim().
-    """
-    share = np.mean([_reduced(each) for each in readings], axis=0)
-    return _beyond(_regions(share > SELDOM), fewest_corners=1 if len(readings) >= SEVERAL else 4)
-
-
-def sensor_rim(depth: np.ndarray, common: np.ndarray | None = None) -> np.ndarray:
-    """The rim of one frame, bool [H,W].
+def find_common_rim(readings: Sequence[np.ndarray]) -> np.ndarray:
+    """Find the rim shared by several frames of a sensor.
 
     Args:
-        depth: as the sensor gave it, float32 [H,W], metres, 0 = no reading.
-        common: rim_of_frames() of the same sensor; without it, what this frame tells.
+        readings: for each frame, the pixels with readings, bool [H,W]; at least one, all of the same size.
+
+    Returns: bool [h,w] at working resolution, to be passed to find_rim().
     """
-    seen = _regions(_reduced(depth > 0))
+    share = np.mean([_downsample(mask) for mask in readings], axis=0)
+    return _blind_region(_regions(share > MAX_STRAY_SHARE), min_corners=1 if len(readings) >= MANY_FRAMES else 4)
+
+
+def find_rim(depth: np.ndarray, common: np.ndarray | None = None) -> np.ndarray:
+    """Find the rim in one frame, bool [H,W].
+
+    Args:
+        depth: raw sensor depth, float32 [H,W], metres, 0 = no reading.
+        common: find_common_rim() of the same sensor; by default the rim is found from this frame alone.
+    """
+    covered = _regions(_downsample(depth > 0))
     if common is None:
-        common = _beyond(seen, fewest_corners=4)
+        common = _blind_region(covered, min_corners=4)
     if not common.any():
         return np.zeros(depth.shape, bool)
-    reach = 2 * round(MOVES * WIDTH) + 1
-    near = cv2.dilate(common.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
-    rim = common | near & ~_convex_hull(seen)
+    kernel_size = 2 * round(MAX_SHIFT * WORKING_WIDTH) + 1
+    near = cv2.dilate(common.astype(np.uint8), np.ones((kernel_size, kernel_size), np.uint8)) > 0
+    rim = common | near & ~_convex_hull(covered)
     return cv2.resize(rim.astype(np.uint8), depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
-def _reduced(readings: np.ndarray) -> np.ndarray:
-    """Which pixels of a reduced copy have readings, bool [h,w]."""
+def _downsample(readings: np.ndarray) -> np.ndarray:
+    """Downsample a mask of readings, bool [H,W], to the working resolution, bool [h,w]."""
     height, width = readings.shape
-    size = (WIDTH, max(1, round(height * WIDTH / width)))
-    return cv2.resize(readings.astype(np.float32), size, interpolation=cv2.INTER_AREA) > READ
+    size = (WORKING_WIDTH, max(1, round(height * WORKING_WIDTH / width)))
+    return cv2.resize(readings.astype(np.float32), size, interpolation=cv2.INTER_AREA) > MIN_PIXEL_READINGS
 
 
 def _regions(readings: np.ndarray) -> np.ndarray:
-    """Readings [h,w] with gaps closed and strays removed."""
-    kernel = np.ones((STRAY, STRAY), np.uint8)
-    padded = np.pad(readings.astype(np.uint8), STRAY)  # OpenCV would close a gap at the border
+    """Close gaps in the readings, bool [h,w], and remove stray ones."""
+    kernel = np.ones((MIN_REGION, MIN_REGION), np.uint8)
+    padded = np.pad(readings.astype(np.uint8), MIN_REGION)  # without padding, OpenCV closes gaps at the border
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
-    return cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel)[STRAY:-STRAY, STRAY:-STRAY] > 0
+    return cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel)[MIN_REGION:-MIN_REGION, MIN_REGION:-MIN_REGION] > 0
 
 
-def _beyond(seen: np.ndarray, fewest_corners: int) -> np.ndarray:
-    """What lies beyond the regions that are read, bool [h,w]: bands along whole sides, and corners.
+def _blind_region(covered: np.ndarray, min_corners: int) -> np.ndarray:
+    """Return the rim around the covered region, bool [h,w]: bands along whole sides, and corners.
 
-    A band is no wider than WIDEST; corners are of the sizes CORNER, and none where fewer are dead.
+    Bands are at most MAX_BAND_WIDTH wide. Corners have an area within CORNER_AREA and count only if there are at least
+    `min_corners` of them.
     """
-    if not seen.any():
-        return np.zeros_like(seen)
-    seen = seen.copy()
-    for side in (seen, seen[::-1], seen.T, seen.T[::-1]):  # views of it
-        if side.any(axis=1).argmax() > WIDEST * len(side):
-            side[0] = side.any(axis=0)
-    rows, columns = (_filled(np.max(seen, axis=axis)) for axis in (1, 0))
+    if not covered.any():
+        return np.zeros_like(covered)
+    covered = covered.copy()
+    for view in (covered, covered[::-1], covered.T, covered.T[::-1]):
+        if view.any(axis=1).argmax() > MAX_BAND_WIDTH * len(view):  # too wide for a rim
+            view[0] = view.any(axis=0)
+    rows, columns = (_fill_gaps(np.max(covered, axis=axis)) for axis in (1, 0))
     rim = ~np.outer(rows, columns)
-    _, parts, stats, _ = cv2.connectedComponentsWithStats((~_convex_hull(seen) & ~rim).astype(np.uint8))
-    least, largest = (share * seen.size for share in CORNER)
+    _, components, stats, _ = cv2.connectedComponentsWithStats((~_convex_hull(covered) & ~rim).astype(np.uint8))
+    min_area, max_area = (share * covered.size for share in CORNER_AREA)
     areas = stats[:, cv2.CC_STAT_AREA]
-    corners = (areas >= least) & (areas <= largest)
-    corners[0] = False  # what lies within the outline
-    return rim | corners[parts] if corners.sum() >= fewest_corners else rim
+    corners = (areas >= min_area) & (areas <= max_area)
+    corners[0] = False  # the background of the components
+    return rim | corners[components] if corners.sum() >= min_corners else rim
 
 
-def _filled(line: np.ndarray) -> np.ndarray:
-    """A line bool [n], true from the first to the last place where it is."""
+def _fill_gaps(line: np.ndarray) -> np.ndarray:
+    """Set a line, bool [n], to true between its first and its last true element."""
     return np.maximum.accumulate(line) & np.maximum.accumulate(line[::-1])[::-1]
 
 
 def _convex_hull(mask: np.ndarray) -> np.ndarray:
-    """The smallest convex region that holds a mask, bool [h,w]; empty for an empty one."""
+    """Convex hull of a mask, bool [h,w]; empty if the mask is."""
     hull = np.zeros(mask.shape, np.uint8)
     if mask.any():
         cv2.fillConvexPoly(hull, cv2.convexHull(cv2.findNonZero(mask.astype(np.uint8))), 1)

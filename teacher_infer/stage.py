@@ -1,12 +1,13 @@
-"""What the two teachers share: a resumable, sharded loop over frames, what made its outputs, and the cameras.
+"""Code shared by both teachers: a resumable, sharded loop over frames, provenance of the outputs, camera intrinsics.
 
-A stage writes <output_dir>/<stem>.npy for every frame and beside them
+For each frame a stage writes <output_dir>/<stem>.npy. It also writes
 
     provenance.json       backend, model, sha256 of local weights, settings, package versions
-    failed_frames.jsonl   {"stem", "reason"} of the frames that the last run left out (one file a shard); absent: none
+    failed_frames.jsonl   {"stem", "reason"} of each frame that failed in the last run, one file per shard; absent
+                          when no frame failed
 
-A frame whose output exists is finished: outputs are renamed into place, so there is no half of one. Running the
-same command again does what is missing.
+Outputs are renamed into place, so a file that exists is complete and its frame is done. Running the same command
+again processes the missing frames.
 """
 
 import argparse
@@ -37,67 +38,71 @@ from dataset.progress import Progress
 
 PROVENANCE = "provenance.json"
 GPU_BATCH_SIZE = 8
-BATCHES_AHEAD = 2  # read before the model is free for them; as many wait to be written
-LONGEST_ROW = 50  # frames in a row that fail for one reason: it is no fault of theirs
-FOCAL_TOLERANCE = 1e-3  # relative difference between flags and camera.json that is worth a warning
+BATCHES_AHEAD = 2  # batches prefetched; as many may wait to be written
+MAX_CONSECUTIVE_FAILURES = 50  # with the same reason: then the frames are not the cause
+FOCAL_TOLERANCE = 1e-3  # warn if the flags and camera.json differ by more than this (relative)
 
 
-def shard(text: str) -> tuple[int, int]:
-    """Argparse type: 'i/n', part i of n, i in 0..n-1."""
+def parse_shard(text: str) -> tuple[int, int]:
+    """Argparse type: 'i/n' is shard i of n, with i in 0..n-1."""
     try:
-        index, count = (int(part) for part in text.split("/"))
+        index, n_shards = (int(part) for part in text.split("/"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form i/n, such as 0/4") from None
-    if not 0 <= index < count:
-        raise argparse.ArgumentTypeError(f"{text}: parts are counted from 0, so i/n needs 0 <= i < n")
-    return index, count
+    if not 0 <= index < n_shards:
+        raise argparse.ArgumentTypeError(f"{text}: shards are numbered from 0, so i/n needs 0 <= i < n")
+    return index, n_shards
 
 
 def add_stage_flags(parser: argparse.ArgumentParser) -> None:
-    """--device, --batch-size, --num-workers, --shard, --overwrite."""
+    """Add --device, --batch-size, --num-workers, --shard and --overwrite."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--batch-size",
         type=positive_int,
-        help=f"frames that the model gets at once (default: {GPU_BATCH_SIZE} on a GPU, 1 on a CPU)",
+        help=f"frames per forward pass (default: {GPU_BATCH_SIZE} on a GPU, 1 on a CPU)",
     )
     parser.add_argument(
         "--num-workers",
         type=positive_int,
         default=min(4, cpu_count()),
-        help="threads that read frames, and as many that write (default: %(default)s)",
+        help="threads for reading frames, and as many for writing (default: %(default)s)",
     )
     parser.add_argument(
         "--shard",
-        type=shard,
+        type=parse_shard,
         default=(0, 1),
         metavar="i/n",
-        help="do every n-th frame from the i-th on, i in 0..n-1; all n shards together do all frames "
-        "and may run at once on one output folder (default: 0/1, all frames)",
+        help="process every n-th frame, starting with frame i, i in 0..n-1; the n shards cover all frames "
+        "and can run in parallel with the same output folder (default: 0/1, all frames)",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="do finished frames again (default: skip them, and refuse to mix settings)",
+        help="recompute finished frames (default: skip them, and refuse to mix settings)",
     )
 
 
 def default_batch_size(backend: str, device: str) -> int:
-    """Frames at once: a network needs several to keep a GPU busy; a CPU, or no network, gains nothing by them."""
+    """Frames per forward pass: batches keep a GPU busy, but do not help on a CPU or without a network."""
     return GPU_BATCH_SIZE if backend != "reference" and resolve_device(device).type == "cuda" else 1
 
 
 def add_camera_flags(parser: argparse.ArgumentParser) -> None:
-    """--fx, --fy."""
-    where = "in pixels of the input images (default: camera.json beside the image folder)"
-    parser.add_argument("--fx", type=positive_float, help=f"focal length along x {where}")
-    parser.add_argument("--fy", type=positive_float, help="focal length along y (default: camera.json, else --fx)")
+    """Add --fx and --fy."""
+    parser.add_argument(
+        "--fx",
+        type=positive_float,
+        help="horizontal focal length in pixels of the input images (default: camera.json beside the image folder)",
+    )
+    parser.add_argument("--fy", type=positive_float, help="vertical focal length (default: camera.json, else --fx)")
 
 
 class FrameCameras:
-    """The camera of each frame: flags, else camera.json beside the image folder, else NYU's where source.json says so.
+    """Intrinsics of each frame: from the flags, else camera.json beside the image folder, else NYU's own.
 
-    fx, fy are in pixels of the images. Flags that contradict camera.json win, with one warning.
+    NYU's intrinsics are used only if source.json says that the frames are from NYU Depth V2. fx and fy are in pixels
+    of the input images. Flags override camera.json, with a single warning if they differ.
     """
 
     def __init__(self, input_dir: Path, fx: float | None, fy: float | None):
@@ -109,34 +114,34 @@ class FrameCameras:
         if (root / "camera.json").is_file():
             self.cameras = Cameras.read(root / "camera.json")
             self.source = "flags" if self.fx else "camera.json"
-        elif not self.fx and _is_nyu(input_dir):
-            print(f"no camera.json beside {input_dir}: taking NYU Depth V2's intrinsics")
+        elif not self.fx and _is_nyu_folder(input_dir):
+            print(f"no camera.json beside {input_dir}: using the intrinsics of NYU Depth V2")
             self.cameras, self.source = Cameras(NYU_INTRINSICS, {}), "NYU Depth V2"
         elif not self.fx:
             raise UserError(f"no camera.json in {root}: give --fx and --fy in pixels of the input images")
 
-    def of(self, stem: str, rgb: np.ndarray) -> Intrinsics:
-        """The camera of one frame at its image's size.
+    def get(self, stem: str, rgb: np.ndarray) -> Intrinsics:
+        """Return the intrinsics of one frame, scaled to the size of its image `rgb`, uint8 [H,W,3].
 
-        Raises UserError when camera.json or the flags do not fit the image.
+        Raises UserError if camera.json or the flags do not fit the image.
         """
         height, width = rgb.shape[:2]
-        known = camera_for(self.cameras.of(stem), rgb, stem) if self.cameras else None
+        camera = camera_for(self.cameras.of(stem), rgb, stem) if self.cameras else None
         if not self.fx or not self.fy:
-            assert known is not None  # without flags there are cameras
-            return known
-        if known is None:
+            assert camera is not None  # __init__() requires flags or cameras
+            return camera
+        if camera is None:
             return check_camera(Intrinsics.centred(self.fx, self.fy, width, height), "--fx/--fy")
-        if max(abs(self.fx / known.fx - 1), abs(self.fy / known.fy - 1)) > FOCAL_TOLERANCE and not self._warned:
+        if max(abs(self.fx / camera.fx - 1), abs(self.fy / camera.fy - 1)) > FOCAL_TOLERANCE and not self._warned:
             self._warned = True
             print(
-                f"warning: --fx/--fy {self.fx:g} {self.fy:g} override camera.json's {known.fx:g} {known.fy:g}",
+                f"warning: --fx/--fy {self.fx:g} {self.fy:g} override camera.json's {camera.fx:g} {camera.fy:g}",
                 file=sys.stderr,
             )
-        return check_camera(replace(known, fx=self.fx, fy=self.fy), "--fx/--fy")
+        return check_camera(replace(camera, fx=self.fx, fy=self.fy), "--fx/--fy")
 
     def settings(self) -> dict:
-        """For provenance: where focal lengths came from and, when all frames share one camera, what they are."""
+        """Provenance entry: the source of the focal lengths, and their values if all frames share one camera."""
         if self.fx:
             return {"source": "flags", "fx": self.fx, "fy": self.fy}
         assert self.cameras is not None
@@ -146,15 +151,15 @@ class FrameCameras:
         return {"source": self.source, "per_frame": True}
 
 
-def _is_nyu(input_dir: Path) -> bool:
-    """Whether the data folder's source.json says so: a path with "nyu" in it may be a laboratory's."""
+def _is_nyu_folder(input_dir: Path) -> bool:
+    """Whether source.json names NYU Depth V2. The path proves nothing: "nyu" may be the name of the lab."""
     source = data_folder(input_dir) / "source.json"
     content = read_json(source) if source.is_file() else None
     return isinstance(content, dict) and content.get("what") == NYU_SOURCE
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """{package: installed version}, 'absent' where there is none."""
+    """{package: installed version}, or 'absent' if a package is not installed."""
     versions = {}
     for package in packages:
         try:
@@ -165,147 +170,150 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def claim_output(output_dir: Path, provenance: dict, overwrite: bool) -> None:
-    """Write provenance.json, or check it against the outputs that are there.
+    """Write provenance.json, or compare it with the one that is there.
 
-    Package versions may differ, everything else must be equal. Raises UserError otherwise, unless `overwrite`.
+    Raises UserError if the settings differ from those of the existing outputs, unless `overwrite` is set. Package
+    versions may differ.
     """
     file = output_dir / PROVENANCE
-    # Looked for before provenance.json: another shard may start right now. A sensor's .png would be shadowed by .npy.
+    # Look for outputs first: another shard may write provenance.json at any moment. .npy would shadow a sensor's .png.
     has_outputs = any(next(output_dir.rglob(pattern), None) for pattern in ("*.npy", "*.png"))
     if file.is_file() and not overwrite:
-        before = read_json(file)
+        recorded = read_json(file)
         differing = sorted(
             name
-            for name in (before.keys() | provenance.keys()) - {"versions"}
-            if before.get(name) != json.loads(json.dumps(provenance.get(name)))
+            for name in (recorded.keys() | provenance.keys()) - {"versions"}
+            if recorded.get(name) != json.loads(json.dumps(provenance.get(name)))
         )
         if differing:
             raise UserError(
-                f"{output_dir} holds outputs made with other settings ({', '.join(differing)}; see {PROVENANCE}):"
-                " choose another --output-dir or redo them with --overwrite"
+                f"{output_dir} contains outputs made with other settings ({', '.join(differing)}; see {PROVENANCE}):"
+                " choose another --output-dir or recompute them with --overwrite"
             )
         return
     if has_outputs and not overwrite:
         raise UserError(
-            f"{output_dir} holds maps but no {PROVENANCE}, so nothing says what made them: choose another"
-            " --output-dir or redo them with --overwrite"
+            f"{output_dir} contains maps but no {PROVENANCE}, so their origin is unknown: choose another"
+            " --output-dir or recompute them with --overwrite"
         )
     try:
         write_json(file, provenance)
     except OSError as error:
-        raise UserError(f"--output-dir {output_dir}: can't write there ({error.strerror})") from None
+        raise UserError(f"--output-dir {output_dir} is not writable ({error.strerror})") from None
 
 
 class Fatal(UserError):
-    """What went wrong is no fault of the frame and would go wrong with the next one, too: the stage ends."""
+    """An error that would hit the next frame, too, so it ends the stage instead of failing one frame."""
 
 
 @contextmanager
 def gpu_memory() -> Iterator[None]:
-    """A GPU's lack of memory in the body is fatal: a batch has the same size for every frame, retries included."""
+    """Turn an out-of-memory error of the GPU into Fatal: all batches have the same size, so a retry would fail, too."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError:
-        raise Fatal("the GPU's memory is too small for the batch: give a smaller --batch-size") from None
+        raise Fatal("out of GPU memory: use a smaller --batch-size") from None
 
 
 class Teacher(Protocol):
-    """What a stage runs over frames, in three steps, so that reading and writing hide behind the model.
+    """A model that run_stage() applies to frames, split into three steps so that I/O overlaps with inference.
 
-    prepare() and finish() are called from several threads at once, infer() from the main thread only. Each may raise
-    UserError or OSError for a frame that can't be done; infer() is given one frame at a time before its error counts.
+    prepare() and finish() run concurrently in several threads, infer() only in the main thread. Each may raise
+    UserError or OSError if a frame can't be processed. If infer() fails on a batch, it is retried frame by frame.
     """
 
     provenance: dict
 
     def prepare(self, stem: str, path: Path) -> Any:
-        """Read one frame and bring it to the model's input."""
+        """Read one frame and turn it into the model's input."""
 
     def infer(self, prepared: list) -> list:
-        """The model's outputs for some prepared frames, one each, on the CPU."""
+        """Run the model on a batch of prepared frames; returns one output per frame, on the CPU."""
 
     def finish(self, prepared: Any, output: Any) -> np.ndarray:
-        """The frame's result, as it is written."""
+        """Turn an output of the model into the array that is written."""
 
 
 @dataclass
 class Tally:
-    """Frames of one run: done now, finished before, failed as {stem: reason}."""
+    """Counts of one run: frames done in it, frames finished in earlier runs, failed frames as {stem: reason}."""
 
     done: int = 0
     finished_before: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    row: int = 0  # failures since the last output, all for the reason of the last of them, the frame's name apart
+    consecutive_failures: int = 0  # with the same reason, apart from the stem in it
     last_reason: str = ""
 
     def finish(self, frames: int) -> None:
-        """Count frames whose outputs are written."""
+        """Count frames whose outputs have been written."""
         self.done += frames
         if frames:
-            self.row = 0
+            self.consecutive_failures = 0
 
     def fail(self, stem: str, error: Exception) -> None:
-        """Note a frame that can't be done; raises Fatal after LONGEST_ROW of them for one reason."""
+        """Record a failed frame; raises Fatal after MAX_CONSECUTIVE_FAILURES in a row with the same reason."""
         self.failed[stem] = reason = " ".join(str(error).split())
-        unnamed = re.sub(rf"\b{re.escape(stem)}\b", "*", reason)
-        self.row = self.row + 1 if unnamed == self.last_reason else 1
-        self.last_reason = unnamed
-        if self.row >= LONGEST_ROW:
-            raise Fatal(f"{self.row} frames in a row failed alike, the last, {stem}: {reason}")
+        generic_reason = re.sub(rf"\b{re.escape(stem)}\b", "*", reason)
+        self.consecutive_failures = self.consecutive_failures + 1 if generic_reason == self.last_reason else 1
+        self.last_reason = generic_reason
+        if self.consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+            raise Fatal(
+                f"{self.consecutive_failures} frames in a row failed for the same reason, last {stem}: {reason}"
+            )
 
 
 def run_stage(
     frames: dict[str, Path],
     output_dir: Path,
     teacher: Teacher,
-    part: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
     batch_size: int = 1,
     workers: int = 2,
-    side_folders: Sequence[Path] = (),
+    extra_output_dirs: Sequence[Path] = (),
 ) -> int:
-    """Run a teacher over the frames of a part and write <output_dir>/<stem>.npy.
+    """Run a teacher over the frames of a shard and write <output_dir>/<stem>.npy.
 
-    A frame that raises UserError or OSError is listed in failed_frames.jsonl and left out. A signal ends
-    the loop after the batch in hand. Memory holds at most BATCHES_AHEAD batches read ahead and as many being written.
+    A frame that raises UserError or OSError is listed in failed_frames.jsonl and skipped. A signal ends the loop after
+    the current batch. At most BATCHES_AHEAD prefetched batches, and as many waiting to be written, are in memory.
 
     Args:
         frames: {stem: image file}.
-        output_dir: where the results go, made where it is missing.
-        teacher: what is run.
-        part: (i, n), do every n-th frame from the i-th on.
-        overwrite: do finished frames again.
-        batch_size: frames that infer() gets at once.
-        workers: threads that prepare, and as many that finish and write.
-        side_folders: where finish() writes further files of a frame, to be cleared of half-written ones.
+        output_dir: folder of the outputs; created if missing.
+        teacher: the model to run.
+        shard: (i, n): process every n-th frame, starting with frame i.
+        overwrite: recompute finished frames.
+        batch_size: frames per call of infer().
+        workers: threads that run prepare(), and as many that run finish() and write.
+        extra_output_dirs: folders where finish() writes further files per frame; half-written ones are removed.
 
-    Returns 0 when every frame of the part is written or listed as failed, 75 when stopped with frames left.
-    Raises UserError when there were frames to do and none of the part has an output, and when the stage ends early: an
-    output can't be written, a GPU has too little memory, or LONGEST_ROW frames in a row fail for one reason.
+    Returns 0 if every frame of the shard is written or listed as failed, 75 if a signal stopped it with frames left.
+    Raises UserError if all frames fail, an output can't be written, the GPU runs out of memory, or
+    MAX_CONSECUTIVE_FAILURES frames in a row fail with the same reason.
     """
-    index, count = part
-    stems = list(frames)[index::count]
-    failed_name = "failed_frames.jsonl" if count == 1 else f"failed_frames.{index}-of-{count}.jsonl"
-    shared = {Path(PROVENANCE).stem} if count == 1 else set()  # another shard may be writing it right now
-    finished = _survey(output_dir, {*stems, Path(failed_name).stem} | shared)
-    for folder in side_folders:
-        _survey(folder, set(stems))
-    waiting = [stem for stem in stems if overwrite or stem not in finished]
-    tally = Tally(finished_before=len(stems) - len(waiting))
-    batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
+    index, n_shards = shard
+    stems = list(frames)[index::n_shards]
+    failed_name = "failed_frames.jsonl" if n_shards == 1 else f"failed_frames.{index}-of-{n_shards}.jsonl"
+    shared = {Path(PROVENANCE).stem} if n_shards == 1 else set()  # with shards, another one may be writing it
+    finished = _scan_outputs(output_dir, {*stems, Path(failed_name).stem} | shared)
+    for folder in extra_output_dirs:
+        _scan_outputs(folder, set(stems))
+    todo = [stem for stem in stems if overwrite or stem not in finished]
+    tally = Tally(finished_before=len(stems) - len(todo))
+    batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
     try:
         with StopSignal() as stop:
             _run_batches(batches, frames, output_dir, teacher, workers, tally, stop)
     finally:
-        write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in waiting if s in tally.failed})
-    left = len(waiting) - tally.done - len(tally.failed)
+        write_failed_frames(output_dir / failed_name, {s: tally.failed[s] for s in todo if s in tally.failed})
+    remaining = len(todo) - tally.done - len(tally.failed)
     print(
-        f"{output_dir}: {tally.done} frames done, {tally.finished_before} finished before, {len(tally.failed)} failed"
-        + (f", {left} left ({stop.received.name}); run the same command again" if left and stop.received else "")
+        f"{output_dir}: {tally.done} frames done, {tally.finished_before} already done, {len(tally.failed)} failed"
+        + (f", {remaining} left ({stop.received.name}): run the command again" if remaining and stop.received else "")
     )
-    if left:
+    if remaining:
         return EXIT_STOPPED
     if tally.failed and not tally.done + tally.finished_before:
         stem, reason = next(iter(tally.failed.items()))
@@ -322,13 +330,13 @@ def _run_batches(
     tally: Tally,
     stop: StopSignal,
 ) -> None:
-    """Read ahead, infer and write behind, until the batches are done or a signal has come; counts into the tally."""
+    """Prefetch, infer and write until all batches are done or a signal arrives; updates the tally."""
     writing: deque[dict[str, Future]] = deque()
     progress = Progress(sum(map(len, batches)))
     with _pool(workers) as readers, _pool(workers) as writers:
         try:
-            for prepared in _read_ahead(readers, batches, lambda stem: teacher.prepare(stem, frames[stem])):
-                ready = _results(prepared, tally)
+            for prepared in _prefetch(readers, batches, lambda stem: teacher.prepare(stem, frames[stem])):
+                ready = _collect(prepared, tally)
                 outputs = _infer(teacher, ready, tally)
                 writing.append(
                     {
@@ -337,60 +345,60 @@ def _run_batches(
                     }
                 )
                 if len(writing) > BATCHES_AHEAD:
-                    tally.finish(len(_results(writing.popleft(), tally)))
+                    tally.finish(len(_collect(writing.popleft(), tally)))
                 progress.update(len(prepared))
                 if stop:
                     break
             while writing:
-                tally.finish(len(_results(writing.popleft(), tally)))
-        finally:  # after an error or a signal: what is only waiting to be read is not
+                tally.finish(len(_collect(writing.popleft(), tally)))
+        finally:  # after an error or a signal, drop the reads that have not started
             readers.shutdown(cancel_futures=True)
             progress.close()
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads in which torch computes alone: each thread's own pool of helpers would spin for the model's cores."""
+    """Thread pool in which torch runs single-threaded: an OpenMP pool per worker would compete with the model."""
     if "torch" not in sys.modules:
         return ThreadPoolExecutor(workers)
     import torch
 
-    torch.get_num_threads()  # fixes the calling thread's number, which the first call in a new thread would change
+    torch.get_num_threads()  # initialises this thread's setting, which the first call in a worker would change
     return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _survey(output_dir: Path, own: set[str]) -> set[str]:
-    """Stems that have an output; removes what a killed run of this part (its stems: own) has left half-written."""
+def _scan_outputs(output_dir: Path, own_stems: set[str]) -> set[str]:
+    """Return the stems that have an output; remove half-written files that a killed run left for `own_stems`."""
     finished: set[str] = set()
     if not output_dir.is_dir():
         return finished
-    split = (stem.rpartition("/") for stem in own)
-    own = {f"{folder}{slash}{short_name(name)}" for folder, slash, name in split}
-    for folder, _, files in walk(output_dir):  # one walk: asking for each stem costs a round trip on a cluster
+    split = (stem.rpartition("/") for stem in own_stems)
+    own_stems = {f"{folder}{slash}{short_name(name)}" for folder, slash, name in split}
+    for folder, _, files in walk(output_dir):  # one walk: a stat per stem costs a round trip on a network file system
         relative = normal(folder.relative_to(output_dir).as_posix())
         prefix = "" if relative == "." else f"{relative}/"
         for file in files:
             if target := target_of_temporary(file.name):
-                if prefix + target in own:
+                if prefix + target in own_stems:
                     (folder / file.name).unlink(missing_ok=True)
             elif file.name.endswith(".npy"):
                 finished.add(prefix + normal(file.name.removesuffix(".npy")))
     return finished
 
 
-def _read_ahead(
+def _prefetch(
     pool: ThreadPoolExecutor, batches: list[list[str]], prepare: Callable[[str], Any]
 ) -> Iterator[dict[str, Future]]:
-    """{stem: future of the prepared frame} of each batch, BATCHES_AHEAD of them begun before they are asked for."""
-    begun: deque[dict[str, Future]] = deque()
+    """Yield {stem: future of the prepared frame} for each batch, with BATCHES_AHEAD batches submitted in advance."""
+    pending: deque[dict[str, Future]] = deque()
     for batch in batches:
-        begun.append({stem: pool.submit(prepare, stem) for stem in batch})
-        if len(begun) > BATCHES_AHEAD:
-            yield begun.popleft()
-    yield from begun
+        pending.append({stem: pool.submit(prepare, stem) for stem in batch})
+        if len(pending) > BATCHES_AHEAD:
+            yield pending.popleft()
+    yield from pending
 
 
-def _results(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
-    """What has come of the futures; the frames that could not be done go to the tally."""
+def _collect(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
+    """Results of the futures by stem; failed frames are recorded in the tally."""
     results = {}
     for stem, future in futures.items():
         try:
@@ -403,7 +411,7 @@ def _results(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
 
 
 def _infer(teacher: Teacher, prepared: dict[str, Any], tally: Tally) -> dict[str, Any]:
-    """{stem: output}; a batch that fails is tried frame by frame, so that one frame does not take others with it."""
+    """{stem: output}; a batch that fails is retried frame by frame, so that one bad frame does not fail the others."""
     if not prepared:
         return {}
     try:
@@ -429,5 +437,5 @@ def _finish(teacher: Teacher, prepared: Any, output: Any, path: Path) -> None:
 
 
 def limit_threads() -> None:
-    """Keep OpenCV to one thread: a stage has several at work, and OpenCV counts the whole node's CPUs."""
+    """Limit OpenCV to one thread: a stage runs several workers, and OpenCV would use all CPUs of the node in each."""
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""A room of six planes with a window and a cupboard, by ray-plane intersection: depth, labels, a sensor's holes."""
+"""A box-shaped room with a window and a cupboard, by ray-plane intersection: depth, labels and sensor holes."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ CUPBOARD = (0.3, 1.6, -1.3, 0.75, 2.6)  # left, right, bottom, top, distance of 
 
 
 def rotation(pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
-    """World to camera, float64 [3,3]; world axes are x right, y down, z forward. Degrees; positive pitch looks down."""
+    """World-to-camera rotation, float64 [3,3], from degrees; x right, y down, z forward; positive pitch looks down."""
     p, r = np.radians(pitch), np.radians(roll)
     about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
     about_z = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
@@ -24,7 +24,7 @@ def rotation(pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
 
 
 def render(camera: Intrinsics = CAMERA, pitch: float = 0.0, roll: float = 0.0, cupboard: bool = False):
-    """(depth float32 [H,W] metres, sensor depth with the window as a hole, labels uint8 [H,W])."""
+    """Render (depth float32 [H,W] metres, sensor depth with the window as a hole, labels uint8 [H,W])."""
     u = (np.arange(camera.width) - camera.cx) / camera.fx
     v = (np.arange(camera.height) - camera.cy) / camera.fy
     rays = np.stack([*np.meshgrid(u, v), np.ones((camera.height, camera.width))], axis=-1) @ rotation(pitch, roll)
@@ -64,7 +64,7 @@ def intersection_over_union(predicted: np.ndarray, labels: np.ndarray, class_id:
 
 
 def write_folder(root: Path, stems=("a/000", "a/001", "b/000", "b/001"), size=(160, 120)) -> Path:
-    """A data folder with rgb, depth, confidence, labels, instances, camera.json and splits.json; returns `root`."""
+    """Write a data folder with rgb, depth, confidence, labels, instances, camera.json, splits.json; returns `root`."""
     camera = CAMERA.resized(*size)
     for index, stem in enumerate(stems):
         depth, sensor, labels = render(camera, pitch=5.0 * index, cupboard=True)

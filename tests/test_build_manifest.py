@@ -1,4 +1,4 @@
-"""Joining images, depth and teachers' maps: what is checked, what is left out, what is written."""
+"""Building the manifest: checks of the maps, skipped frames, links, written rows."""
 
 import json
 import shutil
@@ -52,14 +52,14 @@ def build(root, *extra):
 
 
 def refused(root, *extra):
-    """The one line of a build that must fail and write nothing."""
+    """Run a build that must fail and write nothing; returns its one-line error."""
     result = build(root, *extra)
     assert result.returncode == 2 and result.stderr.strip().count("\n") == 0, result.stderr
     assert not (root / "manifest.jsonl").exists() and not (root / "manifest.json").exists()
     return result.stderr
 
 
-def test_rows_hold_everything(folder):
+def test_rows_contain_all_columns(folder):
     done = build(folder)
     assert done.returncode == 0, done.stderr
     rows = read_manifest(folder / "manifest.jsonl")
@@ -80,14 +80,14 @@ def test_rows_hold_everything(folder):
     assert first["depth"] == "depth/a/000.npy"
 
 
-def test_same_input_same_bytes(folder):
+def test_rebuilding_gives_the_same_bytes(folder):
     build(folder)
     before = [(folder / name).read_bytes() for name in ("manifest.jsonl", "manifest.json")]
     build(folder)
     assert before == [(folder / name).read_bytes() for name in ("manifest.jsonl", "manifest.json")]
 
 
-def test_missing_teacher_needs_permission(folder):
+def test_missing_teacher_map_must_be_allowed(folder):
     (folder / "sam2_seg" / "a" / "001.npy").unlink()
     assert "a/001" in refused(folder)
     assert build(folder, "--allow-missing-teachers").returncode == 0
@@ -95,13 +95,13 @@ def test_missing_teacher_needs_permission(folder):
     assert row.sam2_seg is None and "sam2_seg" not in row.made_by
 
 
-def test_missing_teacher_folder_needs_permission(folder):
+def test_missing_teacher_folder_must_be_allowed(folder):
     shutil.rmtree(folder / "da3_depth")
     assert "--da3-dir" in refused(folder)
     assert build(folder, "--allow-missing-teachers").returncode == 0
 
 
-def test_confidence_of_other_classes_is_refused(folder):
+def test_confidence_of_another_class_folder_is_refused(folder):
     (folder / "seg_confidence").mkdir()
     (folder / "seg_confidence" / "provenance.json").write_text('{"of": "other_seg"}')
     assert "confidence of other_seg" in refused(folder)
@@ -128,7 +128,7 @@ def test_missing_depth_is_an_error(folder):
         ("labels", np.full((120, 160), 7, np.uint8), "class 7"),
     ],
 )
-def test_unfit_maps_are_refused(folder, name, array, word):
+def test_invalid_maps_are_refused(folder, name, array, word):
     (folder / name / "a" / "001.png").unlink(missing_ok=True)
     np.save(folder / name / "a" / "001.npy", array)
     assert word in refused(folder)
@@ -141,49 +141,49 @@ def test_truncated_files_are_refused(folder, name):
     assert "001" in refused(folder)
 
 
-def test_stems_without_split_are_left_out_and_said(folder):
+def test_stems_without_split_are_skipped_and_printed(folder):
     (folder / "splits.json").write_text(json.dumps({"train": ["a/000", "gone"], "val": [], "test": ["b/000"]}))
     done = build(folder)
     assert done.returncode == 0 and "2 images in no split" in done.stdout and "gone" in done.stdout
     assert [r.stem for r in read_manifest(folder / "manifest.jsonl")] == ["a/000", "b/000"]
 
 
-def test_rows_say_which_recording_they_are_of(folder):
+def test_rows_name_their_recording(folder):
     (folder / "recordings.json").write_text(json.dumps({"a/000": "kitchen", "b/000": "hall"}))
     assert build(folder).returncode == 0
     recordings = {row.stem: row.recording for row in read_manifest(folder / "manifest.jsonl")}
     assert recordings["a/000"] == "kitchen" and recordings["b/000"] == "hall" and recordings["a/001"] is None
 
 
-def test_orphans_are_said(folder):
+def test_orphans_are_printed(folder):
     np.save(folder / "da3_depth" / "a" / "777.npy", np.zeros((2, 2), np.float32))
     assert "1 da3_depth maps without an image: a/777.npy" in build(folder).stdout
 
 
-def test_camera_that_lacks_a_frame_is_refused(folder):
+def test_camera_json_that_lacks_a_frame_is_refused(folder):
     camera = json.loads((folder / "camera.json").read_text())
     (folder / "camera.json").write_text(json.dumps({"a/000": camera}))
     assert "a/001" in refused(folder)
 
 
-def test_manifest_below_its_data_is_refused(folder):
+def test_manifest_inside_a_data_folder_is_refused(folder):
     result = build(folder, "--output", folder / "rgb" / "manifest.jsonl")
     assert result.returncode == 2 and "above all data" in result.stderr
 
 
 def move_out(folder, name, outside):
-    """A file or folder of the data, moved elsewhere with a link in its place."""
+    """Move a file or folder of the data to `outside` and leave a link in its place."""
     (outside / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.move(folder / name, outside / name)
     (folder / name).symlink_to(outside / name)
 
 
-def test_links_out_of_the_data_folder_need_permission(folder, tmp_path):
+def test_links_out_of_the_data_folder_must_be_allowed(folder, tmp_path):
     outside = tmp_path / "disk2"
     for name in ("rgb/b", "depth/a/000.npy", "sam2_seg"):
         move_out(folder, name, outside)
     (folder / "labels/a").rename(folder / "pool")
-    (folder / "labels/a").symlink_to("../pool")  # inside, so nobody needs to be asked
+    (folder / "labels/a").symlink_to("../pool")  # inside the data folder, so always allowed
     error = refused(folder)
     assert f"{folder / 'depth/a/000.npy'} is a link to {outside / 'depth/a/000.npy'}" in error
     assert f"allow it with --allow-links-to {outside / 'depth/a'}" in error
@@ -200,22 +200,22 @@ def test_links_out_of_the_data_folder_need_permission(folder, tmp_path):
     assert str(outside) not in json.dumps([row.made_by["sam2_seg"] for row in rows])
 
 
-def test_links_inside_the_data_folder_are_no_news(folder):
+def test_links_inside_the_data_folder_are_not_recorded(folder):
     (folder / "rgb/a").rename(folder / "pool")
     (folder / "rgb/a").symlink_to(folder / "pool")
     assert build(folder).returncode == 0
     assert all("links_to" not in row.made_by for row in read_manifest(folder / "manifest.jsonl"))
 
 
-def test_linked_image_folder_keeps_what_lies_beside_it(folder, tmp_path):
-    """Confidence and labels were looked for beside the link's target."""
+def test_folders_beside_a_linked_image_folder_are_found(folder, tmp_path):
+    """Confidence and labels were searched beside the link's target."""
     move_out(folder, "rgb", tmp_path / "disk2")
     done = build(folder, "--allow-links-to", tmp_path / "disk2")
     assert done.returncode == 0, done.stderr
     assert all(row.confidence and row.labels for row in read_manifest(folder / "manifest.jsonl", [tmp_path / "disk2"]))
 
 
-def test_links_to_nothing_are_named(folder):
+def test_broken_links_are_named(folder):
     (folder / "rgb/b/001.png").unlink()
     (folder / "rgb/b/001.png").symlink_to("/gone/001.png")
     assert "b/001.png" in refused(folder)
@@ -224,8 +224,8 @@ def test_links_to_nothing_are_named(folder):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_turned_images_are_refused(folder, monkeypatch, suffix):
-    """By their headers, so that a turned one among a million is found before training."""
+def test_images_with_exif_rotation_are_refused(folder, monkeypatch, suffix):
+    """Checked in every header, so that one rotated image in a million is found before training."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     with Image.open(folder / "rgb/a/001.png") as image:
@@ -247,7 +247,7 @@ def exit_error(folder, monkeypatch):
     return str(error.value)
 
 
-def test_names_in_other_writing_and_what_systems_leave(folder):
+def test_unicode_forms_upper_case_suffixes_and_system_files(folder):
     composed, decomposed = (unicodedata.normalize(form, "\u00e9") for form in ("NFC", "NFD"))
     for name, suffix in (("rgb", ".PNG"), ("depth", ".NPY"), ("labels", ".PNG"), ("sam2_seg", ".npy")):
         (old,) = (folder / name / "a").glob("001.*")

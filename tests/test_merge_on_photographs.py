@@ -1,6 +1,6 @@
-"""Persons outlined by hand on the two photographs of the ultralytics package, through run_sam2.py to a smaller size.
+"""Hand-drawn outlines of persons on two photographs from ultralytics, run through run_sam2.py and downsampled.
 
-The depth is one vertical wall, so geometry calls everything wall and the objects alone make persons of it.
+The depth is a vertical wall, so the geometry labels everything wall and persons come from the objects alone.
 """
 
 import json
@@ -18,7 +18,7 @@ from dataset.files import read_image, write_npy, write_png
 from dataset.frames import centre_crop, to_network_map
 
 SCRIPT = Path(__file__).resolve().parents[1] / "teacher_infer" / "run_sam2.py"
-FINER = 8  # OpenCV draws a polygon with its rim, half a pixel wide: half of one of these is nothing
+SUPERSAMPLING = 8  # OpenCV fills polygons half a pixel too wide; supersampling makes that negligible
 PERSONS = {  # corners x, y in pixels of the photograph
     "bus": [
         [(103, 412), (130, 400), (158, 410), (155, 455), (180, 490), (200, 560), (192, 690), (180, 700), (182, 760)]
@@ -46,12 +46,12 @@ def photograph(name: str) -> np.ndarray:
 
 
 def outlines(name: str, shape: tuple[int, int], scale: float = 1, left: float = 0, top: float = 0) -> np.ndarray:
-    """bool [H,W]: the persons drawn at another scale, the photograph's pixel (left, top) being the first corner."""
-    fine = np.zeros((shape[0] * FINER, shape[1] * FINER), np.uint8)
+    """bool [H,W]: the persons drawn at another scale, with the photograph's pixel (left, top) in the corner."""
+    fine = np.zeros((shape[0] * SUPERSAMPLING, shape[1] * SUPERSAMPLING), np.uint8)
     for polygon in PERSONS[name]:
-        corners = ((np.float64(polygon) + 0.5 - (left, top)) * scale) * FINER - 0.5
+        corners = ((np.float64(polygon) + 0.5 - (left, top)) * scale) * SUPERSAMPLING - 0.5
         cv2.fillPoly(fine, [np.rint(corners * 256).astype(np.int32)], 1, shift=8)
-    return fine[FINER // 2 :: FINER, FINER // 2 :: FINER] > 0  # each pixel's middle
+    return fine[SUPERSAMPLING // 2 :: SUPERSAMPLING, SUPERSAMPLING // 2 :: SUPERSAMPLING] > 0  # pixel centres
 
 
 def write_data(root: Path, name: str) -> None:
@@ -67,7 +67,7 @@ def write_data(root: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PERSONS)
-def test_persons_are_where_they_were_outlined(name, tmp_path):
+def test_persons_match_the_outlines_within_one_pixel(name, tmp_path):
     write_data(tmp_path, name)
     flags = ("--input-dir", "rgb", "--depth-dir", "depth", "--output-dir", "sam2_seg", "--backend", "reference")
     subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, check=True)
@@ -80,4 +80,4 @@ def test_persons_are_where_they_were_outlined(name, tmp_path):
     assert not (found & ~(cv2.dilate(expected, one_pixel) > 0)).any()
     assert not ((cv2.erode(expected, one_pixel) > 0) & ~found).any()
     mirrored = found[:, ::-1]
-    assert ((cv2.erode(expected, one_pixel) > 0) & ~mirrored).any(), "the outlines tell left from right"
+    assert ((cv2.erode(expected, one_pixel) > 0) & ~mirrored).any(), "the outlines are not symmetric"

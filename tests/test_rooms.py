@@ -1,4 +1,4 @@
-"""Rendered rooms: exact geometry, NYU's layout, the same bytes for the same seed, a sensor with honest holes."""
+"""Rendered rooms: exact geometry, NYU's file layout, reproducibility, realistic sensor holes."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def mat_file(frames, tmp_path_factory) -> Path:
 
 
 def _pixels_of(frames, student: str, image: str) -> np.ndarray:
-    """The values of one image of all frames on the pixels of one student class."""
+    """Values of one image, over all frames, at the pixels of one student class."""
     names, class_of = render_rooms.class_table()
     wanted = np.array([False] + [class_of[name] == student for name in names])
     return np.concatenate([getattr(frame, image)[wanted[frame.labels]] for frame in frames])
@@ -49,18 +49,18 @@ def _same(first, second) -> bool:
     )
 
 
-def test_same_seed_same_bytes_for_any_number_of_workers(frames):
+def test_number_of_workers_does_not_change_the_result(frames):
     assert _same(frames, list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA, workers=2)))
 
 
-def test_a_scene_depends_on_seed_and_index_alone(frames):
+def test_a_scene_depends_only_on_seed_and_index(frames):
     assert _same(frames[2 * FRAMES : 3 * FRAMES], render_rooms.render_scene(3, 2, FRAMES, CAMERA))
     assert not _same(frames[:FRAMES], render_rooms.render_scene(4, 0, FRAMES, CAMERA))
     assert not _same(frames[:FRAMES], frames[FRAMES : 2 * FRAMES])
 
 
-def test_each_room_has_a_lens_of_its_own(frames):
-    seen = list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA, lenses=(0.5, 2.0)))
+def test_each_room_draws_its_own_focal_scale(frames):
+    seen = list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA, focal_scales=(0.5, 2.0)))
     factors = [frame.camera.fx / CAMERA.fx for frame in seen]
     assert all(
         frame.camera.cx == CAMERA.cx and frame.camera.fy / CAMERA.fy == pytest.approx(factor)
@@ -76,11 +76,11 @@ def test_each_room_has_a_lens_of_its_own(frames):
 
 
 def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
-    """Depth of the plane z = 0 in closed form: height over the downward part of each pixel's ray."""
+    """Depth of the plane z = 0 in closed form: camera height / downward component of each pixel's ray."""
     u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
     x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
-    turned_y = np.sin(pose.roll) * x + np.cos(pose.roll) * y
-    return pose.position[2] / (turned_y * np.cos(pose.pitch) - np.sin(pose.pitch))
+    rotated_y = np.sin(pose.roll) * x + np.cos(pose.roll) * y
+    return pose.position[2] / (rotated_y * np.cos(pose.pitch) - np.sin(pose.pitch))
 
 
 @pytest.mark.parametrize("focal_scale", [1.0, 1.3])
@@ -95,7 +95,7 @@ def test_depth_of_the_floor_is_exact(focal_scale):
     assert checked > 300
 
 
-def test_every_pixel_has_depth_a_known_label_and_an_instance(frames):
+def test_every_pixel_has_depth_label_and_instance(frames):
     for frame in frames:
         assert frame.depth.min() > 0.1 and frame.depth.max() < 40
         assert frame.labels.min() >= 1 and frame.labels.max() <= 894
@@ -104,45 +104,45 @@ def test_every_pixel_has_depth_a_known_label_and_an_instance(frames):
             assert np.array_equal(numbers, np.arange(1, len(numbers) + 1))
 
 
-def test_views_are_level_and_keep_their_distance(frames):
+def test_poses_are_level_and_not_too_close_to_anything(frames):
     for frame in frames:
         assert abs(frame.pose.pitch) <= np.radians(15) and abs(frame.pose.roll) <= np.radians(5)
         assert 0.9 <= frame.pose.position[2] <= 1.7
         assert frame.depth[18:-18, 24:-24].min() > 0.4
 
 
-def test_pictures_are_pictures(frames):
+def test_images_have_plausible_brightness_and_contrast(frames):
     for frame in frames:
         assert 40 < frame.rgb.mean() < 215 and frame.rgb.std() > 20
 
 
-def test_sensor_is_near_the_truth_where_it_reads_opaque_things(frames):
+def test_sensor_depth_is_close_to_the_truth_on_opaque_objects(frames):
     truth, sensor = (_pixels_of(frames, "furniture", name) for name in ("depth", "sensor_depth"))
     relative = np.abs(sensor - truth)[sensor > 0] / truth[sensor > 0]
     assert 1e-4 < np.median(relative) < 0.02
 
 
-def _sensor_holes(distance: float, turn: float, colour: float) -> float:
-    """Share of holes on the central pixels of a large plane: its distance in metres, its turn, its grey."""
+def _hole_share(distance: float, rotation: float, grey: float) -> float:
+    """Share of holes in the central pixels of a large plane, given its distance in metres, rotation and grey level."""
     mesh, palette = Mesh(), Palette(np.random.default_rng(0))
-    paint = palette.solid((colour, colour, colour))
-    with mesh.object("wall"), mesh.placed(placement(distance, 0, 1.2, turn)):
+    paint = palette.solid((grey, grey, grey))
+    with mesh.object("wall"), mesh.placed(placement(distance, 0, 1.2, rotation)):
         mesh.quad((0, -20, -20), (0, 0, 40), (0, 40, 0), paint)
     lamp = Light(np.array([0.0, 0, 2]), np.array([0.1, 0, 0]), np.array([0, 0.1, 0]), np.array([1.0, 0, 0]), np.ones(3))
     world = World(mesh.soup(), palette, [lamp], 50.0)
-    camera = NYU_INTRINSICS.cropped(280, 220, 96, 72)  # fine pixels: no steps on slanted planes
+    camera = NYU_INTRINSICS.cropped(280, 220, 96, 72)  # small pixels avoid depth steps on slanted planes
     frame = render(world, camera, Pose(np.array([0.0, 0, 1.2]), 0.0, 0.0, 0.0), np.random.default_rng(0))
     return float((frame.sensor_depth[24:48, 40:56] == 0).mean())
 
 
-def test_sensor_loses_dark_and_grazing_and_far_surfaces():
-    assert _sensor_holes(2.0, 0.0, 0.8) == 0
-    assert _sensor_holes(4.0, 0.0, 0.01) > 0.9
-    assert _sensor_holes(4.0, 0.0, 0.29) < 0.1 and _sensor_holes(4.0, np.radians(80), 0.29) > 0.8
-    assert _sensor_holes(9.0, 0.0, 0.8) == 1
+def test_sensor_has_no_readings_of_dark_grazing_or_far_surfaces():
+    assert _hole_share(2.0, 0.0, 0.8) == 0
+    assert _hole_share(4.0, 0.0, 0.01) > 0.9
+    assert _hole_share(4.0, 0.0, 0.29) < 0.1 and _hole_share(4.0, np.radians(80), 0.29) > 0.8
+    assert _hole_share(9.0, 0.0, 0.8) == 1
 
 
-def test_sensor_has_holes_on_glass_and_elsewhere(frames):
+def test_sensor_has_most_holes_on_glass_and_some_elsewhere(frames):
     glass = _pixels_of(frames, "glass", "sensor_depth") == 0
     assert 0.5 < glass.mean() < 0.98
     names, class_of = render_rooms.class_table()
@@ -151,12 +151,12 @@ def test_sensor_has_holes_on_glass_and_elsewhere(frames):
     assert 0.02 < holes.mean() < 0.4
 
 
-def test_rooms_show_what_the_student_must_learn(frames):
-    shares = render_rooms.shares(np.stack([frame.labels for frame in frames]))
+def test_rooms_contain_floor_wall_furniture_and_glass(frames):
+    shares = render_rooms.class_shares(np.stack([frame.labels for frame in frames]))
     assert shares["furniture"] > 0.15 and shares["floor"] > 0.04 and shares["wall"] > 0.1 and shares["glass"] > 0.02
 
 
-def test_file_has_the_layout_of_nyu(mat_file, frames):
+def test_mat_file_has_nyus_layout(mat_file, frames):
     count, width, height = len(frames), CAMERA.width, CAMERA.height
     layout = {
         "images": ((count, 3, width, height), "uint8"),
@@ -173,7 +173,7 @@ def test_file_has_the_layout_of_nyu(mat_file, frames):
         assert file["intrinsics"][()].tolist() == [[CAMERA.fx, CAMERA.fy, CAMERA.cx, CAMERA.cy]] * count
 
 
-def test_file_names_classes_and_scenes_by_reference(mat_file, frames):
+def test_mat_file_stores_names_and_scenes_as_references(mat_file, frames):
     with h5py.File(mat_file) as file:
 
         def texts(name):
@@ -192,7 +192,7 @@ def test_too_few_frames_leave_no_file(frames, tmp_path):
 
 
 @pytest.mark.parametrize("flags", ["--scenes 0", "--focal-scale 2 1", "--focal-scale 1 2 3", "--focal-scale 20"])
-def test_wrong_flag_is_one_line(tmp_path, flags):
+def test_invalid_flags_are_a_one_line_error(tmp_path, flags):
     command = [sys.executable, render_rooms.__file__, "--out", "rooms.mat", *flags.split()]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == EXIT_USAGE and ended.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
@@ -209,7 +209,7 @@ def test_a_robot_sees_rooms_from_below_and_near(robot_frames):
     depth = np.stack([frame.depth for frame in robot_frames])
     assert 0.25 < (depth < 1).mean() < 0.6 and 0.01 < (depth < 0.5).mean() < 0.25
     assert depth.min() > 0.05, "no camera stands in something"
-    shares = render_rooms.shares(np.stack([frame.labels for frame in robot_frames]))
+    shares = render_rooms.class_shares(np.stack([frame.labels for frame in robot_frames]))
     assert shares["floor"] > 0.15 and shares["person"] > 0.02
     assert sum("corridor" in frame.scene for frame in robot_frames) >= 4
 

@@ -1,4 +1,4 @@
-"""The depth teacher: focal length, the gate's judgement, and the scripts' exit codes."""
+"""The depth teacher: focal length, the gate's verdict, and the scripts' exit codes."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_a_good_teacher_passes():
 @pytest.mark.parametrize(
     ("teacher", "cause"),
     [
-        (REFERENCE / np.float32(RESIZE), "not brought to the network's size"),
+        (REFERENCE / np.float32(RESIZE), "not scaled to the network's input"),
         (REFERENCE * np.float32(RESIZE), "twice"),
         (REFERENCE * 1000, "millimetres"),
         (REFERENCE / 1000, "millimetres"),
@@ -148,32 +148,32 @@ def test_depth_of_other_frames_is_named(offset):
     assert any("name other frames" in problem for problem in problems) == bool(offset), problems
 
 
-def test_a_flat_wall_is_no_depth_of_another_frame():
+def test_a_flat_wall_is_not_mistaken_for_another_frame():
     noise = np.random.default_rng(0).standard_normal((2, *REFERENCE.shape)).astype(np.float32)
     teacher, reference = 2 + 0.02 * noise
     comparison = compare(teacher, reference, reference.shape)
     assert abs(comparison.correlation) < 0.1 and find_problems({"0": comparison}, RESIZE) == []
 
 
-def test_bounds_of_the_ratio_can_be_given():
+def test_ratio_range_can_be_set():
     far = {"0": compare(REFERENCE * np.float32(1.15), REFERENCE, REFERENCE.shape)}
     assert find_problems(far, RESIZE) == []
     assert "scale" in find_problems(far, RESIZE, (0.9, 1.1))[0]
 
 
-def test_ranks_tell_inverse_depth_where_the_correlation_is_weak():
+def test_spearman_detects_inverse_depth_where_pearson_is_weak():
     disparity = 1 / REFERENCE**4
     comparison = compare(disparity, REFERENCE, REFERENCE.shape)
     assert comparison.spearman == pytest.approx(-1, abs=1e-3) and comparison.correlation > comparison.spearman
 
 
-def test_one_bad_frame_of_five_passes_two_do_not():
+def test_one_bad_frame_in_five_passes_and_two_fail():
     bad = REFERENCE * np.float32(1.3)
     assert problems_of(REFERENCE, REFERENCE, REFERENCE, REFERENCE, bad) == []
     assert "2 of 5 frames" in " ".join(problems_of(REFERENCE, REFERENCE, REFERENCE, bad, bad))
 
 
-def test_frames_are_spread_evenly():
+def test_chosen_frames_are_evenly_spaced():
     frames = {f"{n:02d}": Path("x") for n in range(11)}
     assert verify_teacher_output.choose_frames(frames, None, 3) == ["00", "05", "10"]
 
@@ -217,7 +217,7 @@ def test_gate_passes_and_fails_by_exit_code(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run_da3.py", "verify_teacher_output.py"])
-def test_wrong_input_is_one_line(name, folder, tmp_path):
+def test_wrong_input_is_a_one_line_error(name, folder, tmp_path):
     for args in (
         ["--input-dir", tmp_path / "absent"],
         ["--input-dir", folder / "rgb", "--model-id", tmp_path],

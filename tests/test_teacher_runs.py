@@ -1,4 +1,4 @@
-"""The teachers' scripts as processes: killed and restarted, in shards, over files that are no frames, a full disk."""
+"""The teacher scripts as processes: kills and restarts, shards, invalid image files, a full disk."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def files_of(folder):
 
 
 class Stage:
-    """A teacher's script with reference teachers over enough frames to be killed in, and what it ends with."""
+    """A teacher script with the reference backend on enough frames to kill it midway, and its expected outputs."""
 
     def __init__(self, script, root):
         count, size = {"run_da3.py": (150, (320, 240)), "run_sam2.py": (40, (160, 120))}[script]
@@ -54,41 +54,41 @@ class Stage:
         self.expected = files_of(root / "whole")
 
     def start(self, root, *flags):
-        """The script writing to root/out, and what else it writes beside that."""
+        """Start the script with --output-dir root/out; it also writes beside that folder."""
         line = command(self.rgb, root / "out", *self.flags, *flags, script=self.script)
         return subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module", params=["run_da3.py", "run_sam2.py"])
-def staged(request, tmp_path_factory):
+def stage_run(request, tmp_path_factory):
     return Stage(request.param, tmp_path_factory.mktemp("stage"))
 
 
-def test_killed_at_any_moment_and_restarted_ends_the_same(staged, tmp_path):
-    moments = random.Random(0)
+def test_killed_at_random_moments_and_restarted_it_writes_the_same_files(stage_run, tmp_path):
+    rng = random.Random(0)
     for _ in range(KILLS):
-        process = staged.start(tmp_path)
-        time.sleep(moments.uniform(0.2, 1) * staged.seconds)
+        process = stage_run.start(tmp_path)
+        time.sleep(rng.uniform(0.2, 1) * stage_run.seconds)
         process.kill()
         process.wait()
         for name, content in files_of(tmp_path).items():
-            expected = ".part." in name or content == staged.expected[name]
-            assert expected, f"{name} is not what an uninterrupted run writes"
-        for done in sorted((tmp_path / "out").rglob("[0-9]*.npy"))[10:]:  # so that the next one has work, too
+            expected = ".part." in name or content == stage_run.expected[name]
+            assert expected, f"{name} differs from that of an uninterrupted run"
+        for done in sorted((tmp_path / "out").rglob("[0-9]*.npy"))[10:]:  # leave work for the next restart
             done.unlink()
-    assert staged.start(tmp_path).wait() == 0
-    assert files_of(tmp_path) == staged.expected
+    assert stage_run.start(tmp_path).wait() == 0
+    assert files_of(tmp_path) == stage_run.expected
 
 
-def test_two_shards_at_once_equal_one_run(staged, tmp_path):
-    shards = [staged.start(tmp_path, "--shard", f"{n}/2") for n in range(2)]
+def test_two_parallel_shards_equal_one_run(stage_run, tmp_path):
+    shards = [stage_run.start(tmp_path, "--shard", f"{n}/2") for n in range(2)]
     assert [shard.wait() for shard in shards] == [0, 0]
-    assert files_of(tmp_path) == staged.expected
+    assert files_of(tmp_path) == stage_run.expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_it_with_75(staged, tmp_path, number):
-    process = staged.start(tmp_path)
+def test_a_signal_stops_it_with_exit_code_75(stage_run, tmp_path, number):
+    process = stage_run.start(tmp_path)
     while not any((tmp_path / "out").rglob("*.npy")):
         time.sleep(0.005)
     process.send_signal(number)
@@ -109,7 +109,7 @@ DA3 = ("--device", "cpu", "--process-res", 112, "--fx", 100, "--num-workers", 1)
 
 
 def write_bad_files(rgb):
-    """Files that are no 8-bit RGB frames, by the words in which they are refused, and two good ones: a, z."""
+    """Write two valid frames, a and z, and files that are not 8-bit RGB images; {stem of an invalid file: reason}."""
     rgb.mkdir()
     picture = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
     for name in ("a.png", "z.jpg"):
@@ -157,8 +157,8 @@ def test_two_files_of_one_stem_are_refused(weights, tmp_path):
     assert refused.returncode == 2 and "share the stem a" in refused.stderr and refused.stderr.count("\n") == 1
 
 
-def as_nobody(function):
-    """Exit code of a function run in a child process without root's rights, which ignore file modes."""
+def run_as_nobody(function):
+    """Exit code of a function run in a child process as user nobody, since root ignores file modes."""
     child = os.fork()
     if child == 0:
         os.setgroups([])
@@ -173,8 +173,8 @@ def as_nobody(function):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run a process as another user")
-def test_a_file_that_may_not_be_read_is_listed():
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+def test_an_unreadable_file_is_listed_as_failed():
+    with tempfile.TemporaryDirectory() as name:  # other users can't enter pytest's own folders
         folder = write_folder(Path(name), size=(64, 48))
         folder.chmod(0o755)
         (folder / "da3_depth").mkdir(mode=0o777)
@@ -182,8 +182,8 @@ def test_a_file_that_may_not_be_read_is_listed():
         frames = find_frames(folder / "rgb")
         frames["a/001"].chmod(0o600)
         teacher = run_da3.DepthTeacher(depth_backends.Reference(folder / "depth"), None)
-        read_image(frames["a/000"])  # loads Pillow's PNG reader, which the other user may have no right to
-        assert as_nobody(lambda: stage.run_stage(frames, folder / "da3_depth", teacher)) == 0
+        read_image(frames["a/000"])  # loads Pillow's PNG reader, which the other user may not be allowed to read
+        assert run_as_nobody(lambda: stage.run_stage(frames, folder / "da3_depth", teacher)) == 0
         (entry,) = [json.loads(t) for t in (folder / "da3_depth" / "failed_frames.jsonl").read_text().splitlines()]
         assert entry["stem"] == "a/001" and "Permission denied" in entry["reason"]
         assert len(list((folder / "da3_depth").rglob("*.npy"))) == 3
@@ -198,7 +198,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tmp_path_factory, small_disk):
+def test_a_full_disk_is_a_one_line_error_and_keeps_complete_files(tmp_path_factory, small_disk):
     folder = write_folder(tmp_path_factory.mktemp("rooms"), [f"{n:03d}" for n in range(12)], (320, 240))
     stopped = call(folder / "rgb", small_disk / "out", "--backend", "reference")  # 300 kB a frame
     assert stopped.returncode == 2 and stopped.stderr.count("\n") == 1 and "can't write" in stopped.stderr
@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tmp_path_factory, small
 
 @pytest.mark.parametrize("output", ["rgb/out", "depth/out"])
 def test_outputs_among_the_inputs_are_refused(tmp_path, output):
-    """The next run would take pictures of the gate for images, or its labels for depth."""
+    """The next run would read the gate's visualisations as images, or the labels as depth."""
     folder = write_folder(tmp_path / "data")
     before = files_of(folder)
     depth = {
@@ -225,7 +225,7 @@ def test_outputs_among_the_inputs_are_refused(tmp_path, output):
     assert files_of(folder) == before
 
 
-def test_turned_images_are_listed_or_stop_the_gate(tmp_path):
+def test_rotated_exif_images_are_listed_as_failed_or_stop_the_gate(tmp_path):
     folder = write_folder(tmp_path / "data")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -240,8 +240,8 @@ def test_turned_images_are_listed_or_stop_the_gate(tmp_path):
     assert done.returncode == 2 and "Orientation 6" in done.stderr
 
 
-def test_linked_images_and_long_names_are_done_once(tmp_path):
-    """What was written into a linked folder was never found finished; a long name had no room for a temporary one."""
+def test_linked_images_and_long_names_are_processed_once(tmp_path):
+    """Outputs in a linked folder did not count as finished, and a temporary name could exceed the length limit."""
     long_name = "x" * 250
     folder = write_folder(tmp_path / "data", ("a/000", f"b/{long_name}"))
     shutil.move(folder / "rgb/a", tmp_path / "disk2")
@@ -253,12 +253,12 @@ def test_linked_images_and_long_names_are_done_once(tmp_path):
     assert done.returncode == 0 and "2 frames done" in done.stdout, done.stderr
     (tmp_path / f"out/b/.{files.short_name(long_name)}.abc.part.npy").touch()
     done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
-    assert "2 finished before" in done.stdout
+    assert "2 already done" in done.stdout
     assert [path.name for path in (tmp_path / "out/b").iterdir()] == [f"{long_name}.npy"]
 
 
-def test_paths_that_are_no_utf8(tmp_path):
-    """OpenCV ended the process; printing such a name raised an error."""
+def test_paths_that_are_not_valid_utf8(tmp_path):
+    """OpenCV aborted the process, and printing such a name raised an error."""
     folder = write_folder(tmp_path / "data").rename(tmp_path / "caf\udce9")
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     for script in ("run_da3.py", "run_sam2.py", "verify_teacher_output.py"):

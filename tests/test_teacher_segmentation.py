@@ -27,13 +27,13 @@ def run_sam2(*args):
     return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, cwd="/")
 
 
-def test_classes_of_a_detector():
+def test_detector_classes_map_to_student_classes():
     names = ("person", "chair", "dining table", "tv", "microwave", "dog")
     assert [student_class(name) for name in names] == [PERSON, FURNITURE, FURNITURE, OTHER, OTHER, OTHER]
 
 
 def objects_on_a_wall():
-    """Geometry that is all wall 4 m away, and a sofa at 3 m, a person at 2 m and a ball with no depth that overlap."""
+    """A wall 4 m away as geometry, and three overlapping objects: sofa at 3 m, person at 2 m, ball without depth."""
     depth = np.full((10, 10), 4, np.float32)
     sofa, person, ball = (np.zeros((10, 10), bool) for _ in range(3))
     sofa[4:10], person[:, 4:7], ball[0:6, 5] = True, True, True
@@ -57,13 +57,13 @@ def test_the_nearer_object_wins():
     assert (geometry.classes == WALL).all()
 
 
-def test_where_objects_are_equally_near_the_surer_one_wins():
+def test_at_equal_depth_the_object_with_the_higher_score_wins():
     geometry, (person, _, sofa), depth = objects_on_a_wall()
     depth[:] = 2 + 0.01 * np.arange(10)
     assert (merge(geometry, [person, sofa], depth)[0][sofa.mask] == FURNITURE).all()
 
 
-def test_confidence_in_what_geometry_can_t_tell():
+def test_confidence_where_geometry_finds_no_surface():
     geometry, objects, depth = objects_on_a_wall()
     geometry.classes[0] = OTHER
     depth[0, 0] = 0
@@ -142,14 +142,14 @@ def test_run_sam2_reference(folder, tmp_path):
     assert (confidence[labels == FURNITURE] == 255).mean() > 0.8
 
 
-def test_two_class_teachers_side_by_side_do_not_share_a_confidence(folder, tmp_path):
+def test_two_output_folders_can_t_share_one_confidence_folder(folder, tmp_path):
     flags = ("--input-dir", folder / "rgb", "--depth-dir", folder / "depth", "--backend", "reference")
     assert run_sam2(*flags, "--output-dir", tmp_path / "first").returncode == 0
     second = run_sam2(*flags, "--output-dir", tmp_path / "second")
     assert second.returncode == 2 and "seg_confidence" in second.stderr
 
 
-def test_given_gravity_is_taken(folder, tmp_path):
+def test_gravity_flag_is_used(folder, tmp_path):
     common = ("--input-dir", folder / "rgb", "--depth-dir", folder / "depth", "--backend", "reference")
     sideways = run_sam2(*common, "--output-dir", tmp_path / "a" / "seg", "--gravity", 1, 0, 0)
     assert sideways.returncode == 0, sideways.stderr
@@ -159,7 +159,7 @@ def test_given_gravity_is_taken(folder, tmp_path):
     assert refused.returncode == 2 and "--gravity" in refused.stderr and not (tmp_path / "b").exists()
 
 
-def test_gravity_of_each_frame_is_taken(folder, tmp_path):
+def test_gravity_json_is_used_per_frame(folder, tmp_path):
     data = shutil.copytree(folder, tmp_path / "data")
     (data / "gravity.json").write_text(json.dumps({"a/000": [9.81, 0, 0]}))
     flags = ("--input-dir", data / "rgb", "--depth-dir", data / "depth", "--backend", "reference")
@@ -171,7 +171,7 @@ def test_gravity_of_each_frame_is_taken(folder, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[1, 2, 3]", '{"a/000": [0, 0, 0]}', '{"a/000": [0, "down", 0]}', '{"a/000": NaN}'])
-def test_a_broken_gravity_file_is_one_line(folder, tmp_path, text):
+def test_invalid_gravity_json_is_a_one_line_error(folder, tmp_path, text):
     data = shutil.copytree(folder, tmp_path / "data")
     (data / "gravity.json").write_text(text)
     flags = ("--input-dir", data / "rgb", "--depth-dir", data / "depth", "--backend", "reference")
@@ -179,7 +179,7 @@ def test_a_broken_gravity_file_is_one_line(folder, tmp_path, text):
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "gravity.json" in refused.stderr
 
 
-def test_a_frame_without_depth_is_listed_and_the_rest_done(folder, tmp_path):
+def test_frames_without_depth_are_listed_as_failed_and_the_rest_is_done(folder, tmp_path):
     (tmp_path / "depth").mkdir()
     np.save(tmp_path / "depth" / "x.npy", np.zeros(1))
     (tmp_path / "depth" / "a").mkdir()
@@ -198,7 +198,7 @@ def test_a_frame_without_depth_is_listed_and_the_rest_done(folder, tmp_path):
     assert len((tmp_path / "seg" / "failed_frames.jsonl").read_text().splitlines()) == 3
 
 
-def test_missing_weights_are_one_line(folder, tmp_path):
+def test_missing_weights_are_a_one_line_error(folder, tmp_path):
     failed = run_sam2(
         "--input-dir",
         folder / "rgb",
