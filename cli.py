@@ -29,10 +29,10 @@ EXIT_OK = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left, a job wrapper requeues on it
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, no quota, or ulimit --file-size
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, no quota, or ulimit --file-size
 PROJECT = "indoor-student"  # its name in pyproject.toml
 CHECKOUT = Path(__file__).resolve().parent
-TRACEBACK = "STUDENT_TRACEBACK"  # environment variable; 1 shows the traceback behind a one-line error
+TRACEBACK_VARIABLE = "STUDENT_TRACEBACK"  # environment variable; 1 shows the traceback behind a one-line error
 
 
 class UserError(Exception):
@@ -62,31 +62,33 @@ def run(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be no text of the terminal's encoding
     try:
-        refuse_other_checkout(Path(inspect.getfile(main)))
-        with stoppable():
+        require_own_checkout(Path(inspect.getfile(main)))
+        with stop_on_signals():
             code = main()
         sys.stdout.flush()  # what it raises at the end of the process no one catches
     except KeyboardInterrupt as stopped:
         print(f"{Path(sys.argv[0]).name}: stopped by {stopped or 'SIGINT'}; finished files stay", file=sys.stderr)
         code = EXIT_STOPPED
     except UserError as error:
-        code = fail(error)
+        code = report_error(error)
     except BrokenPipeError:
-        discard_output()
+        flush_or_discard_output()
         code = EXIT_OK  # the reader (head, less) has seen enough
     except OSError as error:  # a full disk, a folder that may not be written
-        unnamed = error.errno in DISK_FULL and error.filename is None
-        if discard_output("\n" if unnamed else "") and unnamed:
+        unnamed = error.errno in DISK_FULL_ERRNOS and error.filename is None
+        if flush_or_discard_output("\n" if unnamed else "") and unnamed:
             error.filename = "standard output"
-        code = fail(error)
+        code = report_error(error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # of torch's CPU allocator
             raise
-        code = fail(UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches or allow more"))
+        code = report_error(
+            UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches or allow more")
+        )
     sys.exit(code or EXIT_OK)
 
 
-def discard_output(text: str = "") -> bool:
+def flush_or_discard_output(text: str = "") -> bool:
     """Whether standard output can't be written, a text to begin with; then what is left for it goes nowhere."""
     try:
         print(text, end="", flush=True)
@@ -97,31 +99,31 @@ def discard_output(text: str = "") -> bool:
     return False
 
 
-def fail(error: BaseException) -> int:
-    """Print an error as one line on stderr, behind its traceback where TRACEBACK asks for it; returns EXIT_USAGE."""
-    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+def report_error(error: BaseException) -> int:
+    """Print an error as one line on stderr and return EXIT_USAGE; TRACEBACK_VARIABLE=1 prints the traceback first."""
+    if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
     text = str(error)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        text = unwritable(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+        text = disk_error_message(error)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}", file=sys.stderr)
     return EXIT_USAGE
 
 
-def unwritable(error: OSError) -> str:
-    """Message for an error whose number is one of DISK_FULL."""
+def disk_error_message(error: OSError) -> str:
+    """Message for an error whose number is one of DISK_FULL_ERRNOS."""
     cause = "larger than the limit on files (ulimit -f)" if error.errno == errno.EFBIG else "disk full"
     return f"can't write {error.filename or 'a file'}: {cause}"
 
 
-def checkout_of(script: Path) -> Path | None:
+def find_checkout(script: Path) -> Path | None:
     """The checkout of this project that a script lies in; None for one that lies in none."""
     return next((folder for folder in script.resolve().parents if (folder / "cli.py").is_file()), None)
 
 
-def refuse_other_checkout(script: Path) -> None:
+def require_own_checkout(script: Path) -> None:
     """Raise UserError when a script would run with the modules of another checkout than its own."""
-    own = checkout_of(script)
+    own = find_checkout(script)
     if own and own != CHECKOUT:
         raise UserError(
             f"this Python has the modules of another checkout installed, {CHECKOUT}: run make setup in {own} and use "
@@ -132,24 +134,24 @@ def refuse_other_checkout(script: Path) -> None:
 def report_missing_module(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook of the project's scripts: a module that can't be imported is one line and exit code 2."""
     script = getattr(sys.modules["__main__"], "__file__", None)
-    if not isinstance(error, ImportError) or not script or not checkout_of(Path(script)):
+    if not isinstance(error, ImportError) or not script or not find_checkout(Path(script)):
         sys.__excepthook__(kind, error, trace)
         return
     try:
-        refuse_other_checkout(Path(script))
+        require_own_checkout(Path(script))
     except UserError as refusal:
-        sys.exit(fail(refusal.with_traceback(trace)))
+        sys.exit(report_error(refusal.with_traceback(trace)))
     if not isinstance(error, ModuleNotFoundError):
         if ".so" not in str(error):
             sys.__excepthook__(kind, error, trace)
             return
         # a shared library that is missing, broken, or too large for the memory that the process may take
-        sys.exit(fail(UserError(f"a package does not load: {error}").with_traceback(trace)))
+        sys.exit(report_error(UserError(f"a package does not load: {error}").with_traceback(trace)))
     module = (error.name or "").partition(".")[0]
-    sys.exit(fail(UserError(f"there is no module {module} here: {remedy(module)}").with_traceback(trace)))
+    sys.exit(report_error(UserError(f"there is no module {module} here: {install_hint(module)}").with_traceback(trace)))
 
 
-def remedy(module: str) -> str:
+def install_hint(module: str) -> str:
     """How to get a module that this Python lacks: the extra of the project that has it, or all of them."""
     with suppress(metadata.PackageNotFoundError):
         for requirement in metadata.requires(PROJECT) or ():
@@ -172,7 +174,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle STOP_SIGNALS in the body, but for those that the caller ignores, as nohup does with SIGHUP.
 
     Signals come to the main thread; in another one nothing is handled.
@@ -188,13 +190,13 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """STOP_SIGNALS raise Stopped in the body, so that temporary files are removed on the way out."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    with handling(stop):
+    with handle_signals(stop):
         yield
 
 
@@ -208,7 +210,7 @@ class StopSignal:
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
-        self._handling = handling(self._remember)
+        self._handling = handle_signals(self._remember)
         self._handling.__enter__()
         return self
 
@@ -261,7 +263,7 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Any, *names: str) -> No
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)
 
 
-def given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
+def flag_values(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
     """Values of the flags that add_flags() made of a dataclass's fields, those that stand on the command line."""
     values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(kind)}
     chosen = {name: value for name, value in values.items() if value is not None}

@@ -24,7 +24,7 @@ from cli import (
     StopSignal,
     UserError,
     add_flags,
-    given,
+    flag_values,
     positive_float,
     positive_int,
     resolve_device,
@@ -36,16 +36,16 @@ from tqdm import tqdm
 
 from config import Intrinsics, Runtime
 from dataset.files import is_still_image, read_image, write_failed_frames, write_npy, write_png
-from dataset.frames import camera_for, find_frames
+from dataset.frames import find_frames, rescale_camera
 from dataset.listing import IMAGE_SUFFIXES, stem_of
 from dataset.manifest import Cameras, check_camera
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
-from dataset.video import Video, written_video
+from dataset.video import Video, open_video_writer
 from evaluation.inference import predictor
 from trainer.checkpoint import load_student
 
 
-class Images:
+class InputImages:
     """The images of --input one after the other: (stem, RGB uint8 [H,W,3]).
 
     video: what they come from when that is a video, a stream or a camera, else None.
@@ -78,7 +78,7 @@ class Images:
         Raises UserError if none of them is readable.
         """
         if self.video:
-            yield from ((f"{n:06d}", rgb) for n, rgb in enumerate(self.video.pictures(self.limit)))
+            yield from ((f"{n:06d}", rgb) for n, rgb in enumerate(self.video.frames(self.limit)))
         chosen = list(self.files.items())[: self.limit]
         for stem, path in chosen:
             try:
@@ -91,12 +91,12 @@ class Images:
                 yield stem, rgb
 
     @property
-    def endless(self) -> bool:
+    def is_live(self) -> bool:
         """Whether only a signal ends them, so that none is left then."""
-        return self.video is not None and self.video.endless and self.limit is None
+        return self.video is not None and self.video.is_live and self.limit is None
 
 
-def camera_of(
+def choose_camera(
     arguments: Namespace, cameras: Cameras | None, trained_on: dict | None, stem: str, rgb: np.ndarray
 ) -> Intrinsics | None:
     """The camera of one image: what the flags say, else the one that the student was trained on, if it was one."""
@@ -104,11 +104,11 @@ def camera_of(
     if arguments.fx:
         return check_camera(Intrinsics.centred(arguments.fx, arguments.fy, width, height), "--fx --fy")
     if cameras:
-        return camera_for(cameras.of(stem), rgb, stem)
+        return rescale_camera(cameras.for_frame(stem), rgb, stem)
     return Intrinsics(**trained_on) if trained_on else None
 
 
-def draw(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
+def draw_prediction(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
     """Image, depth and classes side by side with the legend: RGB uint8."""
     near, far = depth_range(depth)
     tiles = [("image", rgb), (f"depth, {near:.1f} m red to {far:.1f} m blue", colour_depth(depth, near, far))]
@@ -133,7 +133,7 @@ def parse_arguments() -> Namespace:
     return arguments
 
 
-def writer(output_dir: Path, video: Video | None, closing: ExitStack) -> Callable[[str, np.ndarray], None]:
+def picture_writer(output_dir: Path, video: Video | None, closing: ExitStack) -> Callable[[str, np.ndarray], None]:
     """A function that writes the picture of a stem: a file of its own, or the next one of predictions.mp4.
 
     Args:
@@ -148,7 +148,7 @@ def writer(output_dir: Path, video: Video | None, closing: ExitStack) -> Callabl
     def append(stem: str, picture: np.ndarray) -> None:
         if not appended:
             size = (picture.shape[1], picture.shape[0])
-            appended.append(closing.enter_context(written_video(output_dir / "predictions.mp4", video.fps, size)))
+            appended.append(closing.enter_context(open_video_writer(output_dir / "predictions.mp4", video.fps, size)))
         appended[0](picture)
 
     return append
@@ -157,24 +157,24 @@ def writer(output_dir: Path, video: Video | None, closing: ExitStack) -> Callabl
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
-    device = resolve_device(Runtime(**given(arguments, Runtime)).device)
+    device = resolve_device(Runtime(**flag_values(arguments, Runtime)).device)
     model, recipe, checkpoint = load_student(arguments.checkpoint)
     student = predictor(model.to(device), recipe, device)
-    images = Images(arguments.input, arguments.output_dir, arguments.data_limit)
+    images = InputImages(arguments.input, arguments.output_dir, arguments.data_limit)
     cameras = Cameras.read(arguments.camera) if arguments.camera else None
     trained_on = checkpoint.get("notes", {}).get("camera")
     output, count, left = arguments.output_dir, 0, False
     with StopSignal() as stop, ExitStack() as closing:
-        write = writer(output, images.video, closing)
+        write = picture_writer(output, images.video, closing)
         for stem, rgb in tqdm(images, desc="predicting", disable=None):
             if stop:
-                left = not images.endless
+                left = not images.is_live
                 break
-            camera = camera_of(arguments, cameras, trained_on, stem, rgb)
+            camera = choose_camera(arguments, cameras, trained_on, stem, rgb)
             if camera is None and not count:
                 print("WARNING: no --camera: depth is in metres of the reference camera", file=sys.stderr)
             depth, seg = student(rgb, camera)
-            write(stem, draw(rgb, depth, seg))
+            write(stem, draw_prediction(rgb, depth, seg))
             if arguments.save_maps:
                 write_npy(output / f"{stem}_depth.npy", depth.astype(np.float32))
                 write_npy(output / f"{stem}_seg.npy", seg)

@@ -67,9 +67,9 @@ mkdir -p "$SCRATCH"
 # shellcheck source=cluster/space.sh
 source "$REPOSITORY/cluster/space.sh"
 if has_packages; then
-    need_space "$SCRATCH" 6 10 "weights and NYU Depth V2"
+    require_space "$SCRATCH" 6 10 "weights and NYU Depth V2"
 else
-    need_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
+    require_space "$SCRATCH" 20 100000 "environment, weights and NYU Depth V2"
 fi
 
 if ! has_pip; then # or it was interrupted while it was made

@@ -80,7 +80,7 @@ def evaluate(folder: Path, limit: int | None, seed: int) -> dict[str, ConfusionM
         disturbed = disturb(reference, np.random.default_rng((seed, number)))
         for depth, kind in ((reference, "reference depth"), (disturbed, "disturbed depth")):
             for way, function in ways.items():
-                classes = function(rgb, depth, sensor, cameras.of(stem))
+                classes = function(rgb, depth, sensor, cameras.for_frame(stem))
                 blank = GeometryResult(classes, np.zeros(3), np.ones(classes.shape, np.float32))
                 merged = merge(blank, found, depth)[0]
                 for map_, what in ((classes, "alone"), (merged, "with reference objects")):

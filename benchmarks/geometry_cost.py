@@ -49,7 +49,7 @@ def main() -> None:
             sensor = depth if confidence is None else np.where(read_confidence(confidence) > 0, depth, 0)
             for _ in range(arguments.rounds):
                 start = time.process_time()
-                classify(depth, cameras.of(stem), sensor)
+                classify(depth, cameras.for_frame(stem), sensor)
                 seconds.append(time.process_time() - start)
     low, median, high = np.percentile(seconds, (5, 50, 95)) * 1000
     print(tabulate([[median, low, high, peak_memory(), before]], floatfmt=".0f", headers=(

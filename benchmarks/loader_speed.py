@@ -41,7 +41,7 @@ def script(name: str, *arguments: str | Path) -> float:
 def parts(source: NyuFile, index: int, out: Path) -> dict[str, float]:
     """Seconds of each part of converting one frame."""
     times = [time.perf_counter()]
-    raw = source.raw(index)
+    raw = source.read_raw(index)
     times.append(time.perf_counter())
     maps = vars(source.convert(index, raw))
     times.append(time.perf_counter())

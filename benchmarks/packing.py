@@ -50,7 +50,7 @@ def parts(rows: list[Row], size: tuple[int, int]) -> dict[str, float]:
     read = [read_frame(row) for row in rows]
     image = milliseconds(lambda: [read_image(row.rgb) for row in rows], len(rows))
     return {
-        "sampling its files": milliseconds(lambda: [identity.describe(row) for row in rows], len(rows)),
+        "sampling its files": milliseconds(lambda: [identity.describe_row(row) for row in rows], len(rows)),
         "decoding the image": image,
         "reading and checking the maps": milliseconds(lambda: [read_frame(row) for row in rows], len(rows)) - image,
         "bringing all to the cache's size": milliseconds(lambda: [pack_frame(f, *size) for f in read], len(rows)),

@@ -73,7 +73,7 @@ class HubFile:
 
 
 @dataclass(frozen=True)
-class PlainFile:
+class UrlFile:
     """A file at a URL; release: address of what GitHub tells of the release that it belongs to."""
 
     what: str
@@ -98,14 +98,14 @@ class PlainFile:
         done = subprocess.run(["curl", *flags, "--output", str(part), self.url], stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"{self.url} can't be had ({done.stderr.strip()}); run again to go on")
-        published = self.published()
+        published = self.published_sha256()
         if published is not None and sha256_of(part) != published:
             part.unlink()
             raise UserError(f"{self.url}: what came is not what its source publishes; it was removed, run again")
         part.replace(self.path)
         return self.path, published
 
-    def published(self) -> str | None:
+    def published_sha256(self) -> str | None:
         """The sha256 that GitHub gives for the file; None without one."""
         if self.release is None:
             return None
@@ -120,7 +120,7 @@ class PlainFile:
         return found.group() if found else None
 
 
-def files_of(runtime: Runtime) -> list[HubFile | PlainFile]:
+def required_files(runtime: Runtime) -> list[HubFile | UrlFile]:
     """Everything that training on NYU with learned teachers needs."""
     nyu = Path(os.environ.get("NYU_MAT") or runtime.data_root / "nyu_depth_v2/nyu_depth_v2_labeled.mat")
     return [
@@ -128,17 +128,17 @@ def files_of(runtime: Runtime) -> list[HubFile | PlainFile]:
         HubFile("depth teacher", "depth-anything/da3metric-large", "config.json"),
         HubFile("depth teacher", "depth-anything/da3metric-large", "model.safetensors"),
         HubFile("masks", "facebook/sam2.1-hiera-large", "sam2.1_hiera_large.pt", link="sam2.1_hiera_large.pt"),
-        PlainFile(
+        UrlFile(
             "boxes",
             os.environ.get("YOLO_URL") or YOLO_URL,
             runtime.weights_dir / "yolov8x.pt",
             os.environ.get("YOLO_RELEASE") or YOLO_RELEASE,
         ),
-        PlainFile("NYU Depth V2", os.environ.get("NYU_URL") or NYU_URL, nyu),
+        UrlFile("NYU Depth V2", os.environ.get("NYU_URL") or NYU_URL, nyu),
     ]
 
 
-def state_of(file: HubFile | PlainFile, lock: dict, runtime: Runtime) -> tuple[str, list]:
+def file_status(file: HubFile | UrlFile, lock: dict, runtime: Runtime) -> tuple[str, list]:
     """A row of the table: what, name, MiB, sha256, state. State 'ok' needs the size that the lock has."""
     path, entry = file.find(runtime), lock.get(file.key)
     if path is None:
@@ -152,11 +152,11 @@ def state_of(file: HubFile | PlainFile, lock: dict, runtime: Runtime) -> tuple[s
     return "ok", [file.what, file.key, size / 2**20, entry["sha256"][:12], state]
 
 
-def fetch_all(files: list[HubFile | PlainFile], lock_path: Path, runtime: Runtime) -> None:
+def fetch_all(files: list[HubFile | UrlFile], lock_path: Path, runtime: Runtime) -> None:
     """Download what is missing or not as the lock says; the lock is written after each file."""
     lock = read_json(lock_path) if lock_path.is_file() else {}
     for file in files:
-        if state_of(file, lock, runtime)[0] == "ok":
+        if file_status(file, lock, runtime)[0] == "ok":
             continue
         print(f"{file.what}: {file.key}", flush=True)
         path, published = file.fetch(runtime)
@@ -176,12 +176,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="print what is there; exit code 1 when something is not")
     arguments = parser.parse_args()
     runtime = Runtime()
-    files, lock_path = files_of(runtime), runtime.weights_dir / LOCK
+    files, lock_path = required_files(runtime), runtime.weights_dir / LOCK
     if not arguments.check:
         fetch_all(files, lock_path, runtime)
         return EXIT_OK
     lock = read_json(lock_path) if lock_path.is_file() else {}
-    states, rows = zip(*(state_of(file, lock, runtime) for file in files), strict=True)
+    states, rows = zip(*(file_status(file, lock, runtime) for file in files), strict=True)
     print(tabulate(rows, ["for", "file", "MiB", "sha256", "state"], floatfmt=".1f"))
     return EXIT_OK if set(states) == {"ok"} else EXIT_GATE_FAILED
 

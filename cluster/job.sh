@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every job does first: settings, environment, signals. Sourced by the .slurm files, which then call need_space (see
+# What every job does first: settings, environment, signals. Sourced by the .slurm files, which then call require_space (see
 # space.sh) and
 #
 #   run COMMAND...    run it; stopped by SLURM's warning with work left, the job goes back to the queue
@@ -48,7 +48,7 @@ cd "$REPOSITORY"
 run() {
     local code
     if [ -n "$warned" ]; then
-        give_back
+        requeue_job
     fi
     "$@" &
     command_pid=$!
@@ -63,15 +63,15 @@ run() {
     command_pid=''
     # what is still starting up has no handler yet, and dies of the warning
     if [ -n "$warned" ] && ((code == EXIT_STOPPED || code == 128 + $(kill -l USR1))); then
-        give_back
+        requeue_job
     fi
     if ((code == EXIT_STOPPED)) && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
-        give_back # pre-empted with a grace time; a cancelled or requeued job is no longer running
+        requeue_job # pre-empted with a grace time; a cancelled or requeued job is no longer running
     fi
     return "$code"
 }
 
-give_back() {
+requeue_job() {
     echo "stopped with work left; back to the queue"
     scontrol requeue "$job"
     exit "$EXIT_STOPPED"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 
-# need_space FOLDER GIB FILES WHAT: tell what is about to be written and what room there is; exit when it is too little.
-need_space() {
+# require_space FOLDER GIB FILES WHAT: tell what is about to be written and what room there is; exit when it is too little.
+require_space() {
     local folder=$1 gib=$2 files=$3 what=$4 there free inodes
     there=$folder
     while [ ! -d "$there" ]; do there=$(dirname "$there"); done

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-SMALLEST_SHARE = 0.01  # of the image that must have both depths for a scale to be trusted
+MIN_VALID_FRACTION = 0.01  # of the image that must have both depths for a scale to be trusted
 
 
 def sensor_scale(depth: np.ndarray, confidence: np.ndarray, teacher: np.ndarray, threshold: float) -> float | None:
@@ -16,10 +16,10 @@ def sensor_scale(depth: np.ndarray, confidence: np.ndarray, teacher: np.ndarray,
         teacher: float32 [H,W], metres, 0 = none.
         threshold: least confidence of a pixel that counts.
 
-    Returns None where less than SMALLEST_SHARE of the pixels have both.
+    Returns None where less than MIN_VALID_FRACTION of the pixels have both.
     """
     both = (confidence >= threshold) & (depth > 0) & (teacher > 0)
-    if both.sum() < SMALLEST_SHARE * both.size:
+    if both.sum() < MIN_VALID_FRACTION * both.size:
         return None
     return float(np.median(depth[both] / teacher[both]))
 

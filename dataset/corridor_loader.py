@@ -32,10 +32,10 @@ from tqdm import tqdm
 
 from config import Intrinsics
 from dataset.files import (
-    TurnedImageError,
+    ImageOrientationError,
     atomic_path,
-    claim_data_folder,
     decode_text,
+    prepare_data_folder,
     read_image,
     read_png_raw,
     write_failed_frames,
@@ -43,23 +43,23 @@ from dataset.files import (
     write_npy,
     write_png,
 )
-from dataset.frames import check_unit, find_frames, read_depth, to_millimetres
+from dataset.frames import check_depth_unit, find_frames, read_depth, to_millimetres
 from dataset.listing import (
     IMAGE_SUFFIXES,
     add_file,
     find_files,
-    is_left_out,
-    refuse_output_among_inputs,
+    is_ignored,
+    require_separate_output,
     stem_of,
 )
 from dataset.manifest import check_camera
 from dataset.units import UNITS, DepthUnit, add_unit_flag
 
-LONG_RECORDING = 10_000  # frames; one folder holds no more
-COLOUR, DEPTH = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
+MAX_FLAT_FRAMES = 10_000  # frames; one folder holds no more
+COLOUR_SUFFIX, DEPTH_SUFFIX = ".color", ".depth.png"  # <stem>.color.jpg beside <stem>.depth.png
 COLOUR_FOLDERS, DEPTH_FOLDER = ("rgb", "color"), "depth"
 FOCAL_TOLERANCE = 1e-3  # relative difference between a flag and the intrinsics file that is worth a warning
-OFF_CENTRE = 0.15  # of the image's size; cameras' principal points lie within a few per cent of the middle
+MAX_CENTRE_OFFSET = 0.15  # of the image's size; cameras' principal points lie within a few per cent of the middle
 
 
 class UnreadableFrameError(Exception):
@@ -75,47 +75,47 @@ def find_recording(folder: Path) -> tuple[dict[str, tuple[Path, Path]], dict[str
     time; {stem: reason} of colour without depth and of depth without colour. Raises UserError when the folder is
     neither, or when more than half of the colour images have no depth image.
     """
-    colour, depth = _beside_each_other(folder)
-    expected = f"{folder}/{{}}{DEPTH}"
+    colour, depth = _find_file_pairs(folder)
+    expected = f"{folder}/{{}}{DEPTH_SUFFIX}"
     if not colour:
         images = next((folder / name for name in COLOUR_FOLDERS if (folder / name).is_dir()), None)
         if images is None or not (folder / DEPTH_FOLDER).is_dir():
             raise UserError(
-                f"{folder} is no recording: expected <stem>{COLOUR}.jpg and <stem>{DEPTH} files, "
+                f"{folder} is no recording: expected <stem>{COLOUR_SUFFIX}.jpg and <stem>{DEPTH_SUFFIX} files, "
                 "or sub-folders rgb/ (or color/) and depth/"
             )
         colour, (depth, _) = find_frames(images), find_files(folder / DEPTH_FOLDER, (".png",))
         expected = f"{folder / DEPTH_FOLDER}/{{}}.png"
     stems = natsorted(colour.keys() | depth.keys(), key=lambda stem: stem.split("/"))
     frames = {s: (colour[s], depth.get(s) or Path(expected.replace("{}", s))) for s in stems if s in colour}
-    halves = {s: f"{file.name} needs {frame_depth}" for s, (file, frame_depth) in frames.items() if s not in depth}
-    if 2 * len(halves) > len(frames):
-        first = next(iter(halves.values()))
-        raise UserError(f"{folder}: colour without depth in {len(halves)} of {len(frames)} frames: {first}")
-    return frames, halves | {s: f"{depth[s].name} has no colour image" for s in stems if s not in colour}
+    unpaired = {s: f"{file.name} needs {frame_depth}" for s, (file, frame_depth) in frames.items() if s not in depth}
+    if 2 * len(unpaired) > len(frames):
+        first = next(iter(unpaired.values()))
+        raise UserError(f"{folder}: colour without depth in {len(unpaired)} of {len(frames)} frames: {first}")
+    return frames, unpaired | {s: f"{depth[s].name} has no colour image" for s in stems if s not in colour}
 
 
-def in_sub_folders(frames: dict[str, tuple[Path, Path]]) -> dict[str, tuple[Path, Path]]:
+def split_into_subfolders(frames: dict[str, tuple[Path, Path]]) -> dict[str, tuple[Path, Path]]:
     """The frames of a long recording under stems with a sub-folder for each thousand; a short one's as they are.
 
     No folder should hold a million files: clusters' file systems, and all that lists a folder, slow down with them.
     """
-    if len(frames) <= LONG_RECORDING:
+    if len(frames) <= MAX_FLAT_FRAMES:
         return frames
     return {f"{number // 1000:04d}/{stem}": files for number, (stem, files) in enumerate(frames.items())}
 
 
-def _beside_each_other(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+def _find_file_pairs(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """({stem: colour image}, {stem: depth image}) of the files of one folder that are named so."""
     colour: dict[str, Path] = {}
     depth: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = Path(path.name)
-        if is_left_out(path.name):
+        if is_ignored(path.name):
             continue
-        if path.name.lower().endswith(DEPTH):
+        if path.name.lower().endswith(DEPTH_SUFFIX):
             add_file(depth, stem_of(name.with_suffix("")), path)
-        elif name.suffix.lower() in IMAGE_SUFFIXES and name.stem.lower().endswith(COLOUR):
+        elif name.suffix.lower() in IMAGE_SUFFIXES and name.stem.lower().endswith(COLOUR_SUFFIX):
             add_file(colour, stem_of(name.with_suffix("")), path)
     return colour, depth
 
@@ -141,7 +141,7 @@ def find_intrinsics(folder: Path, file: Path | None, flags: dict[str, float]) ->
     Warns when a flag overrides another value of the file. Raises UserError when a number is in neither.
     """
     if file is None:
-        files = (path for path in folder.iterdir() if not is_left_out(path.name))
+        files = (path for path in folder.iterdir() if not is_ignored(path.name))
         found = sorted(path for path in files if fnmatch(path.name.lower(), "*intrinsics*.txt"))
         if len(found) > 1 and len(flags) < 4:
             raise UserError(f"{folder} holds {', '.join(path.name for path in found)}: choose with --intrinsics")
@@ -184,7 +184,7 @@ def load_frame(colour: Path, depth: Path, unit: DepthUnit | None = None) -> tupl
     """
     try:
         rgb, raw = read_image(colour), read_png_raw(depth)
-    except TurnedImageError:
+    except ImageOrientationError:
         raise
     except UserError as error:
         raise UnreadableFrameError(str(error)) from None
@@ -209,7 +209,7 @@ def image_size(frames: Iterable[tuple[Path, Path]], unit: DepthUnit | None) -> t
 
 
 @dataclass(frozen=True)
-class Conversion:
+class FrameConverter:
     """What becomes of a recording's frames.
 
     out: the data folder; size: (width, height) that all images must have; depth_format: png, millimetres, or npy,
@@ -270,7 +270,7 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def plan_split(args: Namespace, stems: list[str]) -> dict[str, list[str]]:
+def choose_split(args: Namespace, stems: list[str]) -> dict[str, list[str]]:
     """The split that the flags ask for."""
     test = max(1, len(stems) // 6) if args.test_frames is None else args.test_frames
     val = max(1, len(stems) // 10) if args.val_frames is None else args.val_frames
@@ -290,7 +290,7 @@ def build_camera(args: Namespace, folder: Path, size: tuple[int, int]) -> Intrin
 def warn_off_centre(camera: Intrinsics) -> None:
     """Warn of a principal point far from the middle: intrinsics of a larger image give one, and a wrong scale."""
     right, below = (camera.cx + 0.5) / camera.width - 0.5, (camera.cy + 0.5) / camera.height - 0.5
-    if max(abs(right), abs(below)) > OFF_CENTRE:
+    if max(abs(right), abs(below)) > MAX_CENTRE_OFFSET:
         print(
             f"warning: the principal point {camera.cx:g}, {camera.cy:g} lies far from the middle of images of "
             f"{camera.width}x{camera.height}: are these intrinsics of another resolution?",
@@ -298,7 +298,7 @@ def warn_off_centre(camera: Intrinsics) -> None:
         )
 
 
-def describe(args: Namespace, folder: Path, n_frames: int, split: dict[str, list[str]]) -> dict:
+def describe_source(args: Namespace, folder: Path, n_frames: int, split: dict[str, list[str]]) -> dict:
     """source.json: what the folder was made from, and how it was cut."""
     return {
         "recording": folder.resolve().name,
@@ -310,11 +310,11 @@ def describe(args: Namespace, folder: Path, n_frames: int, split: dict[str, list
     } | ({"depth_unit": args.depth_unit.name} if args.depth_unit else {})
 
 
-def summary(n_frames: int, split: dict[str, list[str]], in_gaps: int, unreadable: int, halves: int) -> str:
+def summary(n_frames: int, split: dict[str, list[str]], in_gaps: int, unreadable: int, unpaired: int) -> str:
     """The line that ends a run: no frame is lost without a word."""
     parts = ", ".join(f"{name} {len(stems)}" for name, stems in split.items())
     line = f"{n_frames} frames ({parts}); {in_gaps} in the gaps between the splits left out"
-    counts = {"unreadable": unreadable, "without depth or without colour": halves}
+    counts = {"unreadable": unreadable, "without depth or without colour": unpaired}
     failed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return line + (f"; {failed}, listed in failed_frames.jsonl" if failed else "")
 
@@ -325,28 +325,28 @@ def main() -> int:
     folder = existing_dir(args.input, "--input")
     if args.out.resolve() == folder.resolve():
         raise UserError("--out is the recording itself: choose another folder")
-    refuse_output_among_inputs(args.out, "--out", *(folder / name for name in (*COLOUR_FOLDERS, DEPTH_FOLDER)))
-    found, halves = find_recording(folder)
-    frames = in_sub_folders(found)
+    require_separate_output(args.out, "--out", *(folder / name for name in (*COLOUR_FOLDERS, DEPTH_FOLDER)))
+    found, unpaired = find_recording(folder)
+    frames = split_into_subfolders(found)
     stems = dict(zip(found, frames, strict=True))
-    halves = {stems.get(stem, stem): reason for stem, reason in halves.items()}
-    split = plan_split(args, list(frames))
+    unpaired = {stems.get(stem, stem): reason for stem, reason in unpaired.items()}
+    split = choose_split(args, list(frames))
     if args.depth_unit:
         print(f"depth: {args.depth_unit.what}")
     else:
-        check_unit(folder, (depth for _, depth in frames.values()))
+        check_depth_unit(folder, (depth for _, depth in frames.values()))
     size = image_size(frames.values(), args.depth_unit)
     camera = build_camera(args, folder, size)
-    claim_data_folder(args.out, describe(args, folder, len(frames), split), ("rgb", "depth"))
+    prepare_data_folder(args.out, describe_source(args, folder, len(frames), split), ("rgb", "depth"))
     kept = [stem for stems in split.values() for stem in stems]
-    conversion = Conversion(args.out, size, args.depth_format, args.depth_unit)
-    failed = {stem: halves[stem] for stem in kept if stem in halves}
+    converter = FrameConverter(args.out, size, args.depth_format, args.depth_unit)
+    failed = {stem: unpaired[stem] for stem in kept if stem in unpaired}
     unreadable = 0
     with StopSignal() as stop:
         for number, stem in enumerate(tqdm(kept, unit="frame", disable=None), 1):
             try:
                 if stem not in failed:
-                    conversion.convert(*frames[stem], stem)
+                    converter.convert(*frames[stem], stem)
             except UnreadableFrameError as error:
                 failed[stem] = str(error)
                 unreadable += 1
@@ -357,12 +357,12 @@ def main() -> int:
                 print(f"stopped after {number} of {len(kept)} frames: the same command goes on")
                 return EXIT_STOPPED
     split = {name: [stem for stem in stems if stem not in failed] for name, stems in split.items()}
-    write_failed_frames(args.out / "failed_frames.jsonl", failed | halves)
+    write_failed_frames(args.out / "failed_frames.jsonl", failed | unpaired)
     write_json(args.out / "camera.json", asdict(camera))
     recording = folder.resolve().name
     write_json(args.out / "recordings.json", {stem: recording for stems in split.values() for stem in stems})
     write_json(args.out / "splits.json", split)
-    print(summary(len(frames), split, len(frames) - len(kept), unreadable, len(halves)))
+    print(summary(len(frames), split, len(frames) - len(kept), unreadable, len(unpaired)))
     return EXIT_OK
 
 

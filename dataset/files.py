@@ -20,16 +20,16 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from dataset.disk import disk_full_named
+from dataset.disk import reraise_disk_full
 
 # what Pillow raises on files that it can't decode
-UNREADABLE = (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-TURNED = range(2, 9)  # values of EXIF's orientation that ask a viewer to turn or mirror the picture
-LONGEST_NAME = 200  # bytes of a stem that a temporary name keeps; file systems take 255 for all of a name
+DECODE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+TURNING_ORIENTATIONS = range(2, 9)  # values of EXIF's orientation that ask a viewer to turn or mirror the picture
+MAX_STEM_BYTES = 200  # bytes of a stem that a temporary name keeps; file systems take 255 for all of a name
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")
 
 
-class TurnedImageError(UserError):
+class ImageOrientationError(UserError):
     """An image that a viewer turns or mirrors on the way to the screen, where the depth that goes with it stays."""
 
 
@@ -39,17 +39,17 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
     The temporary name keeps the target's suffix, because writers such as cv2.imwrite choose a format by it.
 
-    Raises DiskFull, an OSError, when the disk or a quota is full, whatever the writer has raised of it.
+    Raises DiskFullError, an OSError, when the disk or a quota is full, whatever the writer has raised of it.
     """
     target = Path(target)
-    prefix, suffix = f".{short_name(target.stem)}.", f".part{target.suffix}"
-    with disk_full_named(target):
+    prefix, suffix = f".{shorten_stem(target.stem)}.", f".part{target.suffix}"
+    with reraise_disk_full(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
         os.close(handle)
     temporary = Path(name)
     try:
-        with disk_full_named(target):
+        with reraise_disk_full(target):
             yield temporary
             umask = os.umask(0)
             os.umask(umask)
@@ -59,25 +59,25 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def short_name(stem: str) -> str:
+def shorten_stem(stem: str) -> str:
     """A stem as temporary names hold it: the whole of it, or the beginning and a hash of a very long one."""
     content = os.fsencode(stem)
-    if len(content) <= LONGEST_NAME:
+    if len(content) <= MAX_STEM_BYTES:
         return stem
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return content[: LONGEST_NAME - len(digest)].decode(errors="ignore") + digest
+    return content[: MAX_STEM_BYTES - len(digest)].decode(errors="ignore") + digest
 
 
-def target_of_temporary(name: str) -> str | None:
-    """The short_name() of the file that a temporary name of atomic_path() is meant to become; None for other names."""
+def stem_of_temporary(name: str) -> str | None:
+    """The shorten_stem() of the file that a temporary name of atomic_path() is meant to become; None for other names."""
     match = TEMPORARY_NAME.fullmatch(name)
     return match[1] if match else None
 
 
-def remove_temporaries(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove what killed writers left half-written in a folder that nobody else writes to."""
     for path in folder.glob(".*.part*"):
-        if target_of_temporary(path.name):
+        if stem_of_temporary(path.name):
             path.unlink(missing_ok=True)
 
 
@@ -106,15 +106,15 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON with two spaces of indent, whole or not at all; NaN, which JSON has no word for, becomes null."""
     with atomic_path(path) as temporary:
-        text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+        text = json.dumps(_nan_to_none(content), indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _without_nan(content: Any) -> Any:
+def _nan_to_none(content: Any) -> Any:
     if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
+        return {name: _nan_to_none(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
+        return [_nan_to_none(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
@@ -128,7 +128,7 @@ def decode_text(content: bytes) -> str:
         raise ValueError(f"byte {error.start} is no UTF-8: save it as UTF-8") from None
 
 
-def no_such_file(path: str | Path) -> UserError:
+def missing_file_error(path: str | Path) -> UserError:
     """What to raise of a file that is not there, be it that a link to it leads nowhere."""
     if os.path.islink(path):
         return UserError(f"there is no file {path}: it is a link to {os.readlink(path)}, which is not there")
@@ -140,7 +140,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(decode_text(Path(path).read_bytes()))
     except FileNotFoundError:
-        raise no_such_file(path) from None
+        raise missing_file_error(path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from None
 
@@ -150,7 +150,7 @@ def read_npy(path: str | Path) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise no_such_file(path) from None
+        raise missing_file_error(path) from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not a readable .npy array: {error}") from None
     if not isinstance(array, np.ndarray):
@@ -167,15 +167,15 @@ def read_image(path: str | Path, apply_orientation: bool = False) -> np.ndarray:
 
     Raises UserError when it can't be decoded to its end, holds several pictures, or is no 8-bit RGB: a grey, CMYK or
     16-bit file in a folder of images is another sensor's picture, and a teacher would label it without a word. Raises
-    TurnedImageError when it has an EXIF orientation that is not to be applied.
+    ImageOrientationError when it has an EXIF orientation that is not to be applied.
     """
     if not Path(path).is_file():
-        raise no_such_file(path)
+        raise missing_file_error(path)
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             if image.mode not in ("RGB", "RGBA", "P") or _has_16_bits(image):
                 raise UserError(f"{path} is no 8-bit RGB image (mode {image.mode})")
-            if not _is_single(image):
+            if not _is_single_image(image):
                 raise UserError(f"{path} holds several pictures: save the one that is meant as a file of its own")
             if image.format in ("JPEG", "MPO") and not _has_jpeg_end(Path(path).read_bytes()):
                 raise UserError(f"{path} is cut short")  # zeros in place of the rest decode to grey
@@ -183,15 +183,15 @@ def read_image(path: str | Path, apply_orientation: bool = False) -> np.ndarray:
                 image.load()  # unlike OpenCV it refuses a file that ends too early
             orientation = orientation_of(image)
             if not apply_orientation:
-                refuse_turned(path, orientation)
+                check_orientation(path, orientation)
             image.load()
-            upright = ImageOps.exif_transpose(image) if orientation in TURNED else image
+            upright = ImageOps.exif_transpose(image) if orientation in TURNING_ORIENTATIONS else image
             return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except ImportError:  # ultralytics replaces Image.open by one that asks for a reader of HEIC files
         raise UserError(f"{path} is not a readable image") from None
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"{path} is not a readable image: {error}") from None
 
 
@@ -208,14 +208,14 @@ def orientation_of(image: Image.Image) -> object:
     """The value of an image's EXIF orientation, 1 to 8; None where it has none. Of an unloaded PNG by its header."""
     try:
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile's own would load the pixels
-    except UNREADABLE:  # what no program can read turns no picture
+    except DECODE_ERRORS:  # what no program can read turns no picture
         return None
 
 
-def refuse_turned(path: str | Path, orientation: object) -> None:
-    """Raise TurnedImageError for a value of EXIF's orientation that turns or mirrors the image."""
-    if orientation in TURNED:
-        raise TurnedImageError(
+def check_orientation(path: str | Path, orientation: object) -> None:
+    """Raise ImageOrientationError for a value of EXIF's orientation that turns or mirrors the image."""
+    if orientation in TURNING_ORIENTATIONS:
+        raise ImageOrientationError(
             f"{path} has the EXIF tag Orientation {orientation}: viewers turn or mirror it, but depth goes by the "
             "pixels as they are stored. If the stored pixels are upright and fit the depth, remove the tag (exiftool "
             "-Orientation= FILE); else turn the pixels, and their depth and intrinsics with them"
@@ -226,12 +226,12 @@ def is_still_image(path: str | Path) -> bool:
     """Whether Pillow knows a file as one picture; False for a video, an animation, and what is none."""
     try:
         with Image.open(path) as image:
-            return image.format != "MPEG" and _is_single(image)
-    except (ImportError, *UNREADABLE):
+            return image.format != "MPEG" and _is_single_image(image)
+    except (ImportError, *DECODE_ERRORS):
         return False
 
 
-def _is_single(image: Image.Image) -> bool:
+def _is_single_image(image: Image.Image) -> bool:
     # phones append previews and depth to the picture (MPO), whose first one is the picture
     return image.format == "MPO" or getattr(image, "n_frames", 1) == 1
 
@@ -244,12 +244,12 @@ def _has_16_bits(image: Image.Image) -> bool:
 def read_png_raw(path: str | Path) -> np.ndarray:
     """Read a single-channel PNG with its own bit depth: uint8 or uint16 [H,W].
 
-    Raises UserError when it can't, and TurnedImageError when the map has an EXIF orientation: its image may have none.
+    Raises UserError when it can't, and ImageOrientationError when the map has an EXIF orientation: its image may have none.
     """
     try:
         content = Path(path).read_bytes()  # given a path that is no UTF-8, OpenCV ends the process
     except FileNotFoundError:
-        raise no_such_file(path) from None
+        raise missing_file_error(path) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     try:
@@ -259,12 +259,12 @@ def read_png_raw(path: str | Path) -> np.ndarray:
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path} is not a readable single-channel 8- or 16-bit PNG")
     if b"eXIf" in content:
-        with suppress(*UNREADABLE), Image.open(io.BytesIO(content)) as header:
-            refuse_turned(path, orientation_of(header))
+        with suppress(*DECODE_ERRORS), Image.open(io.BytesIO(content)) as header:
+            check_orientation(path, orientation_of(header))
     return image
 
 
-def claim_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) -> None:
+def prepare_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) -> None:
     """Make a loader's data folder with its source.json and clear it of what a killed run has left half-written.
 
     Args:

@@ -14,13 +14,13 @@ from natsort import natsorted
 
 from config import CLASS_NAMES, IGNORE, Intrinsics
 from dataset.files import read_image, read_npy, read_png_raw
-from dataset.listing import data_folder, image_files, same_name
+from dataset.listing import find_data_folder, find_name_variant, list_images
 from dataset.manifest import Row
-from dataset.units import UNITS, DepthUnit, refuse_other_unit, sampled
+from dataset.units import UNITS, DepthUnit, check_plausible_unit, sample_evenly
 
 MILLIMETRES = 1000.0
-LONGEST_INDOOR_DEPTH = 100.0  # metres: a median above it is no room but a wrong unit
-WHITE, WIDEST_BORDER = 250, 16
+MAX_MEDIAN_DEPTH = 100.0  # metres: a median above it is no room but a wrong unit
+MIN_WHITE, MAX_BORDER = 250, 16
 
 
 @dataclass
@@ -49,7 +49,7 @@ def find_frames(rgb_dir: str | Path) -> dict[str, Path]:
     Linked folders are followed, hidden ones are not. Raises UserError when there is none, when two files share a stem
     (000001.jpg and 000001.png), or when a name is no UTF-8.
     """
-    return dict(natsorted(image_files(Path(rgb_dir)).items(), key=lambda item: item[1].parts))
+    return dict(natsorted(list_images(Path(rgb_dir)).items(), key=lambda item: item[1].parts))
 
 
 def find_map(folder: str | Path, stem: str) -> Path | None:
@@ -60,13 +60,13 @@ def find_map(folder: str | Path, stem: str) -> Path | None:
     folder = Path(folder)
     names = (f"{stem}.npy", f"{stem}.png", f"{stem}_{folder.name}.npy")
     found = next((folder / name for name in names if os.path.isfile(folder / name)), None)
-    return found or next(filter(None, (same_name(folder, name) for name in names)), None)
+    return found or next(filter(None, (find_name_variant(folder, name) for name in names)), None)
 
 
-def read_stored_depth(path: Path) -> np.ndarray:
+def read_raw_depth(path: Path) -> np.ndarray:
     """Depth of one frame as its file holds it: uint16 [H,W] of a .png, floating [H,W] of a .npy; UserError else."""
     if path.suffix.lower() != ".png":
-        return _map(path, np.floating)
+        return _read_map(path, np.floating)
     stored = read_png_raw(path)
     if stored.dtype != np.uint16:
         raise UserError(f"{path}: depth as PNG is 16-bit, this one is 8-bit")
@@ -82,10 +82,10 @@ def read_depth(path: str | Path, unit: DepthUnit | None = None) -> np.ndarray:
 
     Raises UserError on an unreadable file, another shape, or values that are no metres (median above 100).
     """
-    stored = read_stored_depth(path := Path(path))
+    stored = read_raw_depth(path := Path(path))
     depth = (unit or UNITS["mm"] if stored.dtype == np.uint16 else UNITS["m"]).decode(stored)
     valid = depth[depth > 0]
-    if valid.size and np.median(valid) > LONGEST_INDOOR_DEPTH:
+    if valid.size and np.median(valid) > MAX_MEDIAN_DEPTH:
         raise UserError(f"{path}: median depth {np.median(valid):.0f} is no depth in metres; millimetres as .npy?")
     return depth
 
@@ -95,23 +95,23 @@ def to_millimetres(depth: np.ndarray) -> np.ndarray:
     return np.minimum(np.rint(depth * MILLIMETRES), np.iinfo(np.uint16).max).astype(np.uint16)
 
 
-def check_unit(folder: Path, paths: Iterable[Path]) -> None:
+def check_depth_unit(folder: Path, paths: Iterable[Path]) -> None:
     """Raise UserError, naming the likely unit, when the depth maps of a folder can't be in .png's millimetres.
 
     Nor in .npy's metres. A data folder that a loader has made is not checked: the loader knew the unit.
     """
-    if (data_folder(folder) / "source.json").is_file():
+    if (find_data_folder(folder) / "source.json").is_file():
         return
     stored = []
-    for path in sampled(paths):
+    for path in sample_evenly(paths):
         with suppress(UserError):  # whoever reads the frame says so
-            stored.append(read_stored_depth(path))
-    refuse_other_unit(folder, stored)
+            stored.append(read_raw_depth(path))
+    check_plausible_unit(folder, stored)
 
 
 def read_confidence(path: str | Path) -> np.ndarray:
     """Confidence of a sensor's depth as float32 [H,W] in 0..1; raises UserError outside that range."""
-    confidence = np.nan_to_num(_map(Path(path), np.floating), nan=0.0).astype(np.float32)
+    confidence = np.nan_to_num(_read_map(Path(path), np.floating), nan=0.0).astype(np.float32)
     if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):
         raise UserError(f"{path}: confidence must lie in 0..1")
     return confidence
@@ -119,20 +119,20 @@ def read_confidence(path: str | Path) -> np.ndarray:
 
 def read_seg_confidence(path: str | Path) -> np.ndarray:
     """Confidence in a class map as float32 [H,W] in 0..1; its file holds uint8, 0..255."""
-    return _map(Path(path), np.uint8).astype(np.float32) / 255
+    return _read_map(Path(path), np.uint8).astype(np.float32) / 255
 
 
 def read_classes(path: str | Path) -> np.ndarray:
     """A class map as uint8 [H,W], 0..5 or 255 = ignore; raises UserError on any other value."""
     path = Path(path)
-    classes = read_png_raw(path) if path.suffix.lower() == ".png" else _map(path, np.integer)
+    classes = read_png_raw(path) if path.suffix.lower() == ".png" else _read_map(path, np.integer)
     wrong = classes[(classes != IGNORE) & ((classes < 0) | (classes >= len(CLASS_NAMES)))]
     if wrong.size:
         raise UserError(f"{path}: class {wrong[0]} is not known; classes are 0..{len(CLASS_NAMES) - 1} and {IGNORE}")
     return classes.astype(np.uint8)
 
 
-def _map(path: Path, kind: type) -> np.ndarray:
+def _read_map(path: Path, kind: type) -> np.ndarray:
     array = read_npy(path)
     if array.ndim != 2 or not np.issubdtype(array.dtype, kind):
         raise UserError(f"{path}: expected {kind.__name__} [H,W], found {array.dtype} {list(array.shape)}")
@@ -156,15 +156,15 @@ def read_frame(row: Row) -> Frame:
                 f"frame {row.stem}: {name} is {array.shape[1]}x{array.shape[0]} but the image is "
                 f"{rgb.shape[1]}x{rgb.shape[0]}"
             )
-    camera = camera_for(row.intrinsics, rgb, row.stem)
+    camera = rescale_camera(row.intrinsics, rgb, row.stem)
     frame = Frame(row.stem, rgb, depth, confidence, **maps, intrinsics=camera)
     if frame.da3_depth is not None and row.da3_scale is not None:
         frame.da3_depth *= np.float32(row.da3_scale)
-    _ignore_white_border(frame)
+    _mask_white_border(frame)
     return frame
 
 
-def camera_for(intrinsics: Intrinsics | None, rgb: np.ndarray, stem: str) -> Intrinsics | None:
+def rescale_camera(intrinsics: Intrinsics | None, rgb: np.ndarray, stem: str) -> Intrinsics | None:
     """The camera brought to the image's own size; raises UserError when the aspect ratios differ by over 1 %."""
     if intrinsics is None:
         return None
@@ -182,7 +182,7 @@ def white_border(rgb: np.ndarray) -> np.ndarray:
     border = np.zeros(rgb.shape[:2], dtype=bool)
     for axis, columns in ((0, rgb.transpose(1, 0, 2)), (1, rgb)):
         for order in (1, -1):
-            blank: np.ndarray = np.all(columns[::order][:WIDEST_BORDER] >= WHITE, axis=(1, 2))
+            blank: np.ndarray = np.all(columns[::order][:MAX_BORDER] >= MIN_WHITE, axis=(1, 2))
             width = len(blank) if blank.all() else int(np.argmin(blank))
             if width < len(blank):  # a picture that is white far inside has no border but a white wall
                 lines = slice(0, width) if order == 1 else slice(rgb.shape[1 - axis] - width, None)
@@ -190,7 +190,7 @@ def white_border(rgb: np.ndarray) -> np.ndarray:
     return border
 
 
-def _ignore_white_border(frame: Frame) -> None:
+def _mask_white_border(frame: Frame) -> None:
     border = white_border(frame.rgb)
     if not border.any():
         return

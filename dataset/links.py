@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from cli import UserError, existing_dir
 
-from dataset.listing import refuse_undecodable, same_name
+from dataset.listing import find_name_variant, require_utf8
 
 LINK_FLAG = "--allow-links-to"  # Runtime.allow_links_to
 
@@ -23,10 +23,10 @@ class DataFolder:
         """
         self.root = root.resolve()
         self.allowed = tuple(existing_dir(folder, LINK_FLAG).resolve() for folder in allowed)
-        self._homes: dict[Path, Path] = {}  # of folders: asking for each file costs a round trip on a cluster
+        self._folder_roots: dict[Path, Path] = {}  # of folders: asking for each file costs a round trip on a cluster
         self._relative: dict[Path, str | None] = {}
 
-    def file(self, relative: object, where: str) -> Path:
+    def resolve(self, relative: object, where: str) -> Path:
         """The file that a path of a manifest names, links not resolved; it need not be there.
 
         Raises UserError naming `where` when the path isn't relative, has a `..`, or leads out by a link that is not
@@ -34,7 +34,7 @@ class DataFolder:
         """
         if not isinstance(relative, str) or "\0" in relative:
             raise UserError(f"{where}: a path is a string")
-        refuse_undecodable(relative, where)
+        require_utf8(relative, where)
         written = PurePosixPath(relative)
         if not written.parts or written.is_absolute() or ".." in written.parts:
             raise UserError(
@@ -42,25 +42,25 @@ class DataFolder:
             )
         path = self.root / relative
         if not os.path.lexists(path):
-            path = same_name(self.root, written.as_posix()) or path
-        self.home(path, where)
+            path = find_name_variant(self.root, written.as_posix()) or path
+        self.find_root(path, where)
         return path
 
-    def home(self, path: Path, where: str) -> Path:
+    def find_root(self, path: Path, where: str) -> Path:
         """The folder that a file of this one really lies below: its root, or one of those allowed.
 
         Raises UserError naming `where`, the link, its target and the flag when it lies below neither.
         """
-        if path.parent not in self._homes:
-            self._homes[path.parent] = self._home(path.parent, where)
-        return self._home(path, where) if os.path.islink(path) else self._homes[path.parent]
+        if path.parent not in self._folder_roots:
+            self._folder_roots[path.parent] = self._find_root(path.parent, where)
+        return self._find_root(path, where) if os.path.islink(path) else self._folder_roots[path.parent]
 
-    def _home(self, path: Path, where: str) -> Path:
-        home = self._holder(path)
+    def _find_root(self, path: Path, where: str) -> Path:
+        home = self._root_above(path)
         if home is None:
             on_the_way = [*reversed(path.relative_to(self.root).parents), path.relative_to(self.root)]
             links = (self.root / part for part in on_the_way)
-            link = next((link for link in links if link.is_symlink() and not self._holder(link)), path)
+            link = next((link for link in links if link.is_symlink() and not self._root_above(link)), path)
             target = Path(os.path.realpath(link))
             below = target if target.is_dir() else target.parent
             raise UserError(
@@ -69,7 +69,7 @@ class DataFolder:
             )
         return home
 
-    def _holder(self, path: Path) -> Path | None:
+    def _root_above(self, path: Path) -> Path | None:
         target = Path(os.path.realpath(path))
         return next((home for home in (self.root, *self.allowed) if target.is_relative_to(home)), None)
 

@@ -16,26 +16,26 @@ Value = TypeVar("Value")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # What systems and programs leave in folders, in lower case; whatever begins with a dot is left out, too.
-JUNK = frozenset(
+SYSTEM_NAMES = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 )
-SHOWN = 5  # suffixes named in one message
-LISTINGS = 256  # folders whose listings are kept at once
+MAX_SHOWN_SUFFIXES = 5  # suffixes named in one message
+MAX_CACHED_LISTINGS = 256  # folders whose listings are kept at once
 
 
-def is_left_out(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file or folder of this name is no part of the data: hidden (.ipynb_checkpoints) or a system's own."""
-    return name.startswith(".") or name.lower() in JUNK
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def normal(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A name in the form that names are compared in: macOS decomposes the letters of file names, others don't (NFC)."""
     return unicodedata.normalize("NFC", name)
 
 
-def by_stem(content: Mapping[str, Value], where: str | Path) -> dict[str, Value]:
-    """What a file says of each stem, under normal() stems; raises UserError naming `where` when two become one."""
-    stems = {normal(stem): value for stem, value in content.items()}
+def normalize_stems(content: Mapping[str, Value], where: str | Path) -> dict[str, Value]:
+    """What a file says of each stem, under normalize_name() stems; raises UserError naming `where` when two become one."""
+    stems = {normalize_name(stem): value for stem, value in content.items()}
     if len(stems) < len(content):
         raise UserError(f"{where}: two stems are the same letters, once composed and once decomposed: remove one")
     return stems
@@ -43,11 +43,11 @@ def by_stem(content: Mapping[str, Value], where: str | Path) -> dict[str, Value]
 
 def stem_of(relative: Path) -> str:
     """The stem of a file by its path in its folder; raises UserError when the name can't be written as text."""
-    refuse_undecodable(str(relative))
-    return normal(relative.with_suffix("").as_posix())
+    require_utf8(str(relative))
+    return normalize_name(relative.with_suffix("").as_posix())
 
 
-def refuse_undecodable(name: str | Path, where: str = "") -> None:
+def require_utf8(name: str | Path, where: str = "") -> None:
     """Raise UserError when a name or path is no UTF-8: JSON can't hold it, and on such a path OpenCV crashes."""
     try:
         str(name).encode()
@@ -56,7 +56,7 @@ def refuse_undecodable(name: str | Path, where: str = "") -> None:
         raise UserError(f"{before}{ascii(str(name))} is a name that is no UTF-8: rename it") from None
 
 
-def data_folder(images: Path) -> Path:
+def find_data_folder(images: Path) -> Path:
     """The data folder that a folder of images belongs to: the one above it.
 
     Of a linked folder the one above the link, where that holds more of the data, else the one above its target.
@@ -66,7 +66,7 @@ def data_folder(images: Path) -> Path:
     return written if any((written / name).exists() for name in known) else images.resolve().parent
 
 
-def refuse_output_among_inputs(output: Path, flag: str, *inputs: Path | None) -> None:
+def require_separate_output(output: Path, flag: str, *inputs: Path | None) -> None:
     """Raise UserError naming `flag` when the output lies in a folder that is read: the next run would read it, too."""
     place = Path(os.path.realpath(output))
     for folder in inputs:
@@ -77,10 +77,10 @@ def refuse_output_among_inputs(output: Path, flag: str, *inputs: Path | None) ->
             )
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], list[os.DirEntry[str]]]]:
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], list[os.DirEntry[str]]]]:
     """(folder, its sub-folders, its files) of a folder and of all below it; linked ones are followed.
 
-    Folders that is_left_out() names are not among them. A folder that is reached twice is listed once, under its own
+    Folders that is_ignored() names are not among them. A folder that is reached twice is listed once, under its own
     name where it has one below the root, and a link to a folder that the link itself lies in is not followed: both are
     told on stderr.
     """
@@ -99,7 +99,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], list[os.Dir
         listed.add(place)
         with os.scandir(folder) as entries:
             found = [(entry, _is_folder(entry)) for entry in entries]
-        below = [entry for entry, is_folder in found if is_folder and not is_left_out(entry.name)]
+        below = [entry for entry, is_folder in found if is_folder and not is_ignored(entry.name)]
         for entry in below:
             if entry.is_symlink():
                 heapq.heappush(links, folder / entry.name)
@@ -123,12 +123,12 @@ def find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path]
     """
     files: dict[str, Path] = {}
     others: Counter[str] = Counter()
-    for below, folders, entries in walk(folder):
+    for below, folders, entries in walk_folders(folder):
         # a folder 1.png is listed, so that whoever reads it says what it is
         named_alike = [entry for entry in folders if Path(entry.name).suffix.lower() in suffixes]
         for entry in (*entries, *named_alike):
             path = below / entry.name
-            if is_left_out(entry.name):
+            if is_ignored(entry.name):
                 continue
             if path.suffix.lower() in suffixes:
                 add_file(files, stem_of(path.relative_to(folder)), path)
@@ -149,14 +149,14 @@ def add_file(files: dict[str, Path], stem: str, path: Path) -> None:
     files[stem] = path
 
 
-def image_files(folder: Path) -> dict[str, Path]:
+def list_images(folder: Path) -> dict[str, Path]:
     """{stem: image file} of all images below a folder, in no order; how many other files there are goes to stderr.
 
     Raises UserError when there is no image, else as find_files().
     """
     images, others = find_files(folder, IMAGE_SUFFIXES)
     ranked = sorted(others, key=lambda suffix: (-others[suffix], suffix))
-    kinds = ", ".join(ranked[:SHOWN]) + (", ..." if len(ranked) > SHOWN else "")
+    kinds = ", ".join(ranked[:MAX_SHOWN_SUFFIXES]) + (", ..." if len(ranked) > MAX_SHOWN_SUFFIXES else "")
     if not images:
         found = f": its {others.total()} files are others ({kinds})" if others else ""
         raise UserError(f"{folder} holds no .png or .jpg image, nor {', '.join(IMAGE_SUFFIXES[3:])}{found}")
@@ -166,7 +166,7 @@ def image_files(folder: Path) -> dict[str, Path]:
     return images
 
 
-def same_name(folder: Path, relative: str) -> Path | None:
+def find_name_variant(folder: Path, relative: str) -> Path | None:
     """The file below a folder that has this name in other writing; None when there is none.
 
     Other writing is a suffix in upper case, or letters composed where these are decomposed. Raises UserError when two
@@ -174,14 +174,14 @@ def same_name(folder: Path, relative: str) -> Path | None:
     """
     *parents, name = relative.split("/")
     for part in parents:
-        folder = folder / part if os.path.isdir(folder / part) else folder / _written_otherwise(folder, part)
-    written = _written_otherwise(folder, name)
+        folder = folder / part if os.path.isdir(folder / part) else folder / _find_variant(folder, part)
+    written = _find_variant(folder, name)
     return folder / written if written and os.path.isfile(folder / written) else None
 
 
-def _written_otherwise(folder: Path, name: str) -> str:
+def _find_variant(folder: Path, name: str) -> str:
     try:
-        names = _other_writings(folder, os.stat(folder).st_mtime_ns).get(_compared(name), [])
+        names = _name_variants(folder, os.stat(folder).st_mtime_ns).get(_comparison_key(name), [])
     except OSError:
         return ""
     if len(names) > 1:
@@ -189,8 +189,8 @@ def _written_otherwise(folder: Path, name: str) -> str:
     return names[0] if names else ""
 
 
-@lru_cache(LISTINGS)
-def _other_writings(folder: Path, time: int) -> dict[str, list[str]]:
+@lru_cache(MAX_CACHED_LISTINGS)
+def _name_variants(folder: Path, time: int) -> dict[str, list[str]]:
     """{name as it is compared: names} of a folder's files, without those that are written as they are compared.
 
     Few are, so the table is small. The folder's time makes a new one when files have come.
@@ -198,11 +198,11 @@ def _other_writings(folder: Path, time: int) -> dict[str, list[str]]:
     writings: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if (compared := _compared(entry.name)) != entry.name:
+            if (compared := _comparison_key(entry.name)) != entry.name:
                 writings.setdefault(compared, []).append(entry.name)
     return writings
 
 
-def _compared(name: str) -> str:
+def _comparison_key(name: str) -> str:
     stem, suffix = os.path.splitext(name)
-    return normal(stem) + suffix.lower()
+    return normalize_name(stem) + suffix.lower()

@@ -38,8 +38,8 @@ import numpy as np
 from config import Intrinsics
 from dataset.files import atomic_path, decode_text, read_json
 from dataset.links import DataFolder
-from dataset.listing import by_stem, normal, refuse_undecodable
-from dataset.units import DepthUnit, unit_of
+from dataset.listing import normalize_name, normalize_stems, require_utf8
+from dataset.units import DepthUnit, parse_unit_entry
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg", "seg_confidence")
@@ -70,7 +70,7 @@ class Row:
         return {name: file for name, file in files.items() if file is not None}
 
 
-def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
+def parse_intrinsics(entry: Mapping, where: str) -> Intrinsics:
     """The camera of one {fx, fy, cx, cy, width, height} object; raises UserError naming `where` when it is none."""
     try:
         values = {name: float(entry[name]) for name in ("fx", "fy", "cx", "cy", "width", "height")}
@@ -83,9 +83,9 @@ def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
 
 
 def check_camera(camera: Intrinsics, where: str) -> Intrinsics:
-    """The camera itself; raises UserError naming `where` when there can be no such camera (see Intrinsics.fault)."""
-    if camera.fault:
-        raise UserError(f"{where}: {camera.fault}")
+    """The camera itself; raises UserError naming `where` when there can be no such camera (see Intrinsics.problem)."""
+    if camera.problem:
+        raise UserError(f"{where}: {camera.problem}")
     return camera
 
 
@@ -102,11 +102,11 @@ class Cameras:
         if not isinstance(content, dict):
             raise UserError(f"{path} is not a camera file: it must be a JSON object")
         if "fx" in content:
-            return cls(intrinsics_from(content, str(path)), {})
-        entries = by_stem(content, path).items()
-        return cls(None, {stem: intrinsics_from(entry, f"{path}, {stem}") for stem, entry in entries})
+            return cls(parse_intrinsics(content, str(path)), {})
+        entries = normalize_stems(content, path).items()
+        return cls(None, {stem: parse_intrinsics(entry, f"{path}, {stem}") for stem, entry in entries})
 
-    def of(self, stem: str) -> Intrinsics:
+    def for_frame(self, stem: str) -> Intrinsics:
         """The camera of a frame; raises UserError when camera.json has none for it."""
         camera = self.by_stem.get(stem, self.common)
         if camera is None:
@@ -123,7 +123,7 @@ def read_splits(path: str | Path) -> dict[str, str]:
     for split, stems in content.items():
         if not isinstance(stems, list) or not all(isinstance(stem, str) for stem in stems):
             raise UserError(f"{path}: {split} must be a list of stems in quotes")
-        for stem in map(normal, stems):
+        for stem in map(normalize_name, stems):
             if split_of.setdefault(stem, split) != split:
                 raise UserError(f"{path}: frame {stem} stands in {split_of[stem]} and in {split}")
     return split_of
@@ -134,7 +134,7 @@ def read_recordings(path: str | Path) -> dict[str, str]:
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) and name for name in content.values()):
         raise UserError(f"{path} must hold a recording's name for each stem")
-    return by_stem(content, path)
+    return normalize_stems(content, path)
 
 
 def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[Row]:
@@ -157,7 +157,7 @@ def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[
         lines = decode_text(path.read_bytes()).split("\n")  # splitlines() also cuts at U+2028, which JSON allows
     except ValueError as error:
         raise UserError(f"{path} is not a text file: {error}") from None
-    rows = [_parse(line, folder, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    rows = [_parse_row(line, folder, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise UserError(f"{path} lists no frame")
     stems = set()
@@ -165,16 +165,16 @@ def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[
         if row.stem in stems:
             raise UserError(f"{path}: frame {row.stem} is listed twice")
         stems.add(row.stem)
-    _fill_splits(rows, folder.root / "splits.json", path)
-    _refuse_leaks(rows, path)
+    _assign_splits(rows, folder.root / "splits.json", path)
+    _check_split_leakage(rows, path)
     if (folder.root / "camera.json").is_file() and any(row.intrinsics is None for row in rows):
         cameras = Cameras.read(folder.root / "camera.json")
         for row in rows:
-            row.intrinsics = row.intrinsics or cameras.of(row.stem)
+            row.intrinsics = row.intrinsics or cameras.for_frame(row.stem)
     return rows
 
 
-def _refuse_leaks(rows: list[Row], path: Path) -> None:
+def _check_split_leakage(rows: list[Row], path: Path) -> None:
     """Raise UserError if two splits share an image: a student would be tested on what it was trained on."""
     first: dict[Path, Row] = {}
     for row in rows:
@@ -186,7 +186,7 @@ def _refuse_leaks(rows: list[Row], path: Path) -> None:
             )
 
 
-def _parse(line: str, folder: DataFolder, where: str) -> Row:
+def _parse_row(line: str, folder: DataFolder, where: str) -> Row:
     try:
         entry = json.loads(line.lstrip("\ufeff"))  # manifests that were joined by hand have a mark in their midst
     except json.JSONDecodeError as error:
@@ -201,7 +201,7 @@ def _parse(line: str, folder: DataFolder, where: str) -> Row:
         if not entry.get(name):
             raise UserError(f"{where}: the row has no column {name!r}")
     columns = ["rgb", "depth", *(name for name in OPTIONAL_MAPS if entry.get(name))]
-    paths = {name: folder.file(entry[name], f"{where}, {name}") for name in columns}
+    paths = {name: folder.resolve(entry[name], f"{where}, {name}") for name in columns}
     split = entry.get("split")
     if split not in (None, *SPLITS):
         raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
@@ -209,23 +209,23 @@ def _parse(line: str, folder: DataFolder, where: str) -> Row:
     made_by = entry.get("made_by") or {}
     if not isinstance(made_by, dict):
         raise UserError(f"{where}: made_by is a JSON object")
-    stem = normal(str(entry.get("stem") or default_stem(entry["rgb"])))
-    refuse_undecodable(stem, where)
+    stem = normalize_name(str(entry.get("stem") or default_stem(entry["rgb"])))
+    require_utf8(stem, where)
     if stem.startswith("/") or ".." in stem.split("/") or "\0" in stem:  # stages name their output files by it
         raise UserError(f"{where}: stem {stem} leads out of the manifest's folder")
     return Row(
         stem=stem,
         **paths,
         split=split,
-        intrinsics=intrinsics_from(camera, where) if camera else None,
+        intrinsics=parse_intrinsics(camera, where) if camera else None,
         made_by=made_by,
-        da3_scale=_scale(entry.get("da3_scale"), where),
-        recording=_name(entry.get("recording"), where),
-        depth_unit=unit_of(entry.get("depth_unit"), where),
+        da3_scale=_parse_scale(entry.get("da3_scale"), where),
+        recording=_parse_recording(entry.get("recording"), where),
+        depth_unit=parse_unit_entry(entry.get("depth_unit"), where),
     )
 
 
-def _scale(value: object, where: str) -> float | None:
+def _parse_scale(value: object, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
@@ -233,7 +233,7 @@ def _scale(value: object, where: str) -> float | None:
     return float(value)
 
 
-def _name(value: object, where: str) -> str | None:
+def _parse_recording(value: object, where: str) -> str | None:
     if value is not None and (not isinstance(value, str) or not value):
         raise UserError(f"{where}: recording {value!r} is no name")
     return value
@@ -246,7 +246,7 @@ def default_stem(rgb: str) -> str:
     return "/".join(parts[1:] if len(parts) > 1 else parts)
 
 
-def _fill_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
+def _assign_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
     without = [row for row in rows if row.split is None]
     if not without:
         return
@@ -284,12 +284,12 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
     """
     path = Path(path)
     folder = DataFolder(path.parent)
-    lines = [json.dumps(_entry(row, folder)) for row in rows]
+    lines = [json.dumps(_row_to_dict(row, folder)) for row in rows]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _entry(row: Row, folder: DataFolder) -> dict:
+def _row_to_dict(row: Row, folder: DataFolder) -> dict:
     entry: dict = {"stem": row.stem} | {name: folder.relative(file) for name, file in row.files().items()}
     if row.split:
         entry["split"] = row.split
@@ -306,7 +306,7 @@ def _entry(row: Row, folder: DataFolder) -> dict:
     return entry
 
 
-def choose_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:
+def select_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:
     """Rows of a split, at most `limit` of them spread evenly over it; raises UserError when train has none."""
     chosen = [row for row in rows if row.split == split]
     if split == "train" and not chosen:

@@ -27,24 +27,24 @@ import numpy as np
 from tqdm import tqdm
 
 from config import CLASS_NAMES, IGNORE, NYU_INTRINSICS, NYU_SOURCE, Intrinsics
-from dataset.files import claim_data_folder, read_npy, read_png_raw, write_json, write_npy, write_png
+from dataset.files import prepare_data_folder, read_npy, read_png_raw, write_json, write_npy, write_png
 from dataset.frames import white_border
 from dataset.label_remapper import check_names, remap
-from dataset.manifest import intrinsics_from
-from dataset.parallel import in_threads
+from dataset.manifest import parse_intrinsics
+from dataset.parallel import threaded_map
 
 OFFICIAL_SPLIT = Path(__file__).with_name("nyu_official_split.json")
 N_OFFICIAL = 1449
-TEST_SHARE, VAL_SHARE = 0.2, 0.1  # of the frames; with the official split only the second counts, of its 795
-BLOCKS = {False: (0.8, 0.9), True: (0.9, 1)}  # without scenes: where val and test begin, {official: ...}
+TEST_FRACTION, VAL_FRACTION = 0.2, 0.1  # of the frames; with the official split only the second counts, of its 795
+BLOCK_STARTS = {False: (0.8, 0.9), True: (0.9, 1)}  # without scenes: where val and test begin, {official: ...}
 REQUIRED = {"images": np.uint8, "depths": np.floating, "labels": np.integer}
 OPTIONAL = {"rawDepths": np.floating, "instances": np.integer}
 # A chunk of the file may span several frames. The cache keeps it until the last of them is read, so that none is
 # decompressed twice; five datasets at this limit stay well below 1 GB.
-LARGEST_CACHE = 128 * 2**20
-CACHE_SLOTS = 100_003  # a prime far above the number of chunks a frame touches, as the HDF5 manual advises
+MAX_CHUNK_CACHE = 128 * 2**20
+CHUNK_CACHE_SLOTS = 100_003  # a prime far above the number of chunks a frame touches, as the HDF5 manual advises
 LOG_EVERY = 100
-MAPS = ("rgb", "depth", "confidence", "labels", "instances")  # the sub-folders that a loader writes
+MAP_FOLDERS = ("rgb", "depth", "confidence", "labels", "instances")  # the sub-folders that a loader writes
 
 
 @dataclass
@@ -76,13 +76,13 @@ class NyuFile:
             raise UserError(f"{path} can't be read: {error.strerror}") from None
         if not h5py.is_hdf5(path):
             raise UserError(f"{path} is no HDF5 file: is it nyu_depth_v2_labeled.mat, fully downloaded?")
-        with self._readable("the file"):
+        with self._report_damage("the file"):
             # not locked: a folder shared read-only may refuse locks, and other readers do no harm
             with h5py.File(path, "r", locking=False) as file:
-                cache = _cache_bytes(file)
-            self.file = h5py.File(path, "r", locking=False, rdcc_nbytes=cache, rdcc_nslots=CACHE_SLOTS)
+                cache = _chunk_cache_bytes(file)
+            self.file = h5py.File(path, "r", locking=False, rdcc_nbytes=cache, rdcc_nslots=CHUNK_CACHE_SLOTS)
         try:
-            with self._readable("the variables"):
+            with self._report_damage("the variables"):
                 self._check()
         except UserError:
             self.file.close()
@@ -116,10 +116,10 @@ class NyuFile:
         width, height = self.file["images"].shape[2:]
         if self.has("intrinsics"):
             size = {"width": width, "height": height}
-            with self._readable("intrinsics"):
+            with self._report_damage("intrinsics"):
                 rows = [dict(zip(("fx", "fy", "cx", "cy"), row, strict=True)) for row in self.file["intrinsics"][()]]
             return [
-                intrinsics_from(row | size, f"{self.path}, intrinsics of frame {stem_of(index)}")
+                parse_intrinsics(row | size, f"{self.path}, intrinsics of frame {stem_of(index)}")
                 for index, row in enumerate(rows)
             ]
         if "fx" in self.file.attrs:
@@ -135,15 +135,15 @@ class NyuFile:
         """A cell array of strings, such as `names` or `scenes`; None when the file has no such variable."""
         if not self.has(name):
             return None
-        with self._readable(name):
+        with self._report_damage(name):
             return ["".join(map(chr, np.ravel(self.file[ref][()]))) for ref in np.ravel(self.file[name][()])]
 
-    def raw(self, index: int) -> dict[str, np.ndarray]:
+    def read_raw(self, index: int) -> dict[str, np.ndarray]:
         """One frame's variables as the file has them, each [H,W] or [H,W,3]; raises UserError on damage."""
         return {name: self._read(name, index) for name in (*REQUIRED, *OPTIONAL) if self.has(name)}
 
     def convert(self, index: int, raw: dict[str, np.ndarray]) -> FrameMaps:
-        """What raw() has read of a frame, as a data folder has it; raises UserError naming it when a label is none."""
+        """What read_raw() has read of a frame, as a data folder has it; raises UserError naming it when a label is none."""
         depth = np.nan_to_num(raw["depths"].astype(np.float32), nan=0, posinf=0, neginf=0)
         try:
             labels = remap(raw["labels"])
@@ -154,15 +154,15 @@ class NyuFile:
         confidence = ((raw.get("rawDepths", depth) > 0) & ~border).astype(np.float32)
         instances = None
         if "instances" in raw:
-            instances = number_instances(np.where(border, 0, raw["labels"]), raw["instances"])
+            instances = renumber_instances(np.where(border, 0, raw["labels"]), raw["instances"])
         return FrameMaps(raw["images"], depth, confidence, labels, instances)
 
     def _read(self, name: str, index: int) -> np.ndarray:
-        with self._readable(f"frame {stem_of(index)}, {name},"):
+        with self._report_damage(f"frame {stem_of(index)}, {name},"):
             return np.ascontiguousarray(self.file[name][index].T)
 
     @contextmanager
-    def _readable(self, what: str) -> Iterator[None]:
+    def _report_damage(self, what: str) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -196,14 +196,14 @@ class NyuFile:
                 raise UserError(f"{self.path}: scenes has {self.file[name].size} entries for {expected} images")
 
 
-def _cache_bytes(file: h5py.File) -> int:
+def _chunk_cache_bytes(file: h5py.File) -> int:
     largest = 2**20  # HDF5's own default
     for name in (*REQUIRED, *OPTIONAL):
         dataset = file.get(name)
         if isinstance(dataset, h5py.Dataset) and dataset.chunks:
             whole = (math.ceil(n / c) * c for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
             largest = max(largest, dataset.chunks[0] * math.prod(whole) * dataset.dtype.itemsize)
-    return min(largest, LARGEST_CACHE)
+    return min(largest, MAX_CHUNK_CACHE)
 
 
 def stem_of(index: int) -> str:
@@ -211,7 +211,7 @@ def stem_of(index: int) -> str:
     return f"{index + 1:06d}"
 
 
-def number_instances(labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
+def renumber_instances(labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
     """Number the objects of a frame: NYU counts instances anew within each class.
 
     labels: NYU ids [H,W], 0 = unlabelled; instances: [H,W], 0 = none; both of an integer type.
@@ -235,15 +235,15 @@ def assign_splits(n_frames: int, scenes: Sequence[str] | None, official: bool) -
     test = [number - 1 for number in json.loads(OFFICIAL_SPLIT.read_text())["test"]] if official else []
     pool = sorted(set(range(n_frames)) - set(test))
     if scenes is None:
-        val_from, test_from = (max(1, int(share * len(pool))) for share in BLOCKS[official])
+        val_from, test_from = (max(1, int(share * len(pool))) for share in BLOCK_STARTS[official])
         split = {"train": pool[:val_from], "val": pool[val_from:test_from], "test": test or pool[test_from:]}
     else:
         frames: dict[str, list[int]] = {}
         for index in pool:
             frames.setdefault(scenes[index], []).append(index)
         order = sorted(frames, key=lambda scene: hashlib.sha256(scene.encode()).hexdigest())
-        test = test or _hold_out(frames, order, TEST_SHARE * n_frames)
-        val = _hold_out(frames, order, VAL_SHARE * len(pool))
+        test = test or _hold_out(frames, order, TEST_FRACTION * n_frames)
+        val = _hold_out(frames, order, VAL_FRACTION * len(pool))
         split = {"train": [index for scene in order for index in frames[scene]], "val": val, "test": test}
     return {name: [stem_of(index) for index in sorted(indices)] for name, indices in split.items()}
 
@@ -255,7 +255,7 @@ def _hold_out(frames: dict[str, list[int]], order: list[str], wanted: float) -> 
     return held_out
 
 
-def describe(source: NyuFile) -> dict:
+def describe_source(source: NyuFile) -> dict:
     """source.json: what the folder was made from."""
     if source.rendered:
         what = "rendered rooms in the layout of NYU Depth V2: synthetic images, not NYU's photographs"
@@ -268,7 +268,7 @@ def describe(source: NyuFile) -> dict:
     return {"file": source.path.name, "bytes": size, "frames": len(source), "what": what, "confidence": confidence}
 
 
-def camera_file(cameras: Sequence[Intrinsics]) -> dict:
+def camera_entries(cameras: Sequence[Intrinsics]) -> dict:
     """camera.json: the camera that all frames have, else one a stem."""
     if len(set(cameras)) == 1:
         return asdict(cameras[0])
@@ -284,14 +284,14 @@ def frame_files(out: Path, stem: str, with_instances: bool) -> dict[str, Path]:
 
 
 def convert_frame(source: NyuFile, index: int, raw: dict[str, np.ndarray], files: dict[str, Path]) -> np.ndarray:
-    """Write the maps of a frame that NyuFile.raw() has read; returns count_pixels() of them."""
+    """Write the maps of a frame that NyuFile.read_raw() has read; returns count_pixels() of them."""
     maps = source.convert(index, raw)
     for name, file in files.items():
         (write_npy if file.suffix == ".npy" else write_png)(file, getattr(maps, name))
     return count_pixels(maps.confidence, maps.labels)
 
 
-def count_finished(files: dict[str, Path]) -> np.ndarray:
+def count_existing(files: dict[str, Path]) -> np.ndarray:
     """count_pixels() of a frame whose files are all there."""
     return count_pixels(read_npy(files["confidence"]), read_png_raw(files["labels"]))
 
@@ -312,11 +312,11 @@ def convert_frames(source: NyuFile, out: Path) -> Generator[np.ndarray, None, No
         for index in range(len(source)):
             files = frame_files(out, stem_of(index), source.has("instances"))
             if all(file.is_file() for file in files.values()):
-                yield partial(count_finished, files)
+                yield partial(count_existing, files)
             else:
-                yield partial(convert_frame, source, index, source.raw(index), files)
+                yield partial(convert_frame, source, index, source.read_raw(index), files)
 
-    return in_threads(lambda job: job(), work(), cpu_count())
+    return threaded_map(lambda job: job(), work(), cpu_count())
 
 
 def summary(split: dict[str, list[str]], counts: np.ndarray) -> str:
@@ -355,8 +355,8 @@ def main() -> int:
         cameras = source.cameras()
         scenes = source.strings("scenes")
         split = assign_splits(len(source), scenes, source.official)
-        description = describe(source)
-        claim_data_folder(args.out, description, MAPS)
+        description = describe_source(source)
+        prepare_data_folder(args.out, description, MAP_FOLDERS)
         print(f"{source.path}: {description['what']}; confidence is {description['confidence']}")
         counts = np.zeros(258, dtype=np.int64)
         converted = tqdm(convert_frames(source, args.out), total=len(source), unit="frame", disable=None)
@@ -367,7 +367,7 @@ def main() -> int:
                 return EXIT_STOPPED
             if not sys.stderr.isatty() and (index + 1) % LOG_EVERY == 0:
                 print(f"{index + 1} of {len(source)} frames", flush=True)
-        write_json(args.out / "camera.json", camera_file(cameras))
+        write_json(args.out / "camera.json", camera_entries(cameras))
         if scenes is not None:
             recordings = {stem_of(index): scene for index, scene in enumerate(scenes) if scene}
             write_json(args.out / "recordings.json", recordings)

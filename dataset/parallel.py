@@ -8,15 +8,15 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 4  # items a thread begun before their turn: one that takes long holds up no other thread
+PREFETCH = 4  # items a thread begun before their turn: one that takes long holds up no other thread
 
 
-def in_threads(
+def threaded_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
     """The function's results in the order of the items, computed in threads.
 
-    Memory holds AHEAD results a thread, however many items there are. An item's exception is raised in its turn; what
+    Memory holds PREFETCH results a thread, however many items there are. An item's exception is raised in its turn; what
     is only waiting then is left out, as it is when the caller stops taking results.
     """
     workers = max(workers, 1)
@@ -25,7 +25,7 @@ def in_threads(
         try:
             for item in items:
                 begun.append(pool.submit(function, item))
-                if len(begun) > AHEAD * workers:
+                if len(begun) > PREFETCH * workers:
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()

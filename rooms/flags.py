@@ -39,5 +39,5 @@ def lens_range(focal_scale: list[float]) -> tuple[float, float]:
     if len(focal_scale) > 2 or shortest > longest:
         raise UserError("--focal-scale LOW HIGH: one factor, or two and the first is the smaller one")
     for factor in focal_scale:
-        check_camera(NYU_INTRINSICS.with_lens(factor), f"--focal-scale {factor:g}")
+        check_camera(NYU_INTRINSICS.with_focal_scale(factor), f"--focal-scale {factor:g}")
     return shortest, longest

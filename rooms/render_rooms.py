@@ -71,7 +71,7 @@ def render_scene(
 
     lenses: range of factors on the camera's focal length, of which each scene draws one (log-uniform).
     """
-    camera = camera.with_lens(_draw_lens(seed, scene_index, lenses))
+    camera = camera.with_focal_scale(_draw_lens(seed, scene_index, lenses))
     rng = np.random.default_rng([seed, scene_index])
     scene_type, room = build_room(rng)
     world = room.world()

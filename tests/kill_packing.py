@@ -52,7 +52,7 @@ def main() -> None:
     cache = Path(folder)
     sys.argv = ["pack.py", *flags, "--cache-dir", folder, "--num-workers", "1"]
     dataset.cache.read_frame = slow(dataset.cache.read_frame)
-    dataset.cache.RECORD_SECONDS = 0.05
+    dataset.cache.SAVE_INTERVAL = 0.05
     moments, most = random.Random(1), 0
     for number in range(int(kills)):
         child, sent = start(pack.main), moments.choice((signal.SIGKILL, signal.SIGTERM))

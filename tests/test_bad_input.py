@@ -219,7 +219,7 @@ def test_wrong_checkpoints_are_refused_and_never_run(manifest, trained, tmp_path
         (["--input", "empty"], "holds no .png or .jpg image"),
         (["--input", "grey.png", "--fx", "500"], "--fx and --fy go together"),
         (["--input", "grey.png", "--fx", "-1", "--fy", "500"], "--fx: -1"),
-        (["--input", "grey.png", "--fx", "0.825", "--fy", "1.1"], "--fx --fy: fx 0.825 and fy 1.1 of an image of"),
+        (["--input", "grey.png", "--fx", "0.825", "--fy", "1.1"], "--fx --fy: fx 0.825 and fy 1.1 for an image of"),
         (["--input", "grey.png", "--camera", "metres.json"], "metres.json: fx 0.00193"),
         (["--input", "grey.png", "--camera", "gone.json"], "gone.json"),
         (["--input", "grey.png", "--camera", "text.png"], "not readable JSON"),

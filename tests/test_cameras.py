@@ -36,7 +36,7 @@ def test_nyus_camera_file_is_nyus_camera():
 
 def median_ratio(student, folder: Path, rule: bool) -> float:
     """Median over frames of each frame's median of predicted / true depth."""
-    camera = Cameras.read(folder / "camera.json").of("") if rule else NYU_INTRINSICS
+    camera = Cameras.read(folder / "camera.json").for_frame("") if rule else NYU_INTRINSICS
     ratios = []
     for image in sorted((folder / "rgb").glob("*.png")):
         truth = read_depth(folder / "depth" / f"{image.stem}.npy")

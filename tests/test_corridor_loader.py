@@ -95,7 +95,7 @@ def test_files_are_copied_and_the_gaps_left_out(tmp_path):
     assert read_recordings(out / "recordings.json") == dict.fromkeys(read_splits(out / "splits.json"), "in")
     assert (out / f"rgb/{stem(3)}.jpg").read_bytes() == (recording / f"{stem(3)}.color.jpg").read_bytes()
     assert (out / f"depth/{stem(3)}.png").read_bytes() == (recording / f"{stem(3)}.depth.png").read_bytes()
-    camera = Cameras.read(out / "camera.json").of(stem(0))
+    camera = Cameras.read(out / "camera.json").for_frame(stem(0))
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (30, 31, 15.5, 11.5)
     assert (camera.width, camera.height) == (WIDTH, HEIGHT)
 
@@ -144,8 +144,8 @@ def test_a_principal_point_far_from_the_middle_is_told(tmp_path):
         ("15 0 30\n12 30 0\n1 0 0\n", ["camera matrix"]),
         ("100 0 960\n0 100 12\n0 0 1\n", ["another resolution"]),
         ("100 0 16\n0 100 540\n0 0 1\n", ["another resolution"]),
-        ("0.9 0 0.5\n0 1.2 0.5\n0 0 1\n", ["divided by the image's size"]),
-        ("0.0019 0 16\n0 0.0019 12\n0 0 1\n", ["in metres"]),
+        ("0.9 0 0.5\n0 1.2 0.5\n0 0 1\n", ["look normalised"]),
+        ("0.0019 0 16\n0 0.0019 12\n0 0 1\n", ["like metres"]),
         ("300 0 16\n0 300 12\n0 0 1\n", ["field of view"]),
     ],
 )
@@ -241,7 +241,7 @@ def test_halves_of_frames_in_folders(tmp_path, monkeypatch, capsys):
     (recording / "depth/0005.png").symlink_to("/gone/0005.png")
     (recording / "rgb/0004.png").unlink()
     (recording / "depth/.0004.png").touch()
-    monkeypatch.setattr(corridor_loader, "LONG_RECORDING", 10)
+    monkeypatch.setattr(corridor_loader, "MAX_FLAT_FRAMES", 10)
     flags = ["--input", recording, "--out", out, *FEW, "--fx", 30, "--fy", 30, "--cx", 16, "--cy", 12]
     monkeypatch.setattr(sys, "argv", ["corridor_loader.py", *map(str, flags)])
     assert not corridor_loader.main()
@@ -404,8 +404,8 @@ def test_real_recording(tmp_path):
 def test_a_long_recording_gets_sub_folders(tmp_path, monkeypatch):
     recording, out = record(tmp_path / "recording"), tmp_path / "out"
     frames, _ = corridor_loader.find_recording(recording)
-    assert corridor_loader.in_sub_folders(frames) == frames
-    monkeypatch.setattr(corridor_loader, "LONG_RECORDING", 11)
+    assert corridor_loader.split_into_subfolders(frames) == frames
+    monkeypatch.setattr(corridor_loader, "MAX_FLAT_FRAMES", 11)
     flags = ["--input", recording, "--out", out, *FEW]
     monkeypatch.setattr(sys, "argv", ["corridor_loader.py", *map(str, flags)])
     assert not corridor_loader.main()
@@ -413,5 +413,5 @@ def test_a_long_recording_gets_sub_folders(tmp_path, monkeypatch):
     assert stems[0] == "0000/frame-000000" and len(stems) == 10
     assert sorted(find_frames(out / "rgb")) == sorted(stems)
     assert all((out / "depth" / f"{stem}.png").is_file() for stem in stems)
-    many = corridor_loader.in_sub_folders({f"{number:05d}": None for number in range(2500)})
+    many = corridor_loader.split_into_subfolders({f"{number:05d}": None for number in range(2500)})
     assert list(many)[-1] == "0002/02499" and list(many) == sorted(many)

@@ -20,7 +20,7 @@ from test_teacher_stage import FRAMES, Fake
 
 import train
 from config import Recipe
-from dataset.disk import DiskFull
+from dataset.disk import DiskFullError
 from dataset.files import atomic_path, write_json, write_npy, write_png
 from teacher_infer import stage
 from trainer.checkpoint import save_checkpoint
@@ -73,7 +73,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 def test_a_full_disk_is_named_whichever_library_meets_it(tmp_path, name):
     with small_disk(tmp_path, "1m") as disk:
         (disk / name).write_text("before")
-        with pytest.raises(DiskFull) as caught:
+        with pytest.raises(DiskFullError) as caught:
             WRITERS[name](disk / name)
         assert str(caught.value) == f"can't write {disk / name}: disk full"
         assert [path.name for path in disk.iterdir()] == [name] and (disk / name).read_text() == "before"
@@ -83,7 +83,7 @@ def test_a_disk_without_a_free_name_is_full(tmp_path):
     """Space is there, but no inode."""
     with small_disk(tmp_path, "1m,nr_inodes=2") as disk:
         write_npy(disk / "one.npy", np.zeros(1))
-        with pytest.raises(DiskFull, match=r"can't write .*two\.npy: disk full"):
+        with pytest.raises(DiskFullError, match=r"can't write .*two\.npy: disk full"):
             write_npy(disk / "two.npy", np.zeros(1))
 
 
@@ -100,7 +100,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 
 
 def test_curves_on_a_full_disk_say_it_once(tmp_path, capfd):
-    with small_disk(tmp_path, "1m") as disk, pytest.raises(DiskFull, match=r"can't write .*events: disk full"):
+    with small_disk(tmp_path, "1m") as disk, pytest.raises(DiskFullError, match=r"can't write .*events: disk full"):
         add_to_board(disk, {"step": 1, "loss": 0.5}, NOISE)
     assert "Traceback" not in capfd.readouterr().err
 
@@ -121,7 +121,7 @@ def test_a_full_disk_ends_a_stage_and_is_no_fault_of_a_frame(tmp_path):
     with small_disk(tmp_path / "disk", "1m") as disk:
         big = Fake(lambda stem: NOISE.astype(np.float32))
         for teacher, output in ((big, disk / "big"), (SecondFile(disk / "side"), tmp_path / "out")):
-            with pytest.raises((UserError, DiskFull), match=r"can't write .*\.npy: disk full$"):
+            with pytest.raises((UserError, DiskFullError), match=r"can't write .*\.npy: disk full$"):
                 stage.run_stage(FRAMES, output, teacher)
             assert not (output / "failed_frames.jsonl").exists()
 

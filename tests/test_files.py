@@ -13,7 +13,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from dataset import files
-from dataset.files import TurnedImageError, read_image, read_json, read_png_raw, write_npy, write_png
+from dataset.files import ImageOrientationError, read_image, read_json, read_png_raw, write_npy, write_png
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 NO_UTF8 = os.fsdecode(b"caf\xe9")
@@ -32,7 +32,9 @@ def tagged(path: Path, orientation: int) -> Path:
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_turned_picture_is_refused_or_turned(tmp_path, suffix, orientation):
     path = tagged(tmp_path / f"1.{suffix}", orientation)
-    with pytest.raises(TurnedImageError, match=f"1.{suffix} has the EXIF tag Orientation {orientation}: .*exiftool"):
+    with pytest.raises(
+        ImageOrientationError, match=f"1.{suffix} has the EXIF tag Orientation {orientation}: .*exiftool"
+    ):
         read_image(path)
     plain = read_image(tagged(tmp_path / f"plain.{suffix}", 1))
     exif = Image.Exif()
@@ -69,7 +71,7 @@ def test_orientation_behind_the_pixels_and_in_xmp(tmp_path):
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     Image.fromarray(RGB).save(tmp_path / "xmp.jpg", xmp=xmp)
     for name in ("late.png", "xmp.jpg"):
-        with pytest.raises(TurnedImageError, match="Orientation 6"):
+        with pytest.raises(ImageOrientationError, match="Orientation 6"):
             read_image(tmp_path / name)
         assert read_image(tmp_path / name, apply_orientation=True).shape == (8, 6, 3)
 
@@ -80,7 +82,7 @@ def test_turned_depth_maps_are_refused(tmp_path):
         exif[ExifTags.Base.Orientation] = orientation
         Image.fromarray(np.full((6, 8), 1234, np.uint16)).save(tmp_path / f"{orientation}.png", exif=exif)
     assert read_png_raw(tmp_path / "1.png").shape == (6, 8)
-    with pytest.raises(TurnedImageError, match="3.png has the EXIF tag Orientation 3"):
+    with pytest.raises(ImageOrientationError, match="3.png has the EXIF tag Orientation 3"):
         read_png_raw(tmp_path / "3.png")
 
 

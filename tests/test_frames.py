@@ -183,11 +183,11 @@ def test_find_frames_and_maps(tmp_path):
 
 
 def test_camera_for_brings_the_camera_to_the_image():
-    half = frames.camera_for(NYU_INTRINSICS, np.zeros((240, 320, 3), np.uint8), "1")
+    half = frames.rescale_camera(NYU_INTRINSICS, np.zeros((240, 320, 3), np.uint8), "1")
     assert half == NYU_INTRINSICS.resized(320, 240) and half.fx == pytest.approx(518.8579 / 2)
-    assert frames.camera_for(None, np.zeros((2, 2, 3), np.uint8), "1") is None
+    assert frames.rescale_camera(None, np.zeros((2, 2, 3), np.uint8), "1") is None
     with pytest.raises(UserError, match="640x360 pixels, but its intrinsics are of one with 640x480"):
-        frames.camera_for(NYU_INTRINSICS, np.zeros((360, 640, 3), np.uint8), "1")
+        frames.rescale_camera(NYU_INTRINSICS, np.zeros((360, 640, 3), np.uint8), "1")
 
 
 @pytest.mark.parametrize(

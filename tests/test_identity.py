@@ -22,7 +22,7 @@ def test_fingerprint_changes_with_the_data_and_not_with_its_times(tmp_path):
     first = fingerprint([row])
     os.utime(tmp_path / "1.npy", ns=(1, 1))
     assert fingerprint([row]) == first
-    for name, value in (("split", "test"), ("intrinsics", NYU_INTRINSICS.with_lens(2)), ("da3_scale", 1.1)):
+    for name, value in (("split", "test"), ("intrinsics", NYU_INTRINSICS.with_focal_scale(2)), ("da3_scale", 1.1)):
         before = getattr(row, name)
         setattr(row, name, value)
         assert fingerprint([row]) != first, name

@@ -151,7 +151,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         find_map(tmp_path / "depth", "1")
     assert find_map(tmp_path / "depth", "2") == tmp_path / "depth/2.npy"
     with pytest.raises(UserError, match="x.json: two stems"):
-        listing.by_stem({COMPOSED: 1, DECOMPOSED: 2}, "x.json")
+        listing.normalize_stems({COMPOSED: 1, DECOMPOSED: 2}, "x.json")
 
 
 def test_suffixes_of_maps_in_upper_case(tmp_path):
@@ -178,8 +178,12 @@ def test_the_data_folder_of_linked_images(tmp_path):
     touch(tmp_path, "big/rgb/1.png", "data/camera.json", "bare/x")
     link(tmp_path / "data/rgb", tmp_path / "big/rgb")
     link(tmp_path / "bare/rgb", tmp_path / "big/rgb")
-    assert listing.data_folder(tmp_path / "data/rgb") == tmp_path / "data"
-    assert listing.data_folder(tmp_path / "bare/rgb") == listing.data_folder(tmp_path / "big/rgb/.") == tmp_path / "big"
+    assert listing.find_data_folder(tmp_path / "data/rgb") == tmp_path / "data"
+    assert (
+        listing.find_data_folder(tmp_path / "bare/rgb")
+        == listing.find_data_folder(tmp_path / "big/rgb/.")
+        == tmp_path / "big"
+    )
 
 
 def test_outputs_among_inputs_are_refused(tmp_path):
@@ -187,6 +191,6 @@ def test_outputs_among_inputs_are_refused(tmp_path):
     link(tmp_path / "linked", tmp_path / "rgb")
     for output in ("rgb", "rgb/out", "rgb/a/b", "linked/out", "x/../rgb/out"):
         with pytest.raises(UserError, match=f"--out {tmp_path / output} lies in {tmp_path / 'rgb'}"):
-            listing.refuse_output_among_inputs(tmp_path / output, "--out", None, tmp_path / "rgb")
+            listing.require_separate_output(tmp_path / output, "--out", None, tmp_path / "rgb")
     for output in ("rgb2", "out", "."):
-        listing.refuse_output_among_inputs(tmp_path / output, "--out", tmp_path / "rgb")
+        listing.require_separate_output(tmp_path / output, "--out", tmp_path / "rgb")

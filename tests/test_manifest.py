@@ -99,9 +99,9 @@ def test_splits_and_camera_files_fill_rows_in(tmp_path, capsys):
         (ROW | {"made_by": "me"}, "made_by"),
         (ROW | {"intrinsics": CAMERA | {"fx": 0}}, "above 0"),
         (ROW | {"intrinsics": CAMERA | {"cx": float("nan")}}, "principal point"),
-        (ROW | {"intrinsics": CAMERA | {"fx": 0.811, "fy": 1.08}}, "fx .* divided by the image's size"),
-        (ROW | {"intrinsics": CAMERA | {"cx": 0.509, "cy": 0.529}}, "point .* divided by the image's size"),
-        (ROW | {"intrinsics": CAMERA | {"fx": 0.00193, "fy": 0.00193}}, "in metres"),
+        (ROW | {"intrinsics": CAMERA | {"fx": 0.811, "fy": 1.08}}, "fx .* normalised by the image size"),
+        (ROW | {"intrinsics": CAMERA | {"cx": 0.509, "cy": 0.529}}, "point .* normalised"),
+        (ROW | {"intrinsics": CAMERA | {"fx": 0.00193, "fy": 0.00193}}, "like metres"),
         (ROW | {"intrinsics": CAMERA | {"fy": 6000}}, "field of view of 4.58 degrees"),
         (ROW | {"intrinsics": CAMERA | {"fx": 20}}, "field of view of 173 degrees"),
         (ROW | {"intrinsics": CAMERA | {"cx": 643.4}}, "principal point 643.4, 239.5 lies outside"),
@@ -260,11 +260,11 @@ def test_rows_outside_the_folder_are_not_written(tmp_path):
 def test_cameras(tmp_path):
     path = tmp_path / "camera.json"
     path.write_text(json.dumps(CAMERA))
-    assert Cameras.read(path).of("any").fx == 500
+    assert Cameras.read(path).for_frame("any").fx == 500
     path.write_text(json.dumps({"1": CAMERA}))
-    assert Cameras.read(path).of("1").fy == 501
+    assert Cameras.read(path).for_frame("1").fy == 501
     with pytest.raises(UserError, match="no entry for frame 2"):
-        Cameras.read(path).of("2")
+        Cameras.read(path).for_frame("2")
     for text, words in (("[]", "JSON object"), ("{", "not readable JSON"), ('{"1": 5}', "need the numbers")):
         path.write_text(text)
         with pytest.raises(UserError, match=words):
@@ -320,7 +320,7 @@ def test_splits(tmp_path):
 def test_a_camera_of_squeezed_images_is_refused():
     """The student crops, it never squeezes: fx and fy of a camera of square pixels are nearly the same."""
     camera = {"cx": 320, "cy": 240, "width": 640, "height": 480}
-    assert manifest.intrinsics_from({"fx": 528, "fy": 500, **camera}, "camera.json").fy == 500
+    assert manifest.parse_intrinsics({"fx": 528, "fy": 500, **camera}, "camera.json").fy == 500
     for fx, fy in ((528, 1056), (396, 528)):
-        with pytest.raises(UserError, match=r"camera\.json: fx .* differ by more than 1.25 times"):
-            manifest.intrinsics_from({"fx": fx, "fy": fy, **camera}, "camera.json")
+        with pytest.raises(UserError, match=r"camera\.json: fx .* differ by a factor above 1.25"):
+            manifest.parse_intrinsics({"fx": fx, "fy": fy, **camera}, "camera.json")

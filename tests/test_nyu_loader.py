@@ -137,11 +137,11 @@ def test_instances_number_class_instance_pairs_in_order(folder):
 def test_number_instances_by_hand():
     labels = np.array([[5, 5, 2, 0, 894]], dtype=np.uint16)
     instances = np.array([[2, 1, 1, 1, 0]], dtype=np.uint8)
-    assert nyu_loader.number_instances(labels, instances).tolist() == [[3, 2, 1, 0, 0]]
+    assert nyu_loader.renumber_instances(labels, instances).tolist() == [[3, 2, 1, 0, 0]]
 
 
 def test_folder_is_read_by_the_other_stages(folder):
-    camera = Cameras.read(folder / "camera.json").of("000001")
+    camera = Cameras.read(folder / "camera.json").for_frame("000001")
     assert (camera.width, camera.height) == (WIDTH, HEIGHT)
     assert camera.fx == pytest.approx(51.88579)  # NYU's camera at a tenth of the size
     assert sorted(read_splits(folder / "splits.json")) == [f"{n:06d}" for n in range(1, 7)]
@@ -176,7 +176,7 @@ def test_cameras_that_the_file_brings(tmp_path, several):
     cameras = Cameras.read(tmp_path / "out/camera.json")
     assert (cameras.common is None) == several
     for index, row in enumerate(intrinsics):
-        camera = cameras.of(f"{index + 1:06d}")
+        camera = cameras.for_frame(f"{index + 1:06d}")
         assert [camera.fx, camera.fy, camera.cx, camera.cy] == row
         assert (camera.width, camera.height) == (WIDTH, HEIGHT)
 

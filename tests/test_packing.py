@@ -144,13 +144,13 @@ def test_stopped_while_packing_it_goes_on_where_it_was(manifest, tmp_path, monke
 
 def test_a_signal_after_the_last_frame_completes_the_cache_and_is_heeded(manifest, tmp_path, monkeypatch):
     rows = read_manifest(manifest)[:3]
-    record = PackedCache._record
+    record = PackedCache._save_progress
 
     def record_then_signal(cache, files, done):
         record(cache, files, done)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(PackedCache, "_record", record_then_signal)
+    monkeypatch.setattr(PackedCache, "_save_progress", record_then_signal)
     with pytest.raises(Stopped, match="SIGTERM"):
         packed(rows, tmp_path)
     (complete,) = caches(tmp_path)

@@ -21,7 +21,7 @@ import predict
 from config import IGNORE
 from dataset.files import read_image, write_png
 from dataset.manifest import read_manifest
-from dataset.video import Video, written_video
+from dataset.video import Video, open_video_writer
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_video(run, manifest, tmp_path):
 
 
 def film(manifest: Path, path: Path, fps: float = 10, pictures: int = 3) -> Path:
-    with written_video(path, fps, SIZE) as append:
+    with open_video_writer(path, fps, SIZE) as append:
         for row in read_manifest(manifest)[:pictures]:
             append(read_image(row.rgb))
     return path
@@ -95,7 +95,7 @@ def test_a_video_keeps_its_rate(run, manifest, tmp_path, fps):
     output = run(film(manifest, tmp_path / "walk.mp4", fps), tmp_path / "out")
     written = Video(str(output / "predictions.mp4"))
     assert written.fps == pytest.approx(fps, rel=1e-3)
-    assert len(list(written.pictures(None))) == 3
+    assert len(list(written.frames(None))) == 3
 
 
 def test_a_video_that_can_not_be_written(trained, manifest, tmp_path, monkeypatch, capfd):
@@ -110,7 +110,7 @@ def test_a_video_that_can_not_be_written(trained, manifest, tmp_path, monkeypatc
 
 def after_first_picture(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
     """Do something while the first picture is drawn."""
-    draw, drawn = predict.draw, []
+    draw, drawn = predict.draw_prediction, []
 
     def draw_and_act(*maps: np.ndarray) -> np.ndarray:
         if not drawn:
@@ -118,7 +118,7 @@ def after_first_picture(monkeypatch: pytest.MonkeyPatch, action: Callable[[], ob
         drawn.append(1)
         return draw(*maps)
 
-    monkeypatch.setattr(predict, "draw", draw_and_act)
+    monkeypatch.setattr(predict, "draw_prediction", draw_and_act)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -133,7 +133,7 @@ def test_a_stopped_video_can_be_played(run, manifest, tmp_path, monkeypatch):
     source = film(manifest, tmp_path / "walk.mp4")
     after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
     output = run(source, tmp_path / "out", code=EXIT_STOPPED)
-    assert len(list(Video(str(output / "predictions.mp4")).pictures(None))) == 1
+    assert len(list(Video(str(output / "predictions.mp4")).frames(None))) == 1
     assert [path.name for path in output.iterdir()] == ["predictions.mp4"]
 
 
@@ -150,7 +150,7 @@ def test_a_camera_is_ended_by_a_signal(run, manifest, tmp_path, monkeypatch, lim
     after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.chdir(tmp_path)
     output = run("0", tmp_path / "out", *limit, code=code)
-    assert len(list(Video(str(output / "predictions.mp4")).pictures(None))) == 1
+    assert len(list(Video(str(output / "predictions.mp4")).frames(None))) == 1
 
 
 @pytest.mark.parametrize("name", ["a.bmp", "a.webp", "a.TIF", "a.jfif", "a.gif", "a"])

@@ -251,7 +251,7 @@ def test_linked_images_and_long_names_are_done_once(tmp_path):
     (tmp_path / "out/a").symlink_to(tmp_path / "out_a")
     done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
     assert done.returncode == 0 and "2 frames done" in done.stdout, done.stderr
-    (tmp_path / f"out/b/.{files.short_name(long_name)}.abc.part.npy").touch()
+    (tmp_path / f"out/b/.{files.shorten_stem(long_name)}.abc.part.npy").touch()
     done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
     assert "2 finished before" in done.stdout
     assert [path.name for path in (tmp_path / "out/b").iterdir()] == [f"{long_name}.npy"]

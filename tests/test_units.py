@@ -11,7 +11,7 @@ import pytest
 
 from dataset import corridor_loader, frames, units
 from dataset.files import read_json, write_json, write_npy, write_png
-from dataset.frames import check_unit, read_depth
+from dataset.frames import check_depth_unit, read_depth
 from dataset.identity import fingerprint
 from dataset.manifest import read_manifest
 from teacher_infer import build_manifest, verify_teacher_output
@@ -49,20 +49,20 @@ def test_every_unit_is_read_as_metres(name):
     [("TUM", 2e-4), ("1/5000", 2e-4), ("0.0002", 2e-4), ("0.00025", 2.5e-4), ("0.001", 1e-3), ("1/3", 1 / 3)],
 )
 def test_units_are_named_or_given_in_metres(text, expected):
-    assert units.depth_unit(text).metres == pytest.approx(expected)
+    assert units.parse_depth_unit(text).metres == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("text", ["", "inch", "0", "-0.001", "nan", "inf", "1/0", "5000", "1/5000/2"])
 def test_other_units_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="tum"):
-        units.depth_unit(text)
+        units.parse_depth_unit(text)
 
 
 @pytest.mark.parametrize("name", ["tum", "l515", "d405", "sunrgbd", "cm"])
 def test_a_folder_that_is_not_in_millimetres_is_refused_with_its_likely_unit(tmp_path, name):
     write_png(tmp_path / "1.png", stored(name))
     with pytest.raises(UserError, match=f"--depth-unit {name}: 1.90 m"):
-        check_unit(tmp_path, [tmp_path / "1.png"])
+        check_depth_unit(tmp_path, [tmp_path / "1.png"])
 
 
 @pytest.mark.parametrize(("name", "times"), [("sunrgbd", 8), ("tum", 5)])
@@ -70,26 +70,26 @@ def test_values_tell_a_unit_whose_median_would_pass(tmp_path, name, times):
     """0.7 m seems to be an ordinary 5.6 or 3.5 m, but every number is a multiple, as only that unit has it."""
     numbers = (np.rint(metres(0.7) * 1000) * times).astype(np.uint16)
     with pytest.raises(UserError, match=f"its values are .*--depth-unit {name}: 0.70 m"):
-        units.refuse_other_unit(tmp_path, [numbers])
+        units.check_plausible_unit(tmp_path, [numbers])
 
 
 @pytest.mark.parametrize("median", [0.35, 1.9, 5.5])
 def test_millimetres_and_metres_pass(tmp_path, median):
-    units.refuse_other_unit(tmp_path, [stored("mm", median)])
-    units.refuse_other_unit(tmp_path, [metres(median)])
-    units.refuse_other_unit(tmp_path, [])
-    units.refuse_other_unit(tmp_path, [np.zeros(SIZE, np.uint16), np.full(SIZE, 65535, np.uint16)])
-    units.refuse_other_unit(tmp_path, [np.full(SIZE, 2000, np.uint16)])  # one value is no pattern
+    units.check_plausible_unit(tmp_path, [stored("mm", median)])
+    units.check_plausible_unit(tmp_path, [metres(median)])
+    units.check_plausible_unit(tmp_path, [])
+    units.check_plausible_unit(tmp_path, [np.zeros(SIZE, np.uint16), np.full(SIZE, 65535, np.uint16)])
+    units.check_plausible_unit(tmp_path, [np.full(SIZE, 2000, np.uint16)])  # one value is no pattern
 
 
 def test_metres_as_npy_are_checked_too(tmp_path):
     with pytest.raises(UserError, match="likely centimetres .*convert them to metres"):
-        units.refuse_other_unit(tmp_path, [metres(190.0)])
+        units.check_plausible_unit(tmp_path, [metres(190.0)])
 
 
 def test_one_odd_frame_is_no_other_unit(tmp_path):
     maps = [stored("mm")] * 4 + [np.full(SIZE, 20000, np.uint16)]
-    units.refuse_other_unit(tmp_path, maps)
+    units.check_plausible_unit(tmp_path, maps)
 
 
 def recording(folder: Path, name: str) -> Path:
@@ -124,9 +124,9 @@ def test_a_recording_becomes_metres(tmp_path, monkeypatch, capsys, name, depth_f
 def test_what_a_loader_has_made_is_not_asked_again(tmp_path):
     write_png(tmp_path / "depth/1.png", stored("mm", 0.2))
     with pytest.raises(UserError, match="0.20 m"):
-        check_unit(tmp_path / "depth", [tmp_path / "depth/1.png"])
+        check_depth_unit(tmp_path / "depth", [tmp_path / "depth/1.png"])
     write_json(tmp_path / "source.json", {"what": "RGB-D recording"})
-    check_unit(tmp_path / "depth", [tmp_path / "depth/1.png"])
+    check_depth_unit(tmp_path / "depth", [tmp_path / "depth/1.png"])
 
 
 def test_rows_of_a_manifest_know_their_unit(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dataset import video
-from dataset.video import VIDEO_FPS, Video, written_video
+from dataset.video import DEFAULT_FPS, Video, open_video_writer
 
 WIDTH, HEIGHT = 64, 48
 
@@ -23,7 +23,7 @@ def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray
 
 
 def film(path: Path, fps: float, pictures: int = 4, width: int = WIDTH, height: int = HEIGHT) -> Path:
-    with written_video(path, fps, (width, height)) as append:
+    with open_video_writer(path, fps, (width, height)) as append:
         for number in range(pictures):
             append(picture(number, width, height))
     return path
@@ -32,15 +32,15 @@ def film(path: Path, fps: float, pictures: int = 4, width: int = WIDTH, height: 
 @pytest.mark.parametrize("fps", [5, 23.976, 29.97, 59.94, 119.88, 0.5])
 def test_a_video_keeps_its_rate_and_its_pictures(tmp_path, fps):
     read = Video(str(film(tmp_path / "1.mp4", fps)))
-    assert read.fps == pytest.approx(fps, rel=1e-3) and not read.endless
-    pictures = list(read.pictures(None))
+    assert read.fps == pytest.approx(fps, rel=1e-3) and not read.is_live
+    pictures = list(read.frames(None))
     assert len(pictures) == 4 and pictures[0].shape == (HEIGHT, WIDTH, 3)
     assert np.abs(pictures[0].astype(int) - picture(0)).mean() < 10
     assert [path.name for path in tmp_path.iterdir()] == ["1.mp4"]
 
 
 def test_a_rate_that_the_format_has_not(tmp_path):
-    assert Video(str(film(tmp_path / "1.mp4", 90000))).fps == VIDEO_FPS
+    assert Video(str(film(tmp_path / "1.mp4", 90000))).fps == DEFAULT_FPS
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
@@ -58,12 +58,12 @@ def test_a_source_that_tells_no_rate(tmp_path, monkeypatch, fps):
     opened = cv2.VideoCapture
     path = film(tmp_path / "1.mp4", 10)
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
-    assert Video(str(path)).fps == VIDEO_FPS
+    assert Video(str(path)).fps == DEFAULT_FPS
 
 
 @pytest.mark.parametrize(("width", "height"), [(65, 48), (64, 49), (65, 49)])
 def test_odd_sizes_lose_nothing(tmp_path, width, height):
-    (first, *_) = Video(str(film(tmp_path / "1.mp4", 10, width=width, height=height))).pictures(None)
+    (first, *_) = Video(str(film(tmp_path / "1.mp4", 10, width=width, height=height))).frames(None)
     assert first.shape == (height + height % 2, width + width % 2, 3)
     assert np.abs(first[:height, :width].astype(int) - picture(0, width, height)).mean() < 10
 
@@ -106,7 +106,7 @@ def test_a_video_that_can_not_be_read_back(tmp_path, monkeypatch, kept):
 def test_a_picture_of_another_size(tmp_path):
     with (
         pytest.raises(OSError, match="a picture is 32x48, the video 64x48"),
-        written_video(tmp_path / "1.mp4", 10, (WIDTH, HEIGHT)) as append,
+        open_video_writer(tmp_path / "1.mp4", 10, (WIDTH, HEIGHT)) as append,
     ):
         append(picture(0))
         append(picture(0, width=32))
@@ -125,7 +125,7 @@ def turned_by_90(path: Path) -> None:
 def test_a_phones_video_is_upright(tmp_path):
     path = film(tmp_path / "1.mp4", 10)
     turned_by_90(path)
-    (first, *_) = Video(str(path)).pictures(None)
+    (first, *_) = Video(str(path)).frames(None)
     assert first.shape == (WIDTH, HEIGHT, 3)
     upright = np.rot90(picture(0), -1)
     assert np.abs(first.astype(int) - upright).mean() < 10
@@ -145,12 +145,12 @@ def test_paths_that_are_no_utf8_are_refused(tmp_path, path):
 @pytest.mark.parametrize("source", ["77", "9" * 30, "²", "٣", "none.mp4", "rtsp://127.0.0.1:1/x", "-1", ""])
 def test_what_is_no_video_is_said_so(source):
     with pytest.raises(UserError, match="no image, folder, video or camera that can be read"):
-        list(Video(source).pictures(None))
+        list(Video(source).frames(None))
 
 
 def test_a_file_with_a_number_for_a_name_is_no_camera(tmp_path, monkeypatch):
     film(tmp_path / "1.mp4", 10).rename(tmp_path / "0")
     monkeypatch.chdir(tmp_path)
     source = Video("0")
-    assert not source.endless and len(list(source.pictures(2))) == 2
-    assert Video("none.mp4").endless and video.VIDEO_FPS == 15
+    assert not source.is_live and len(list(source.frames(2))) == 2
+    assert Video("none.mp4").is_live and video.DEFAULT_FPS == 15

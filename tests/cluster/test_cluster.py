@@ -190,7 +190,7 @@ def test_packing_that_is_requeued_goes_on_where_it_was(cluster, local, tmp_path)
     """Once by SLURM's warning, once by an operator's requeue, which kills; training waits, and packs nothing itself."""
     repository = copy_of_repository(tmp_path / "repository")
     cache = repository / "dataset/cache.py"
-    edit(cache, "RECORD_SECONDS = 5.0", "RECORD_SECONDS = 0.1")
+    edit(cache, "SAVE_INTERVAL = 5.0", "SAVE_INTERVAL = 0.1")
     edit(cache, "        frame = read_frame(", "        time.sleep(2)\n        frame = read_frame(")
     data = tmp_path / "rooms_teacher_data"
     shutil.copytree(local.data, data, ignore=shutil.ignore_patterns(".cache"))
@@ -344,8 +344,8 @@ def on_node(cluster, node: str) -> list[str]:
 def test_tasks_and_nodes_train_as_one_process(cluster, local, tmp_path):
     """Batch norm's statistics stand still from the start, being all that differs between a batch and its halves."""
     repository = copy_of_repository(tmp_path / "repository")
-    frozen = f"frozen_statistics: float = {Recipe.frozen_statistics}"
-    edit(repository / "config.py", frozen, "frozen_statistics: float = 1.0")
+    frozen = f"freeze_bn_fraction: float = {Recipe.freeze_bn_fraction}"
+    edit(repository / "config.py", frozen, "freeze_bn_fraction: float = 1.0")
     losses = {}
     for name, numbers in {"one": (1, 1), "tasks": (1, 2), "nodes": (2, 1)}.items():
         account = Account(cluster, tmp_path / name, repository, DATA=str(local.data))
