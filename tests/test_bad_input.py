@@ -285,10 +285,10 @@ def test_any_name_can_be_printed(tmp_path):
 
 
 LIMITED = {  # what a script does, to which standard error comes down
-    "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches or allow more",
+    "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches or raise the limit",
     "import torch; torch.empty(2**45)": "script.py: error: out of memory (",
     "import os; raise OSError(27, os.strerror(27), 'last.pt')": (
-        "script.py: error: can't write last.pt: larger than the limit on files (ulimit -f)"
+        "script.py: error: can't write last.pt: file size limit exceeded (ulimit -f)"
     ),
 }
 
@@ -319,7 +319,7 @@ def test_a_package_that_does_not_load_is_one_line():
 
     command = [sys.executable, str(ROOT / "train.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
-    check_one_line(done.returncode, done.stderr, "a package does not load: ")
+    check_one_line(done.returncode, done.stderr, "can't load a package: ")
 
 
 def test_whole_processes_end_the_same_way(manifest, trained, tmp_path):

@@ -138,7 +138,7 @@ def test_a_signal_while_the_main_process_packs_ends_all_with_work_left(manifest,
         runs[0].send_signal(signal.SIGTERM)
         messages = [run.communicate(timeout=LONGEST)[1] for run in runs]
     assert [run.returncode for run in runs] == [EXIT_STOPPED, EXIT_STOPPED], messages
-    assert messages == ["train.py: stopped by SIGTERM; finished files stay\n"] * 2
+    assert messages == ["train.py: stopped by SIGTERM; finished files are kept\n"] * 2
 
 
 def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):

@@ -58,7 +58,7 @@ def test_a_script_of_a_folder_without_the_project_is_one_line(bare_python, scrip
 
 @pytest.mark.parametrize("script", ["train.py", "export_trt.py", "predict.py", "eval_distillation.py"])
 def test_a_top_level_script_without_packages_is_one_line(bare_python, script):
-    assert_one_line(call(bare_python, ROOT / script, "--help"), "there is no module", "make setup", "setup_hpc.sh")
+    assert_one_line(call(bare_python, ROOT / script, "--help"), "is not installed", "make setup", "setup_hpc.sh")
 
 
 def test_another_checkouts_script_is_refused_and_told_the_way(other_checkout):
@@ -90,7 +90,7 @@ def test_a_missing_extra_is_named(tmp_path):
     error = "raise ModuleNotFoundError(\"No module named 'embreex'\", name='embreex')"
     (tmp_path / "embreex/__init__.py").write_text(error)
     done = call(sys.executable, ROOT / "rooms/render_rooms.py", "--help", PYTHONPATH=str(tmp_path))
-    assert_one_line(done, "no module embreex", "[rooms]", "make setup")
+    assert_one_line(done, "module embreex is not installed", "[rooms]", "make setup")
 
 
 def test_the_traceback_is_there_for_who_asks():

@@ -61,7 +61,7 @@ def test_a_signal_is_one_line_and_exit_code_75(tmp_path: Path, number: signal.Si
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == EXIT_STOPPED
-    assert errors == f"script.py: stopped by {number.name}; finished files stay\n"
+    assert errors == f"script.py: stopped by {number.name}; finished files are kept\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
 
 
