@@ -126,7 +126,7 @@ def test_a_signal_keeps_what_is_done(run, manifest, tmp_path, monkeypatch, capsy
     after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), number))
     output = run(manifest.parent / "rgb", tmp_path / "out", code=EXIT_STOPPED)
     assert [path.relative_to(output).as_posix() for path in output.rglob("*.*")] == ["a/000.png"]
-    assert f"stopped by {number.name}: 1 images done, others left" in capsys.readouterr().out
+    assert f"stopped by {number.name}: 1 images done, more remaining" in capsys.readouterr().out
 
 
 def test_a_stopped_video_can_be_played(run, manifest, tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_an_unreadable_image_of_a_folder_is_skipped_and_listed(run, image, tmp_p
     assert sorted(path.name for path in output.iterdir()) == ["1.png", "3.png", "failed_frames.jsonl"]
     (line,) = (output / "failed_frames.jsonl").read_text().splitlines()
     assert json.loads(line)["stem"] == "2" and "not a readable image" in json.loads(line)["reason"]
-    assert "1 images are unreadable" in capfd.readouterr().err
+    assert "1 images unreadable" in capfd.readouterr().err
     for name in ("1.png", "3.png"):
         (tmp_path / "in" / name).unlink()
     with pytest.raises(UserError, match="not a readable image"):
