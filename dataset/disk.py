@@ -1,4 +1,4 @@
-"""A disk or a quota that is full, told alike whichever library meets it."""
+"""Detect a full disk or quota, and report it the same way for all libraries."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ PROBE_BYTES = 2**20
 
 
 class DiskFullError(OSError):
-    """A file can't be written: its disk or a quota is full, or files may not grow so large. The message names it."""
+    """A file can't be written: disk or quota full, or file size limit exceeded. The message names the file."""
 
     def __init__(self, target: str | Path, number: int = errno.ENOSPC):
         super().__init__(number, "disk full", str(target))
@@ -24,9 +24,9 @@ class DiskFullError(OSError):
 
 @contextmanager
 def reraise_disk_full(target: Path) -> Iterator[None]:
-    """An exception of the body that a full disk may have caused becomes a DiskFullError that names the target.
+    """Re-raise exceptions of the body as DiskFullError, naming the target, if the disk is full.
 
-    Libraries raise what they like (torch a RuntimeError, NumPy an OSError without a number), so the disk is asked.
+    Libraries raise different types (torch a RuntimeError, NumPy an OSError without errno), so this checks the disk.
     """
     try:
         yield
@@ -39,11 +39,11 @@ def reraise_disk_full(target: Path) -> Iterator[None]:
 
 
 def is_disk_full(folder: Path) -> bool:
-    """Whether a megabyte can't be written to a folder for lack of space."""
+    """Whether writing 1 MiB to a folder fails for lack of space."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             left = PROBE_BYTES
-            while left:  # what just fits is written before the error comes
+            while left:  # a partial write may succeed before the error is raised
                 left -= probe.write(bytes(left)) or 0
             os.fsync(probe.fileno())
     except OSError as error:

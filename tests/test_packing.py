@@ -128,7 +128,7 @@ def test_stopped_while_packing_it_goes_on_where_it_was(manifest, tmp_path, monke
         first = signal_at(patch, 6)
         assert exit_code(script, *flags) == EXIT_STOPPED
     output, errors = capfd.readouterr()
-    assert "frames are packed; the same command goes on" in output and "stopped by SIGTERM" in errors
+    assert "frames packed; run the same command to resume" in output and "stopped by SIGTERM" in errors
     (building,) = (tmp_path / "cache").glob(".building-*")
     done = read_json(building / "packed.json")
     assert 0 < done <= len(first) < 12
@@ -323,7 +323,7 @@ def test_a_data_folder_that_cannot_be_written_asks_for_a_cache_dir(manifest, tmp
     flags = [*train_flags(manifest, tmp_path / "out"), "--epochs", 1]
     assert exit_code(script, *flags) == EXIT_USAGE
     error = capfd.readouterr().err
-    assert "name another folder for the packed frames with --cache-dir" in error and error.count("\n") == 1
+    assert "choose another folder for the packed frames with --cache-dir" in error and error.count("\n") == 1
     assert exit_code(script, *flags, "--cache-dir", tmp_path / "elsewhere") == 0
     assert len(caches(tmp_path / "elsewhere")) == 2
     assert sorted(path.name for path in (tmp_path / "data").glob(".*")) == [".cache"]
@@ -335,7 +335,7 @@ def test_a_finished_cache_is_read_from_a_read_only_folder(manifest, tmp_path):
     with small_disk(tmp_path / "disk", "16m", shutil.copytree, tmp_path / "cache", "cache", read_only=True) as disk:
         again = packed(rows, disk / "cache")
         assert torch.equal(again.batch([0], CPU).rgb, first.batch([0], CPU).rgb)
-        with pytest.raises(UserError, match=r"Read-only file system\): name another folder .* --cache-dir"):
+        with pytest.raises(UserError, match=r"Read-only file system\): choose another folder .* --cache-dir"):
             packed(read_manifest(manifest)[:1], disk / "cache")
 
 
@@ -345,7 +345,7 @@ def test_a_disk_too_small_for_the_cache_is_one_line_and_leaves_nothing(manifest,
         code = exit_code(pack.main, "--manifest", manifest, "--cache-dir", disk / "cache")
         error = capfd.readouterr().err
         assert code == EXIT_USAGE and error.count("\n") == 1
-        assert re.search(r"disk full: the packed frames take 0\.\d+ GB, 0\.001 GB are free", error), error
+        assert re.search(r"disk full: the packed frames need 0\.\d+ GB, 0\.001 GB are free", error), error
         assert "--cache-dir" in error and not list((disk / "cache").iterdir())
 
 

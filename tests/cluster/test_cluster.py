@@ -201,13 +201,13 @@ def test_packing_that_is_requeued_goes_on_where_it_was(cluster, local, tmp_path)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     cluster.until(lambda: "back to the queue" in account.logs())
     done = packed_frames(data)
-    assert "frames are packed; the same command goes on from there" in account.logs()
+    assert "frames packed; run the same command to resume" in account.logs()
     cluster.until(lambda: packed_frames(data) > done)
     cluster.call("scontrol", "requeue", job)
     cluster.until(lambda: restarts(cluster, job) == 2)
     assert cluster.states()[behind] == "PENDING"
     assert set(cluster.wait([job, behind]).values()) == {"COMPLETED"}, account.logs()
-    assert account.logs().count("of them were packed before") >= 2, account.logs()
+    assert account.logs().count("already packed") >= 2, account.logs()
     logs = {path.name.partition("-")[0]: path.read_text() for path in account.scratch.glob("job_logs/*")}
     assert "frames into" not in logs["train"]
     ours, others = ({path.relative_to(root): path.read_bytes() for path in root.glob("*/*")}
