@@ -43,10 +43,9 @@ FOCAL_FACTOR = "focal_factor"
 SOURCE_FILE, ROWS_FILE, PROGRESS_FILE = "source.json", "rows.json", "packed.json"
 BUILD_PREFIX = ".building-"  # of a cache that is still incomplete
 REMOVED_PREFIX = ".removed-"  # of a cache that is being removed
-ABANDONED_SECONDS = (
-    24 * 3600
-)  # seconds without a write after which nobody goes on with an incomplete cache of another source
-SAVE_INTERVAL = 5.0  # seconds between saves of the progress; a kill loses at most this much work
+# An incomplete cache of another source is removed if nothing was written to it for this long.
+ABANDONED_SECONDS = 24 * 3600
+SAVE_INTERVAL = 5.0  # seconds between saves of the progress; a kill loses about this much work
 ALLOCATION_BLOCK = 2**30  # bytes allocated between two checks for a signal
 
 

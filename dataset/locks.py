@@ -1,4 +1,4 @@
-"""Lock files: one process at a time. A process that ends, killed or not, gives its lock up."""
+"""Lock files for mutual exclusion between processes. A lock is released when its process ends, even if killed."""
 
 import errno
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks say
+UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # from file systems without locks
 POLL_SECONDS = 0.5
 
 
 @contextmanager
 def wait_for_lock(path: Path, awaited: str) -> Iterator[None]:
-    """Hold a lock file in the body; while another process holds it, tell so in one line and wait.
+    """Hold a lock file in the body; if another process holds it, print one line and wait.
 
-    Where the file system has no locks, the file's existence is the lock. It outlives a process that was killed on
-    another machine and has to be removed by hand then, so the line names it.
+    On file systems without locks, the file's existence is the lock. If its process is killed on another machine, the
+    file must be removed by hand, so the line names it.
 
     Args:
-        path: the lock file, which goes away after the body; its folder exists.
-        awaited: what the other process does, for that line.
+        path: the lock file, removed after the body; its folder must exist.
+        awaited: what the other process does, for the printed line.
     """
     lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
     if (free := _try_acquire(lock)) is None:
@@ -35,9 +35,9 @@ def wait_for_lock(path: Path, awaited: str) -> Iterator[None]:
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file in the body unless another process does; yields whether the body may go ahead.
+    """Try to hold a lock file in the body; yields False if another process holds it.
 
-    It may where the file system has no locks, too: a lock that outlives its process would stop all later ones.
+    Yields True on file systems without locks: a lock file left by a killed process would block all later ones.
     """
     lock = FileLock(path, fallback_to_soft=False)
     free = _try_acquire(lock)
@@ -49,7 +49,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def _try_acquire(lock: BaseFileLock) -> bool | None:
-    """Whether the lock was free and is held now; None where the file system has no such locks."""
+    """Acquire the lock; False if another process holds it, None if the file system has no locks."""
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -67,5 +67,7 @@ def _release_after(lock: BaseFileLock) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: whoever has it open sees that and starts over
+        Path(lock.lock_file).unlink(
+            missing_ok=True
+        )  # while still held: a process that has it open notices and starts over
         lock.release()

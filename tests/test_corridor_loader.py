@@ -90,7 +90,7 @@ def test_files_are_copied_and_the_gaps_left_out(tmp_path):
         "val": [stem(8)],
         "test": [stem(10), stem(11)],
     }
-    assert "12 frames (train 7, val 1, test 2); 2 in the gaps" in printed
+    assert "12 frames (train 7, val 1, test 2); 2 excluded in the gaps" in printed
     assert sorted(find_frames(out / "rgb")) == sorted(read_splits(out / "splits.json"))
     assert read_recordings(out / "recordings.json") == dict.fromkeys(read_splits(out / "splits.json"), "in")
     assert (out / f"rgb/{stem(3)}.jpg").read_bytes() == (recording / f"{stem(3)}.color.jpg").read_bytes()
@@ -121,7 +121,7 @@ def test_flags_override_the_file_with_a_warning(tmp_path):
     recording = record(tmp_path / "in")
     result = load("--input", recording, "--out", tmp_path / "out", *FEW, "--fx", 33, "--fy", 31)
     assert result.returncode == 0
-    assert result.stderr.splitlines() == [f"warning: --fx 33 overrides 30 of {recording / 'camera-intrinsics.txt'}"]
+    assert result.stderr.splitlines() == [f"warning: --fx 33 overrides 30 from {recording / 'camera-intrinsics.txt'}"]
     assert read_json(tmp_path / "out/camera.json")["fx"] == 33
 
 
@@ -130,7 +130,7 @@ def test_a_principal_point_far_from_the_middle_is_told(tmp_path):
     recording = record(tmp_path / "in")
     result = load("--input", recording, "--out", tmp_path / "out", *FEW, "--cx", 24)
     assert result.returncode == 0
-    assert "principal point 24, 11.5 lies far from the middle" in result.stderr
+    assert "principal point 24, 11.5 is far from the centre" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_principal_point_far_from_the_middle_is_told(tmp_path):
     [
         (None, ["--intrinsics", "--fx"]),
         ("30 0\n0 30\n", ["3x3"]),
-        ("30 0 15\n0 thirty 12\n0 0 1\n", ["no text file of numbers"]),
+        ("30 0 15\n0 thirty 12\n0 0 1\n", ["not a text file of numbers"]),
         ("30 0 15\n0 nan 12\n0 0 1\n", ["3x3"]),
         ("-30 0 15\n0 30 12\n0 0 1\n", ["above 0"]),
         ("15 0 30\n12 30 0\n1 0 0\n", ["camera matrix"]),
@@ -161,7 +161,7 @@ def test_wrong_intrinsics_are_refused(tmp_path, text, words):
 def test_two_intrinsics_files_ask_for_a_choice(tmp_path):
     recording = record(tmp_path / "in")
     shutil.copy(recording / "camera-intrinsics.txt", recording / "depth-intrinsics.txt")
-    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "choose with --intrinsics")
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "choose one with --intrinsics")
     loaded("--input", recording, "--out", tmp_path / "out", *FEW, "--intrinsics", recording / "depth-intrinsics.txt")
 
 
@@ -177,14 +177,14 @@ def test_wrong_recordings_are_refused(tmp_path):
     rewrite(depth, np.zeros((HEIGHT, WIDTH), np.uint8))
     check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "8-bit")
     rewrite(depth, np.zeros((HEIGHT * 2, WIDTH * 2), np.uint16))
-    check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "64x48", "32x24", "registered")
+    check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "64x48", "32x24", "register depth")
     for number in range(7):
         (recording / f"{stem(number)}.depth.png").unlink()
     check_refused(
         load("--input", recording, "--out", out, *FEW), f"{stem(0)}.color.jpg", "without depth in 7 of 12", depth.name
     )
     (tmp_path / "empty").mkdir()
-    check_refused(load("--input", tmp_path / "empty", "--out", out), "no recording")
+    check_refused(load("--input", tmp_path / "empty", "--out", out), "not a recording")
     check_refused(load("--input", tmp_path / "none", "--out", out), "none")
     assert not out.exists()
 
@@ -219,11 +219,11 @@ def test_halves_of_frames_are_listed_and_left_out(tmp_path):
     for name in (f"{stem(3)}.depth.png", f"{stem(7)}.depth.png", f"{stem(5)}.color.jpg"):
         (recording / name).rename(kept / name)
     printed = loaded("--input", recording, "--out", out, *FEW)
-    assert "11 frames (train 5, val 1, test 2); 2 in the gaps" in printed
+    assert "11 frames (train 5, val 1, test 2); 2 excluded in the gaps" in printed
     assert "3 without depth or without colour, listed in failed_frames.jsonl" in printed
     assert failed_frames(out) == {
-        stem(3): f"{stem(3)}.color.jpg needs {recording / stem(3)}.depth.png",
-        stem(7): f"{stem(7)}.color.jpg needs {recording / stem(7)}.depth.png",
+        stem(3): f"{stem(3)}.color.jpg has no depth image {recording / stem(3)}.depth.png",
+        stem(7): f"{stem(7)}.color.jpg has no depth image {recording / stem(7)}.depth.png",
         stem(5): f"{stem(5)}.depth.png has no colour image",
     }
     assert set(find_frames(out / "rgb")) == set(read_splits(out / "splits.json")) and stem(3) not in find_frames(
@@ -321,7 +321,7 @@ def test_a_name_that_is_no_utf8_is_refused(tmp_path):
     recording = record(tmp_path / "in")
     for suffix in ("color.jpg", "depth.png"):
         shutil.copy(recording / f"{stem(1)}.{suffix}", recording / f"caf\udce9.{suffix}")
-    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "caf\\udce9.color", "no UTF-8")
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "caf\\udce9.color", "not UTF-8")
 
 
 def test_a_folder_whose_name_is_no_utf8(tmp_path):
@@ -333,7 +333,9 @@ def test_a_folder_whose_name_is_no_utf8(tmp_path):
 
 def test_an_output_folder_among_the_images_is_refused(tmp_path):
     recording = record_in_folders(tmp_path / "in", "color")
-    check_refused(load("--input", recording, "--out", recording / "color/data", *FEW), "lies in", "which is read")
+    check_refused(
+        load("--input", recording, "--out", recording / "color/data", *FEW), "is inside the input folder", "next run"
+    )
 
 
 def test_mostly_unreadable_recordings_are_refused(tmp_path):
@@ -392,7 +394,7 @@ def test_split_by_time():
 def test_real_recording(tmp_path):
     out = tmp_path / "out"
     printed = loaded("--input", KITCHEN, "--out", out, "--val-frames", 0, "--test-frames", 50, "--gap-frames", 10)
-    assert "300 frames (train 240, val 0, test 50); 10 in the gaps" in printed
+    assert "300 frames (train 240, val 0, test 50); 10 excluded in the gaps" in printed
     split = read_json(out / "splits.json")
     assert split["train"] == [stem(n) for n in range(0, 480, 2)]
     assert split["test"] == [stem(n) for n in range(500, 600, 2)]

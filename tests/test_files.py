@@ -107,7 +107,7 @@ def test_16_bits_are_refused(tmp_path, name, channels):
     sixteen = np.full((6, 8, channels), 40000, np.uint16).squeeze()
     for compression in (1, 5) if name == "1.tif" else (1,):
         assert cv2.imwrite(str(tmp_path / name), sixteen, [cv2.IMWRITE_TIFF_COMPRESSION, compression])
-        with pytest.raises(UserError, match="no 8-bit RGB image"):
+        with pytest.raises(UserError, match="not an 8-bit RGB image"):
             read_image(tmp_path / name)
 
 
@@ -115,7 +115,7 @@ def test_16_bits_are_refused(tmp_path, name, channels):
 def test_several_pictures_in_one_file_are_refused(tmp_path, name):
     pages = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-    with pytest.raises(UserError, match="holds several pictures"):
+    with pytest.raises(UserError, match="holds several images"):
         read_image(tmp_path / name)
 
 
@@ -181,7 +181,7 @@ def test_json_with_and_without_a_mark(tmp_path, encoding):
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
 def test_other_encodings_are_named(tmp_path, encoding):
     (tmp_path / "1.json").write_text('{"é": 1}', encoding=encoding)
-    words = "no UTF-8" if encoding == "latin-1" else "UTF-16"
+    words = "not UTF-8" if encoding == "latin-1" else "UTF-16"
     with pytest.raises(UserError, match=f"1.json is not readable JSON: .*{words}.*save it as UTF-8"):
         read_json(tmp_path / "1.json")
 
@@ -218,7 +218,7 @@ def test_a_jpeg_is_read_whatever_follows_it_and_refused_when_it_is_cut_short(tmp
     for cut in (2, 100, 1000):
         for filled in (0, cut):
             path.write_bytes(content[:-cut] + bytes(filled))
-            with pytest.raises(UserError, match="cut short|not a readable image"):
+            with pytest.raises(UserError, match="is truncated|not a readable image"):
                 read_image(path)
 
 

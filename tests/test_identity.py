@@ -57,7 +57,7 @@ def test_samples_see_both_ends_the_middle_and_the_size(tmp_path):
         samples.add(content_sample(tmp_path / "file"))
     content[:-1].tofile(tmp_path / "file")
     assert len(samples | {content_sample(tmp_path / "file")}) == 5
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="can't read"):
         content_sample(tmp_path / "gone")
 
 

@@ -112,7 +112,7 @@ def test_missing_or_added_names_are_found(change):
     ("old", "new", "message"),
     [
         ("5,chair,furniture\n", "", "row 5 "),
-        ("5,chair,furniture", "5,chair,furnitur", "chair: class is none of"),
+        ("5,chair,furniture", "5,chair,furnitur", "chair: the class must be one of"),
         ("894,torah,other\n", "", "893 rows"),
     ],
 )

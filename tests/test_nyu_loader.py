@@ -253,7 +253,7 @@ def test_damaged_files_give_one_line(mat, tmp_path):
     path.write_bytes(mat.read_bytes()[: mat.stat().st_size // 2])
     check_refused(load("--mat", path, "--out", tmp_path / "out"), ["cut.mat"])
     path.write_text("404 not found")
-    check_refused(load("--mat", path, "--out", tmp_path / "out"), ["no HDF5"])
+    check_refused(load("--mat", path, "--out", tmp_path / "out"), ["not an HDF5 file"])
     check_refused(load("--mat", tmp_path / "none.mat", "--out", tmp_path / "out"), ["none.mat"])
     assert not (tmp_path / "out").exists()
 
@@ -283,7 +283,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(mat):
         if root := os.geteuid() == 0:
             os.seteuid(65534)
         try:
-            with pytest.raises(UserError, match=r"private\.mat can't be read: Permission denied"):
+            with pytest.raises(UserError, match=r"can't read .*private\.mat: Permission denied"):
                 nyu_loader.NyuFile(path)
         finally:
             if root:

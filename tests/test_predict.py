@@ -224,7 +224,7 @@ def test_names_that_are_no_utf8_are_refused(trained, image, manifest, tmp_path, 
         if name == "caf\udce9/1.png" and given == path:
             assert code == 0, error  # its own name is text
         elif not (name.endswith("mp4") and given == tmp_path):
-            assert code == 2 and "caf\\udce9" in error and "no UTF-8" in error and error.count("\n") == 1, error
+            assert code == 2 and "caf\\udce9" in error and "not UTF-8" in error and error.count("\n") == 1, error
 
 
 def test_a_wide_image_is_cropped_not_squeezed(run, image, tmp_path):

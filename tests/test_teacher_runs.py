@@ -109,7 +109,7 @@ DA3 = ("--device", "cpu", "--process-res", 112, "--fx", 100, "--num-workers", 1)
 
 
 def write_bad_files(rgb):
-    """Files that are no 8-bit RGB frames, by the words in which they are refused, and two good ones: a, z."""
+    """Write two good images, a and z, and files that are not 8-bit RGB images; returns {stem: expected reason}."""
     rgb.mkdir()
     picture = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8), (160, 120))
     for name in ("a.png", "z.jpg"):
@@ -128,15 +128,15 @@ def write_bad_files(rgb):
     Image.fromarray(picture).convert("CMYK").save(rgb / "cmyk.jpg")
     return {
         "truncated_png": "not a readable image",
-        "truncated_jpg": "not a readable image",
+        "truncated_jpg": "is truncated",
         "empty": "not a readable image",
         "text": "not a readable image",
         "folder": "no file",
         "one_pixel": "field of view",
-        "grey": "no 8-bit RGB",
-        "depth16": "no 8-bit RGB",
-        "rgb16": "no 8-bit RGB",
-        "cmyk": "no 8-bit RGB",
+        "grey": "not an 8-bit RGB",
+        "depth16": "not an 8-bit RGB",
+        "rgb16": "not an 8-bit RGB",
+        "cmyk": "not an 8-bit RGB",
     }
 
 
@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tmp_path_factory, small
 
 @pytest.mark.parametrize("output", ["rgb/out", "depth/out"])
 def test_outputs_among_the_inputs_are_refused(tmp_path, output):
-    """The next run would take pictures of the gate for images, or its labels for depth."""
+    """The next run would read the gate's pictures as images, or its labels as depth."""
     folder = write_folder(tmp_path / "data")
     before = files_of(folder)
     depth = {
@@ -221,7 +221,7 @@ def test_outputs_among_the_inputs_are_refused(tmp_path, output):
         if script == "run_da3.py" and output.startswith("depth"):
             continue
         done = call(folder / "rgb", folder / output, "--backend", "reference", *depth.get(script, ()), script=script)
-        assert done.returncode == 2 and "which is read" in done.stderr, done.stderr
+        assert done.returncode == 2 and "is inside the input folder" in done.stderr, done.stderr
     assert files_of(folder) == before
 
 
@@ -274,5 +274,5 @@ def test_paths_that_are_no_utf8(tmp_path):
     assert (
         done.returncode == 2
         and done.stderr.count("\n") == 1
-        and "'a/\\udce9.png' is a name that is no UTF-8" in done.stderr
+        and "the name 'a/\\udce9.png' is not UTF-8" in done.stderr
     )

@@ -69,7 +69,7 @@ def test_a_folder_that_is_not_in_millimetres_is_refused_with_its_likely_unit(tmp
 def test_values_tell_a_unit_whose_median_would_pass(tmp_path, name, times):
     """0.7 m seems to be an ordinary 5.6 or 3.5 m, but every number is a multiple, as only that unit has it."""
     numbers = (np.rint(metres(0.7) * 1000) * times).astype(np.uint16)
-    with pytest.raises(UserError, match=f"its values are .*--depth-unit {name}: 0.70 m"):
+    with pytest.raises(UserError, match=f"the bit pattern is that of .*--depth-unit {name}: 0.70 m"):
         units.check_plausible_unit(tmp_path, [numbers])
 
 
@@ -83,7 +83,7 @@ def test_millimetres_and_metres_pass(tmp_path, median):
 
 
 def test_metres_as_npy_are_checked_too(tmp_path):
-    with pytest.raises(UserError, match="likely centimetres .*convert them to metres"):
+    with pytest.raises(UserError, match="probably centimetres .*convert the files to metres"):
         units.check_plausible_unit(tmp_path, [metres(190.0)])
 
 
