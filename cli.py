@@ -80,9 +80,8 @@ def run(main: Callable[[], int | None]) -> None:
             error.filename = "standard output"
         code = report_error(error)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(
-            error
-        ):  # from torch's CPU allocator
+        # torch's CPU allocator raises RuntimeError
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
         code = report_error(
             UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches or raise the limit")

@@ -171,7 +171,7 @@ def test_requeued_training_ends_as_if_never_stopped(cluster, local, tmp_path):
     cluster.until(lambda: restarts(cluster, job) == 1)
     cluster.until(lambda: account.epochs_done() >= 5)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
     assert restarts(cluster, job) == 2
 
@@ -199,7 +199,7 @@ def test_packing_that_is_requeued_goes_on_where_it_was(cluster, local, tmp_path)
     behind = account.sbatch(f"--dependency=afterok:{job}", "train.slurm", "--epochs", 1, *TRAINING)
     cluster.until(lambda: packed_frames(data) >= 2)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     done = packed_frames(data)
     assert "frames packed; run the same command to resume" in account.logs()
     cluster.until(lambda: packed_frames(data) > done)
@@ -224,7 +224,7 @@ def test_time_limit_sends_the_job_back_to_the_queue(cluster, local, tmp_path):
     """SLURM may warn a minute before it was asked to: here half a minute after the start at the earliest."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("--time=2", "--signal=B:USR1@30", "train.slurm", "--epochs", 500, *TRAINING)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     cluster.until(lambda: restarts(cluster, job) == 1)
     done = account.epochs_done()
     cluster.until(lambda: account.epochs_done() > done)
@@ -266,7 +266,7 @@ def test_a_chain_that_is_refused_halfway_is_taken_back(cluster, tmp_path):
     before = set(cluster.states())
     command = ["bash", "cluster/submit.sh", "--shards", "100000"]  # more than SLURM's MaxArraySize
     done = subprocess.run(command, cwd=ROOT, env=account.environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "da3 was refused; 1 jobs before it are taken back" in done.stderr
+    assert done.returncode == 2 and "sbatch rejected da3; cancelling the earlier jobs (1)" in done.stderr
     (gate,) = set(cluster.states()) - before
     assert cluster.wait([gate]) == {gate: "CANCELLED"}
 
@@ -275,9 +275,9 @@ def test_warned_while_starting_up(cluster, local, tmp_path):
     """No handler is there yet: Python dies of the signal."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("train.slurm", "--epochs", 1, *TRAINING)
-    cluster.until(lambda: "free there" in account.logs())  # printed before Python starts
+    cluster.until(lambda: "; free: " in account.logs())  # printed before Python starts
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
 
 
@@ -287,12 +287,12 @@ def test_preempted_with_a_grace_time(cluster, local, tmp_path):
     job = account.sbatch("train.slurm", "--epochs", 500, *TRAINING)
     cluster.until(lambda: account.epochs_done() >= 1)
     cluster.call("scancel", "--signal=TERM", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     cluster.until(lambda: cluster.states()[job] == "RUNNING")
     done = account.epochs_done()
     cluster.until(lambda: account.epochs_done() > done)
     cluster.call("scancel", job)
-    assert cluster.wait([job]) == {job: "CANCELLED"} and account.logs().count("back to the queue") == 1
+    assert cluster.wait([job]) == {job: "CANCELLED"} and account.logs().count("; requeueing") == 1
 
 
 def test_requeued_shard(cluster, local, tmp_path):
@@ -305,7 +305,7 @@ def test_requeued_shard(cluster, local, tmp_path):
     cluster.until(lambda: any((account.data / "sam2_seg" / f"{stem}.npy").is_file() for stem in second))
     # the last task has the number of the whole array
     cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_1")
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     assert cluster.states()[behind] == "PENDING"
     states = cluster.wait([array, behind])
     assert set(states.values()) == {"COMPLETED"} and len(states) == 3, account.logs()

@@ -210,13 +210,13 @@ def test_setup_twice(run_setup):
 def test_what_is_not_what_its_source_publishes(run_setup):
     Mirror.files["/yolov8x.pt"] = b"another file"
     code, out = run_setup()
-    assert code == 2 and "not what its source publishes" in out
+    assert code == 2 and "the sha256 differs from the published one" in out
     assert not (run_setup.scratch / "model_weights" / "yolov8x.pt").exists()
 
 
 def test_too_little_room(run_setup):
     code, out = run_setup(FREE="10000")
-    assert code == 2 and "too little room" in out
+    assert code == 2 and "not enough disk space" in out
     assert not list(run_setup.scratch.iterdir()) and not run_setup.calls.exists()
 
 
