@@ -164,12 +164,12 @@ def main() -> int:
     images = InputImages(arguments.input, arguments.output_dir, arguments.data_limit)
     cameras = Cameras.read(arguments.camera) if arguments.camera else None
     trained_on = checkpoint.get("notes", {}).get("camera")
-    output, count, left = arguments.output_dir, 0, False
+    output, count, stopped_early = arguments.output_dir, 0, False
     with StopSignal() as stop, ExitStack() as exit_stack:
         write = picture_writer(output, images.video, exit_stack)
         for stem, rgb in tqdm(images, desc="predicting", disable=None):
             if stop:
-                left = not images.is_live
+                stopped_early = not images.is_live
                 break
             camera = choose_camera(arguments, cameras, trained_on, stem, rgb)
             if camera is None and not count:
@@ -184,7 +184,7 @@ def main() -> int:
         write_failed_frames(output / "failed_frames.jsonl", images.failed)
     if images.failed:
         print(f"{len(images.failed)} images unreadable, see {output / 'failed_frames.jsonl'}", file=sys.stderr)
-    if left and stop.received:
+    if stopped_early and stop.received:
         print(f"stopped by {stop.received.name}: {count} images done, more remaining: {output}")
         return EXIT_STOPPED
     print(f"{count} images: {output}")

@@ -37,7 +37,7 @@ def seam_step(depth: np.ndarray, confidence: np.ndarray, teacher: np.ndarray, th
     for axis in (0, 1):
         changes = np.diff(from_sensor, axis=axis)
         length = hybrid.shape[axis]
-        known = np.take(hybrid, range(length - 1), axis) * np.take(hybrid, range(1, length), axis) > 0
-        steps.append(np.abs(np.diff(log_depth, axis=axis))[changes & known])
+        valid = np.take(hybrid, range(length - 1), axis) * np.take(hybrid, range(1, length), axis) > 0
+        steps.append(np.abs(np.diff(log_depth, axis=axis))[changes & valid])
     all_steps = np.concatenate(steps)
     return float(np.expm1(np.median(all_steps))) if all_steps.size else None

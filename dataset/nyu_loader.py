@@ -224,10 +224,10 @@ def renumber_instances(labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
     """
     pairs = labels.astype(np.int64) * (int(instances.max(initial=0)) + 1) + instances
     pairs[(labels == 0) | (instances == 0)] = 0
-    known = np.zeros(pairs.max(initial=0) + 1, bool)
-    known[pairs] = True
-    known[0] = False
-    return np.cumsum(known, dtype=np.uint16)[pairs] * known[pairs]
+    present = np.zeros(pairs.max(initial=0) + 1, bool)
+    present[pairs] = True
+    present[0] = False
+    return np.cumsum(present, dtype=np.uint16)[pairs] * present[pairs]
 
 
 def assign_splits(n_frames: int, scenes: Sequence[str] | None, official: bool) -> dict[str, list[str]]:
