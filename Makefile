@@ -56,10 +56,11 @@ bench: $(INSTALLED)  ## measure speed and accuracy; each script prints a table
 	$(RUN) benchmarks/train_throughput.py
 	$(RUN) benchmarks/table_4.py --manifest $(DEMO_MANIFEST)   # needs the demo's data
 
-lint: $(INSTALLED)  ## check style, types, and imports between folders
+lint: $(INSTALLED)  ## check style, types, imports between folders, and the docs
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+	$(RUN) docs/check_docs.py
 
 clean:         ## remove .venv and all outputs of the demo
 	rm -rf $(VENV) data checkpoints runs engines predictions

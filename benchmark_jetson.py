@@ -4,12 +4,12 @@ Reads   <engine-dir>/student_{fp32,fp16,int8}.engine; eval_frames.npz and studen
         Without TensorRT: the .onnx files instead, in ONNX Runtime on the CPU, which the table then says.
         --build: the .onnx files.
 Writes  --build: <engine-dir>/student_*.engine, timing.cache, and in student.json what built them.
-        <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms, where
-        matplotlib is there.
+        <engine-dir>/table_3.md, table_3.json and table_3.csv, and prints the table; latency.png, histograms and
+        latencies over time, where matplotlib is installed.
 
-This file runs alone: copy it beside the folder of engines. It needs Python 3.8, numpy, and on a Jetson tensorrt (from
-JetPack, 8.5 or newer) and pycuda. An engine runs only on the kind of GPU and the TensorRT version that built it, so
-build them on the Jetson from the .onnx files:
+This file runs alone: copy it beside the folder of engines. It needs Python 3.8 and numpy, and on a Jetson tensorrt and
+CUDA's runtime library, both from JetPack (5.1 or newer); it takes pycuda where that is installed. An engine runs only
+on the kind of GPU and the TensorRT version that built it, so build them on the Jetson from the .onnx files:
 
     python3 benchmark_jetson.py --engine-dir ./engines/ --build
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import hashlib
 import io
 import json
@@ -45,6 +46,8 @@ IGNORE = 255
 MEBIBYTE = 2.0**20
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # a signal ended the script before it was done
+SLICE = 1.0  # seconds that a precision is measured for before the next one has its turn
+SLOWDOWN = 0.05  # rise of the median latency during a run that is reported
 STREAMS = 2  # inferences under way at a time: one computes while the other is copied
 Outputs = Tuple[np.ndarray, np.ndarray]  # depth float32 [H,W] in metres, seg float32 [classes,H,W]
 
@@ -56,10 +59,159 @@ class BenchmarkError(Exception):
 # ---------------------------------------------------------------------------------------------------- the two runtimes
 
 
+class Cudart:
+    """CUDA's runtime library by ctypes, with the names and calls of pycuda.driver that this script uses.
+
+    pycuda has no wheel for a Jetson's Python; the library is part of JetPack.
+    """
+
+    def __init__(self, library: Any):
+        """Take the first GPU; raises BenchmarkError if there is none, or its driver is too old for the library."""
+        self.library = library
+        library.cudaGetErrorString.restype = ctypes.c_char_p
+        count = ctypes.c_int()
+        self.call("cudaGetDeviceCount", ctypes.byref(count))
+        self.call("cudaSetDevice", ctypes.c_int(0))
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the library; raises BenchmarkError with the library's message if it fails."""
+        code = getattr(self.library, name)(*arguments)
+        if code:
+            reason = self.library.cudaGetErrorString(ctypes.c_int(code)).decode("ascii", "replace")
+            raise BenchmarkError(f"{name} failed: {reason} (CUDA error {code})")
+
+    def device_name(self) -> str:
+        """Name of the GPU."""
+        properties = ctypes.create_string_buffer(1 << 14)  # cudaDeviceProp of any version; the name comes first
+        self.call("cudaGetDeviceProperties", properties, ctypes.c_int(0))
+        return properties.value.decode("utf-8", "replace")
+
+    def compute_capability(self) -> Tuple[int, int]:
+        """(major, minor) of the GPU."""
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        for value, attribute in ((major, 75), (minor, 76)):  # cudaDevAttrComputeCapabilityMajor, ...Minor
+            self.call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
+        return major.value, minor.value
+
+    def mem_get_info(self) -> Tuple[int, int]:
+        """(free, total) bytes of the GPU's memory."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self.call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def mem_alloc(self, size: int) -> CudartObject:
+        """Device memory; int() of it is its address."""
+        return CudartObject(self, "cudaMalloc", "cudaFree", ctypes.c_size_t(size))
+
+    def pagelocked_empty(self, shape: Tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Uninitialised array in page-locked host memory."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = CudartObject(self, "cudaMallocHost", "cudaFreeHost", ctypes.c_size_t(size))
+        buffer = (ctypes.c_char * size).from_address(int(memory))
+        buffer.memory = memory  # the array keeps the buffer, the buffer the memory
+        return np.frombuffer(buffer, dtype).reshape(shape)
+
+    def memcpy_htod_async(self, device: Any, host: np.ndarray, stream: CudaStream) -> None:
+        """Copy an array to device memory."""
+        self._copy(int(device), host.ctypes.data, host.nbytes, 1, stream)
+
+    def memcpy_dtoh_async(self, host: np.ndarray, device: Any, stream: CudaStream) -> None:
+        """Copy device memory to an array."""
+        self._copy(host.ctypes.data, int(device), host.nbytes, 2, stream)
+
+    def _copy(self, target: int, source: int, size: int, kind: int, stream: CudaStream) -> None:
+        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size)
+        self.call("cudaMemcpyAsync", *pointers, ctypes.c_int(kind), ctypes.c_void_p(stream.handle))
+
+    def Stream(self) -> CudaStream:
+        """A stream of its own."""
+        return CudaStream(self)
+
+    def Event(self) -> CudaEvent:
+        """A mark in a stream."""
+        return CudaEvent(self)
+
+
+class CudartObject:
+    """What a call of the runtime library makes, as long as this object lives; int() of it is its address."""
+
+    def __init__(self, cuda: Cudart, make: str, destroy: str, *arguments: Any):
+        self.cuda, self.destroy, self.address = cuda, destroy, ctypes.c_void_p()
+        cuda.call(make, ctypes.byref(self.address), *arguments)
+
+    def __int__(self) -> int:
+        return self.address.value or 0
+
+    def __del__(self) -> None:
+        if self.address:
+            getattr(self.cuda.library, self.destroy)(self.address)  # an error at the end of the process says nothing
+
+
+class CudaStream(CudartObject):
+    """Work of the GPU that is done in order."""
+
+    def __init__(self, cuda: Cudart):
+        super().__init__(cuda, "cudaStreamCreate", "cudaStreamDestroy")
+        self.handle = int(self)
+
+    def synchronize(self) -> None:
+        """Wait until all of its work is done."""
+        self.cuda.call("cudaStreamSynchronize", self.address)
+
+
+class CudaEvent(CudartObject):
+    """A mark in a stream, with the GPU's time."""
+
+    def __init__(self, cuda: Cudart):
+        super().__init__(cuda, "cudaEventCreate", "cudaEventDestroy")
+
+    def record(self, stream: CudaStream) -> None:
+        """Mark the end of what the stream has been given so far."""
+        self.cuda.call("cudaEventRecord", self.address, ctypes.c_void_p(stream.handle))
+
+    def time_till(self, other: CudaEvent) -> float:
+        """Milliseconds between this mark and a later one."""
+        elapsed = ctypes.c_float()
+        self.cuda.call("cudaEventElapsedTime", ctypes.byref(elapsed), self.address, other.address)
+        return elapsed.value
+
+
+CUDART = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")  # of CUDA 13, 12 and 11.x
+
+
+def load_cudart() -> Any:
+    """CUDA's runtime library: the system's, that of /usr/local/cuda, or the one of a Python package of NVIDIA's.
+
+    Raises BenchmarkError if there is none.
+    """
+    folders = [Path("/usr/local/cuda/lib64"), *(p for f in sys.path if f for p in Path(f).glob("nvidia/*/lib"))]
+    for name in [*CUDART, *(str(folder / name) for folder in folders for name in CUDART)]:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BenchmarkError(
+        f"TensorRT is here, but CUDA's runtime library is not ({', '.join(CUDART)}): install it (on a Jetson: sudo apt "
+        "install nvidia-jetpack), add its folder to LD_LIBRARY_PATH, or install pycuda"
+    )
+
+
+def find_cuda() -> Tuple[Any, str, Tuple[int, int]]:
+    """(pycuda.driver or Cudart, name of the GPU, its compute capability); raises BenchmarkError without a GPU."""
+    try:
+        import pycuda.autoinit
+        import pycuda.driver
+    except Exception:  # without a GPU pycuda raises errors of its own, which can't be named without it
+        cudart = Cudart(load_cudart())
+        return cudart, cudart.device_name(), cudart.compute_capability()
+    gpu = pycuda.autoinit.device
+    return pycuda.driver, gpu.name(), gpu.compute_capability()
+
+
 class TensorRTStudent:
     """An engine, with the calls that TensorRT 8.5 to 11 have in common."""
 
-    def __init__(self, path: Path, trt: ModuleType, cuda: ModuleType, loaded: Any = None):
+    def __init__(self, path: Path, trt: ModuleType, cuda: Any, loaded: Any = None):
         """Load an engine onto the GPU, or share one that is; raises BenchmarkError if it was built for another one."""
         self.path, self.trt, self.cuda = path, trt, cuda
         free_before = cuda.mem_get_info()[0]
@@ -209,24 +361,25 @@ class Backend(NamedTuple):
 
 
 def find_backend(threads: int) -> Backend:
-    """TensorRT if it can be used, else ONNX Runtime on the CPU; raises BenchmarkError when there is neither."""
+    """TensorRT if it is installed, else ONNX Runtime on the CPU.
+
+    Raises BenchmarkError when there is neither, and when TensorRT is installed but no GPU can be used: latencies of the
+    CPU would look like an answer.
+    """
     try:
-        import pycuda.autoinit
-        import pycuda.driver as cuda
         import tensorrt as trt
-    except Exception as error:  # without a GPU pycuda raises errors of its own, which can't be named without it
-        reason = " ".join(str(error).split())
-        return _onnx_runtime(threads, reason)
+    except ImportError as error:
+        return _onnx_runtime(threads, str(error))
     if not hasattr(trt.ICudaEngine, "num_io_tensors"):
         raise BenchmarkError(f"TensorRT {trt.__version__} is too old: 8.5 (JetPack 5.1) or newer is needed")
-    gpu = pycuda.autoinit.device
+    cuda, gpu, capability = find_cuda()
     return Backend(
         f"TensorRT {trt.__version__}",
-        f"{board()}, GPU {gpu.name()}",
+        f"{board()}, GPU {gpu}",
         ".engine",
         lambda path: TensorRTStudent(path, trt, cuda),
         build=lambda path, entry: build_engine(trt, path.read_bytes(), entry, path.parent / "timing.cache"),
-        built_by=identity(trt, gpu.name(), gpu.compute_capability()),
+        built_by=identity(trt, gpu, capability),
     )
 
 
@@ -311,16 +464,17 @@ class Sensors:
         self.text = self.log.read().decode("utf-8", "replace")
         self.log.close()
 
-    def readings(self) -> Dict[str, Union[float, str, None]]:
-        """Means over the block, and the rails whose power was added up; None for what tegrastats does not print."""
-        patterns = {
-            "gpu_celsius": r"\b(?:gpu|GPU)@(\d+(?:\.\d+)?)C",
-            "gpu_mhz": r"\bGR3D_FREQ (?:\d+%)?@\[?(\d+)",
-        }
-        found = {name: [float(value) for value in re.findall(p, self.text)] for name, p in patterns.items()}
-        means = {name: sum(values) / len(values) if values else None for name, values in found.items()}
-        power, rails = read_power(self.text)
-        return {"power_w": power, "power_rails": rails, **means}
+
+def sensor_readings(text: str) -> Dict[str, Union[float, str, None]]:
+    """Means of tegrastats' lines, and the rails whose power was added up; None for what it does not print."""
+    patterns = {
+        "gpu_celsius": r"\b(?:gpu|GPU)@(\d+(?:\.\d+)?)C",
+        "gpu_mhz": r"\bGR3D_FREQ (?:\d+%)?@\[?(\d+)",
+    }
+    found = {name: [float(value) for value in re.findall(pattern, text)] for name, pattern in patterns.items()}
+    means = {name: sum(values) / len(values) if values else None for name, values in found.items()}
+    power, rails = read_power(text)
+    return {"power_w": power, "power_rails": rails, **means}
 
 
 def find_models(engine_dir: Path, backend: Backend) -> List[Tuple[str, Path]]:
@@ -481,32 +635,88 @@ def sha256_of(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- latency
 
 
+class Floors(NamedTuple):
+    """What a precision is measured for at the least, and warmed up for before that."""
+
+    seconds: float
+    inferences: int
+    warmup_seconds: float
+
+
+class Samples:
+    """Measurements of one precision, one value an inference; sensors: tegrastats' lines of the same time."""
+
+    def __init__(self) -> None:
+        self.values: Dict[str, List[float]] = {"latency_ms": [], "input_ms": [], "at_s": []}
+        self.sensors = ""
+        self.images = 0
+
+    def done(self, floors: Floors) -> bool:
+        """Whether both floors are reached."""
+        latency, spent = self.values["latency_ms"], sum(self.values["latency_ms"]) + sum(self.values["input_ms"])
+        return len(latency) >= floors.inferences and spent >= 1000 * floors.seconds
+
+
 def measure(
-    student: Student, images: Sequence[np.ndarray], iterations: int, warmup: int, clock: Callable[[], float]
-) -> Dict[str, List[float]]:
+    students: Mapping[str, Student], images: Sequence[np.ndarray], floors: Floors, clock: Callable[[], float]
+) -> Dict[str, Samples]:
     """Time inferences one after the other, from image in host memory to answers in host memory.
 
+    The precisions take turns of SLICE seconds, in another order each round, so that a board that warms up slows all of
+    them alike. Each stops when it has reached its floors.
+
     Args:
-        student: what is timed.
-        images: uint8 [H,W,3], taken in turn; their preparation is not timed.
-        iterations: timed inferences.
-        warmup: inferences before the timed ones.
+        students: {precision: what is timed}.
+        images: uint8 [H,W,3], taken in turn.
+        floors: for each precision.
         clock: seconds, as time.perf_counter.
 
-    Returns: 'latency_ms', one value an iteration, and the same for each of student.parts().
+    Returns {precision: samples}: latency_ms; input_ms, the conversion of the image to the model's input; at_s, seconds
+        since the first measurement; and each of student.parts().
     """
-    samples: Dict[str, List[float]] = {"latency_ms": []}
-    for number in range(warmup + iterations):
-        student.prepare(images[number % len(images)])
+    for student in students.values():
+        _take_turn(student, images, floors.warmup_seconds, clock, Samples(), 0.0)
+    found = {precision: Samples() for precision in students}
+    order, began, turn = list(students), clock(), min(SLICE, floors.seconds)
+    while order:
+        for precision in order:
+            with Sensors() as sensors:
+                _take_turn(students[precision], images, turn, clock, found[precision], began)
+            found[precision].sensors += sensors.text
+        order = [precision for precision in (*order[1:], order[0]) if not found[precision].done(floors)]
+    return found
+
+
+def _take_turn(
+    student: Student,
+    images: Sequence[np.ndarray],
+    seconds: float,
+    clock: Callable[[], float],
+    samples: Samples,
+    began: float,
+) -> None:
+    """Inferences for some seconds, at least one, added to the samples."""
+    turn = clock()
+    while True:
+        image = images[samples.images % len(images)]
         start = clock()
+        student.prepare(image)
+        ready = clock()
         student.run()
-        latency = 1000 * (clock() - start)
-        if number < warmup:
-            continue
-        samples["latency_ms"].append(latency)
-        for name, value in student.parts().items():
-            samples.setdefault(name, []).append(value)
-    return samples
+        end = clock()
+        samples.images += 1
+        values = {"latency_ms": 1000 * (end - ready), "input_ms": 1000 * (ready - start), "at_s": end - began}
+        for name, value in {**values, **student.parts()}.items():
+            samples.values.setdefault(name, []).append(value)
+        if end - turn >= seconds:
+            return
+
+
+def slowdown(samples: Samples) -> float:
+    """Relative change of the median latency from the first to the last third of the inferences; 0 with few of them."""
+    latency = samples.values["latency_ms"]
+    third = len(latency) // 3
+    return float(np.median(latency[-third:]) / np.median(latency[:third]) - 1) if third > 9 else 0.0
 
 
 def throughput(
@@ -529,18 +739,20 @@ def throughput(
 
 
 def summarise(samples: Mapping[str, Sequence[float]]) -> Dict[str, float]:
-    """Mean, percentiles, maximum, standard deviation (jitter) and FPS of measure()'s latencies; medians of the parts.
+    """The figures of one precision from measure()'s values.
 
-    FPS is 1 / mean latency: what a loop that does nothing else reaches.
+    Mean, percentiles, maximum and standard deviation (jitter) of the latency; medians of the rest. frame_ms is the mean
+    of input conversion and inference together. FPS is 1 / mean latency: what a loop that does nothing else reaches.
     """
     latency = np.asarray(samples["latency_ms"], dtype=np.float64)
-    summary = {"mean_ms": float(latency.mean()), "median_ms": float(np.median(latency))}
+    summary = {"inferences": len(latency), "mean_ms": float(latency.mean()), "median_ms": float(np.median(latency))}
     for percent in (90, 99):
         summary[f"p{percent}_ms"] = float(np.percentile(latency, percent))
     summary["max_ms"] = float(latency.max())
     summary["std_ms"] = float(latency.std())
     summary["fps"] = float(1000 / latency.mean())
-    parts = {name: float(np.median(values)) for name, values in samples.items() if name != "latency_ms"}
+    summary["frame_ms"] = float((latency + np.asarray(samples["input_ms"])).mean())
+    parts = {name: float(np.median(values)) for name, values in samples.items() if name not in ("latency_ms", "at_s")}
     return {**summary, **parts}
 
 
@@ -638,6 +850,7 @@ def mean_iou(confusion: np.ndarray) -> float:
 COLUMNS = (  # heading, key of a row, format
     ("precision", "precision", "{}"),
     ("runs in", "runtime", "{}"),
+    ("inferences", "inferences", "{}"),
     ("mean ms", "mean_ms", "{:.2f}"),
     ("median ms", "median_ms", "{:.2f}"),
     ("p90 ms", "p90_ms", "{:.2f}"),
@@ -646,10 +859,12 @@ COLUMNS = (  # heading, key of a row, format
     ("jitter ms", "std_ms", "{:.2f}"),
     ("FPS", "fps", "{:.1f}"),
     (f"FPS in {STREAMS} streams", "streams_fps", "{:.1f}"),
+    ("input ms", "input_ms", "{:.3f}"),
+    ("frame ms", "frame_ms", "{:.2f}"),
     ("H2D ms", "h2d_ms", "{:.3f}"),
     ("compute ms", "compute_ms", "{:.3f}"),
     ("D2H ms", "d2h_ms", "{:.3f}"),
-    ("GPU MiB", "gpu_mib", "{:.0f}"),
+    ("memory MiB", "gpu_mib", "{:.0f}"),
     ("power W", "power_w", "{:.1f}"),
     ("GPU C", "gpu_celsius", "{:.0f}"),
     ("GPU MHz", "gpu_mhz", "{:.0f}"),
@@ -674,11 +889,14 @@ def as_markdown(table: dict) -> str:
     if table["frames"]:
         scored = f"accuracy on {table['frames']} held-out frames, pooled over pixels, depth from {{}} to {{}} m"
         scored = scored.format(*table["scored_depth"])
+    memory = "of the board, which CPU and GPU share" if table["shared_memory"] else "of the GPU"
     lines += [
         "",
-        f"{table['iterations']} inferences of one image each after {table['warmup']} to warm up; latency is from image "
-        "to answers in host memory, FPS its mean's inverse, jitter its standard deviation; H2D, compute and D2H are "
-        f"medians on the GPU's clock; {scored}.",
+        f"At least {table['min_seconds']:g} s and {table['min_inferences']} inferences of one image each, after "
+        f"{table['warmup_seconds']:g} s to warm up, in turns of {SLICE:g} s. Latency is from image to answers in host "
+        "memory, FPS the inverse of its mean, jitter its standard deviation; input is the conversion of the camera's "
+        "image to the model's input, frame both together; H2D, compute and D2H are medians on the GPU's clock; memory "
+        f"is what the engine takes {memory}; {scored}.",
     ]
     rails = sorted({row["power_rails"] for row in table["rows"] if row.get("power_rails")})
     board = {**table["board"], "power": ", ".join(rails)}
@@ -743,8 +961,8 @@ def change(old: Optional[float], new: Optional[float]) -> str:
     return f"{old:.3f} -> {new:.3f}{percent}"
 
 
-def draw_histograms(samples: Mapping[str, Sequence[float]], path: Path) -> bool:
-    """Draw the latencies in milliseconds of each precision; False where matplotlib is not installed."""
+def draw_latencies(samples: Mapping[str, Samples], path: Path) -> bool:
+    """Draw each precision's latencies as a histogram and over time; False where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -752,14 +970,17 @@ def draw_histograms(samples: Mapping[str, Sequence[float]], path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(samples), 1, figsize=(7, 2.2 * len(samples)), squeeze=False)
-    for number, (precision, latencies) in enumerate(samples.items()):
-        axis = axes[number, 0]
-        axis.hist(latencies, bins=60)
-        axis.axvline(float(np.median(latencies)), color="black", linewidth=1)
-        axis.set_title(f"{precision}: {len(latencies)} inferences, median {np.median(latencies):.2f} ms")
-        axis.set_ylabel("inferences")
+    figure, axes = pyplot.subplots(len(samples), 2, figsize=(12, 2.4 * len(samples)), squeeze=False)
+    for (histogram, course), (precision, found) in zip(axes, samples.items()):  # noqa: B905  # Python 3.8
+        latency = found.values["latency_ms"]
+        histogram.hist(latency, bins=60)
+        histogram.axvline(float(np.median(latency)), color="black", linewidth=1)
+        histogram.set_title(f"{precision}: {len(latency)} inferences, median {np.median(latency):.2f} ms")
+        histogram.set_ylabel("inferences")
+        course.plot(found.values["at_s"], latency, ".", markersize=2)
+        course.set_ylabel("latency, ms")
     axes[-1, 0].set_xlabel("latency, ms")
+    axes[-1, 1].set_xlabel("time since the first measurement, s")
     figure.tight_layout()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
@@ -781,46 +1002,50 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def benchmark(engine_dir: Path, backend: Backend, iterations: int, warmup: int) -> Tuple[dict, Dict[str, List[float]]]:
-    """Table III of a folder as plain values (title, notice, rows, how they were measured); latencies by precision."""
+def benchmark(engine_dir: Path, backend: Backend, floors: Floors) -> Tuple[dict, Dict[str, Samples]]:
+    """Table III of a folder as plain values (title, notice, rows, how they were measured); samples by precision."""
     models = find_models(engine_dir, backend)
     frames, description = read_evaluation(engine_dir), read_description(engine_dir)
-    rows, latencies = [], {}
     notices = [backend.notice]
+    students: Dict[str, Student] = {}
     for precision, path in models:
         notices.append(refuse_foreign(path, description, backend))
-        student = backend.load(path)
-        height, width = student.size
-        if frames is None:
-            images = [np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)]
-        elif frames["rgb"].shape[1:3] == (height, width):
-            images = list(frames["rgb"])
-        else:
+        students[precision] = backend.load(path)
+        height, width = students[precision].size
+        if frames is not None and frames["rgb"].shape[1:3] != (height, width):
             raise BenchmarkError(f"{path} takes images of {width}x{height}, eval_frames.npz has others: export anew")
-        row = {"precision": precision, "runtime": backend.name, "file_mib": path.stat().st_size / MEBIBYTE}
-        print(f"measuring {path.name}", file=sys.stderr, flush=True)
-        with Sensors() as sensors:
-            samples = measure(student, images, iterations, warmup, time.perf_counter)
-        latencies[precision] = samples["latency_ms"]
-        row.update(summarise(samples))
-        row.update(sensors.readings())
-        row["streams_fps"] = throughput(student, images, iterations, time.perf_counter)
+    if len({student.size for student in students.values()}) > 1:
+        raise BenchmarkError(f"the models of {engine_dir} take images of different sizes: export anew")
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    images = [noise] if frames is None else list(frames["rgb"])
+    print(f"measuring {', '.join(path.name for _, path in models)}", file=sys.stderr, flush=True)
+    samples = measure(students, images, floors, time.perf_counter)
+    rows = []
+    for precision, path in models:
+        student, found = students[precision], samples[precision]
+        row: Dict[str, Any] = {"precision": precision, "runtime": backend.name}
+        row["file_mib"] = path.stat().st_size / MEBIBYTE
+        row.update(summarise(found.values))
+        row.update(sensor_readings(found.sensors))
+        row["streams_fps"] = throughput(student, images, floors.inferences, time.perf_counter)
         row["gpu_mib"] = None if student.memory_bytes is None else student.memory_bytes / MEBIBYTE
         row.update(accuracy(student, frames) if frames else {})
         rows.append(row)
-        print(f"{path.name}: median {row['median_ms']:.2f} ms", file=sys.stderr)
-        del student  # its GPU memory must not count as the next one's
+        if backend.suffix == ".engine" and slowdown(found) > SLOWDOWN:
+            notices.append(f"{precision} became {slowdown(found):.0%} slower during the run: is the board throttled?")
     table = {
         "title": f"Table III: student, {backend.name}, {backend.device}",
         "notice": "; ".join(notice for notice in notices if notice) or None,
         "rows": rows,
         "board": board_state(),
-        "iterations": iterations,
-        "warmup": warmup,
+        "shared_memory": Path("/etc/nv_tegra_release").is_file(),
+        "min_seconds": floors.seconds,
+        "min_inferences": floors.inferences,
+        "warmup_seconds": floors.warmup_seconds,
         "frames": len(frames["rgb"]) if frames else 0,
         "scored_depth": frames["scored_depth"] if frames else None,
     }
-    return table, latencies
+    return table, samples
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -842,13 +1067,34 @@ def count(text: str) -> int:
     return value
 
 
+def seconds(text: str) -> float:
+    """Argparse type: a finite number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return value
+
+
 def parse_arguments() -> argparse.Namespace:
     """The flags of the command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine-dir", type=Path, default=Path("engines"), help="default: %(default)s")
     parser.add_argument("--build", action="store_true", help="build the engines from the .onnx files first")
-    parser.add_argument("--iterations", type=count, default=200, help="timed inferences (default: %(default)s)")
-    parser.add_argument("--warmup", type=count, default=20, help="inferences before (default: %(default)s)")
+    parser.add_argument(
+        "--iterations", type=count, default=1024, help="least timed inferences of a precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--min-seconds",
+        type=seconds,
+        default=10.0,
+        help="least time that a precision is measured for; 60 is MLPerf's rule (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warmup-seconds", type=seconds, default=2.0, help="inferences before, for so long (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=count, default=0, help="of ONNX Runtime (default: 0, its own choice)")
     parser.add_argument("--compare", type=Path, help="an earlier table_3.json to tell the changes since")
     arguments = parser.parse_args()
@@ -877,12 +1123,13 @@ def main() -> int:
         backend = find_backend(arguments.threads)
         if arguments.build:
             build_engines(arguments.engine_dir, backend)
-        table, latencies = benchmark(arguments.engine_dir, backend, arguments.iterations, arguments.warmup)
+        floors = Floors(arguments.min_seconds, arguments.iterations, arguments.warmup_seconds)
+        table, samples = benchmark(arguments.engine_dir, backend, floors)
         text = as_markdown(table) + (comparison(table, earlier) if earlier else "")
         contents = {"md": text, "json": json.dumps(table, indent=2, allow_nan=False) + "\n", "csv": as_csv(table)}
         for suffix, content in contents.items():
             write_file(arguments.engine_dir / f"table_3.{suffix}", content.encode("utf-8"))
-        drawn = draw_histograms(latencies, arguments.engine_dir / "latency.png")
+        drawn = draw_latencies(samples, arguments.engine_dir / "latency.png")
     except (BenchmarkError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE

@@ -171,7 +171,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised by a signal outside of a StopSignal; the message is the signal's name."""
+    """Raised to end a script on a signal; the message is the signal's name."""
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class HubFile:
         return f"{self.model}/{self.name}"
 
     def find(self, runtime: Runtime) -> Path | None:
-        """The file in the hub's cache; None when it, or its link in WEIGHTS_DIR, is missing."""
+        """The file in the hub's cache; None if it or its link in WEIGHTS_DIR is missing."""
         found = try_to_load_from_cache(self.model, self.name)
         linked = self.link is None or (runtime.weights_dir / self.link).is_file()
         return Path(found) if isinstance(found, str) and linked else None
@@ -87,7 +87,7 @@ class UrlFile:
         return self.path.name
 
     def find(self, runtime: Runtime) -> Path | None:
-        """The file; None when it is missing."""
+        """The file; None if it is missing."""
         return self.path if self.path.is_file() else None
 
     def fetch(self, runtime: Runtime) -> tuple[Path, str | None]:

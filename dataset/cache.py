@@ -133,9 +133,8 @@ class PackedCache:
             if done is None:
                 self._allocate(stop)
                 done = 0
-            write_json(
-                self.build_folder / PROGRESS_FILE, done
-            )  # before the digests: changed frames must not count as packed
+            # before the digests: changed frames must not count as packed
+            write_json(self.build_folder / PROGRESS_FILE, done)
             write_json(self.build_folder / ROWS_FILE, self.digests)
             write_json(self.build_folder / "stems.json", [row.stem for row in self.rows])
             if self.source:

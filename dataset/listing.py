@@ -34,7 +34,7 @@ def normalize_name(name: str) -> str:
 
 
 def normalize_stems(content: Mapping[str, Value], where: str | Path) -> dict[str, Value]:
-    """The mapping with normalized stems; raises UserError naming `where` if two stems become equal."""
+    """The mapping with normalised stems; raises UserError naming `where` if two stems become equal."""
     stems = {normalize_name(stem): value for stem, value in content.items()}
     if len(stems) < len(content):
         raise UserError(f"{where}: two stems differ only in Unicode composition: remove one")

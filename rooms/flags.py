@@ -9,7 +9,7 @@ from dataset.manifest import check_camera
 
 
 def add_room_flags(parser: ArgumentParser, scenes: int, frames_per_scene: int) -> None:
-    """--scenes, --frames-per-scene, --seed, --focal-scale.
+    """--scenes, --frames-per-scene, --seed, --focal-scale, --view.
 
     Args:
         parser: which gets the flags.
@@ -30,6 +30,13 @@ def add_room_flags(parser: ArgumentParser, scenes: int, frames_per_scene: int) -
         metavar=("LOW", "HIGH"),
         help="factor on NYU's focal lengths, above 1 a longer lens; with two each room gets one between them "
         "(default: 1)",
+    )
+    parser.add_argument(
+        "--view",
+        choices=("handheld", "robot", "mixed"),
+        default="handheld",
+        help="height of the camera: 0.9 to 1.7 m, 0.15 to 0.4 m in rooms and corridors as a robot finds them, or half "
+        f"of the rooms each ({default})",
     )
 
 

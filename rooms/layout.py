@@ -1,6 +1,6 @@
 """Furnished rooms and corridors: furniture and people put where they are found in real homes and offices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from rooms.geometry import Mesh, placement
 from rooms.kit import Kit
 from rooms.people import person
 from rooms.shell import (
+    Finish,
     Opening,
     Room,
     add_lamps,
@@ -234,16 +235,25 @@ def draw_openings(room: Room, plan_name: str) -> None:
                 break
 
 
-def build_room(rng: np.random.Generator) -> tuple[str, Room]:
-    """A furnished room drawn from `rng`: its type (a key of PLANS) and the room."""
-    names = list(PLANS)
-    shares = np.array([PLANS[name].share for name in names])
+def build_room(
+    rng: np.random.Generator,
+    plans: Mapping[str, Plan] = PLANS,
+    change_finish: Callable[[Kit, Finish], None] | None = None,
+) -> tuple[str, Room]:
+    """A furnished room drawn from `rng`: its type (a key of `plans`) and the room.
+
+    change_finish: may replace the materials of floor and walls before anything is built.
+    """
+    names = list(plans)
+    shares = np.array([plans[name].share for name in names])
     name = names[rng.choice(len(names), p=shares / shares.sum())]
-    plan = PLANS[name]
+    plan = plans[name]
     kit = Kit(Mesh(), Palette(rng), rng)
     width, depth, height = (float(rng.uniform(*limits)) for limits in (plan.width, plan.depth, plan.height))
     room = Room(kit, width, depth, height)
     finish = draw_finish(kit, plan.formal)
+    if change_finish:
+        change_finish(kit, finish)
     draw_openings(room, name)
     build_shell(room, finish)
     if name in ("office", "lobby", "classroom") and rng.random() < 0.5:

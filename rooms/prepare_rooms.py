@@ -28,6 +28,7 @@ def prepare_rooms(
     frames_per_scene: int = FRAMES_PER_SCENE,
     seed: int = 0,
     focal_scale: Sequence[float] = (1.0,),
+    view: str = "handheld",
 ) -> Path:
     """Make the data folder `out` unless its manifest is there; returns the manifest's path.
 
@@ -45,7 +46,8 @@ def prepare_rooms(
     if not mat.is_file():
         _stage(
             "rooms/render_rooms.py", "--out", str(mat), "--scenes", str(scenes),
-            "--frames-per-scene", str(frames_per_scene), "--seed", str(seed), "--focal-scale", *map(str, focal_scale),
+            "--frames-per-scene", str(frames_per_scene), "--seed", str(seed), "--view", view,
+            "--focal-scale", *map(str, focal_scale),
         )  # fmt: skip
     _stage("dataset/nyu_loader.py", "--mat", str(mat), "--out", str(out))
     _stage(
@@ -87,7 +89,12 @@ def main() -> int:
     arguments = parser.parse_args()
     lens_range(arguments.focal_scale)  # before anything is written
     manifest = prepare_rooms(
-        arguments.out, arguments.scenes, arguments.frames_per_scene, arguments.seed, arguments.focal_scale
+        arguments.out,
+        arguments.scenes,
+        arguments.frames_per_scene,
+        arguments.seed,
+        arguments.focal_scale,
+        arguments.view,
     )
     print(f"manifest: {manifest}")
     return 0

@@ -5,6 +5,7 @@ from one gathered bounce, both by interleaved sampling: the 16 pixels of a 4x4 b
 and a filter over 4x4 pixels of the same surface joins them again (Keller and Heidrich, Interleaved Sampling, 2001).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -75,11 +76,11 @@ class World:
         self.plane = np.cross(second - first, third - first)
         self.plane /= np.linalg.norm(self.plane, axis=1, keepdims=True)
         self.offset = (self.plane * first).sum(1)
-        self._scene = _embree(soup.vertices)
+        self._scene = embree(soup.vertices)
         # Lamps shine through their own shades, daylight through panes: neither may cast shadows.
         blocks = (self.triangle_kind != GLASS) & (self.table.emission[soup.materials] == 0)
         self._blocker_ids = np.flatnonzero(blocks)
-        self._blockers = _embree(soup.vertices[blocks])
+        self._blockers = embree(soup.vertices[blocks])
         # Irradiance of the bounced light: the lamps' power spread over `area` m^2 of walls, floor and ceiling.
         self.ambient = np.float32(4.0 * sum(light.power.mean() for light in lights) / area)
 
@@ -140,8 +141,17 @@ def camera_rays(camera: Intrinsics, pose: Pose) -> np.ndarray:
     return np.einsum("ij,kj->ik", rays.reshape(-1, 3), pose.rotation())  # unlike BLAS, the same bits everywhere
 
 
-def render(world: World, camera: Intrinsics, pose: Pose, rng: np.random.Generator) -> RawFrame:
-    """One frame; all randomness (noise, exposure, sampling patterns) comes from `rng`."""
+def render(
+    world: World,
+    camera: Intrinsics,
+    pose: Pose,
+    rng: np.random.Generator,
+    developed: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+) -> RawFrame:
+    """One frame; all randomness (noise, exposure, sampling patterns) comes from `rng`.
+
+    developed: makes the picture of linear radiance [H,W,3], as develop() does.
+    """
     shape = (camera.height, camera.width)
     rays = camera_rays(camera, pose)
     origins = np.broadcast_to(pose.position, rays.shape)
@@ -152,7 +162,7 @@ def render(world: World, camera: Intrinsics, pose: Pose, rng: np.random.Generato
     light = _gathered_light(world, surface, shape, rng)
     radiance = _emitted_or_lit(world, surface, light) * tint
     _add_reflections(world, radiance, first, surface, origins, rays, pixel_angle)
-    rgb = develop(radiance.reshape(*shape, 3), rng)
+    rgb = (developed or develop)(radiance.reshape(*shape, 3), rng)
     depth = np.where(np.isfinite(first.distance), first.distance, 0).astype(np.float32).reshape(shape)
     objects = np.where(first.triangle >= 0, world.soup.objects[first.triangle], -1).reshape(shape)
     sensor = sense(world, first, path, rays, shape, rng)
@@ -351,12 +361,19 @@ def develop(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def sense(
-    world: World, first: Hits, path: np.ndarray, rays: np.ndarray, shape: tuple[int, int], rng: np.random.Generator
+    world: World,
+    first: Hits,
+    path: np.ndarray,
+    rays: np.ndarray,
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    weakness: float = 1.0,
 ) -> np.ndarray:
     """Depth as a time-of-flight sensor reports it: float32 [H,W] metres, 0 = hole.
 
     The signal falls with infrared albedo * cos(incidence) / distance^2; below a threshold there is no reading, and
     noise grows as it falls. Panes and mirrors return light from behind or nothing; edges mix two depths and drop.
+    weakness: factor on that threshold.
     """
     triangle = np.maximum(first.triangle, 0)
     material = world.soup.materials[triangle]
@@ -365,7 +382,7 @@ def sense(
     depth = np.where(np.isfinite(first.distance), first.distance, 0)
     signal = world.table.infrared[material] * cosine / np.maximum((depth * length) ** 2, 0.1)
     blotch = _smooth_noise(shape, 12, rng).ravel()
-    threshold = 0.0035 * np.exp(0.35 * blotch + 0.25 * rng.standard_normal(depth.shape))
+    threshold = weakness * 0.0035 * np.exp(0.35 * blotch + 0.25 * rng.standard_normal(depth.shape))
     kind = np.where(first.triangle >= 0, world.triangle_kind[triangle], OPAQUE)
     clear = kind != OPAQUE
     behind = np.where(np.isfinite(path), path, 0)
@@ -402,7 +419,8 @@ def _block_index(shape: tuple[int, int]) -> np.ndarray:
     return (y % BLOCK * BLOCK + x % BLOCK).ravel()
 
 
-def _embree(vertices: np.ndarray) -> EmbreeScene:
+def embree(vertices: np.ndarray) -> EmbreeScene:
+    """Triangles float [F,3,3] ready for rays."""
     scene = EmbreeScene(robust=True)
     TriangleMesh(scene, _f32(vertices))
     return scene

@@ -31,10 +31,14 @@ from dataset.label_remapper import load_class_table
 from rooms.flags import add_room_flags, lens_range
 from rooms.layout import Room, build_room
 from rooms.render import Pose, World, camera_rays, render
+from rooms.robot import build_robot_room, choose_robot_poses, develop_moving
+from rooms.tof import sense_beside
 
 MAX_PITCH, MAX_ROLL = np.radians(15), np.radians(5)
 CANDIDATES = 48  # poses tried for the views of one scene
 PREVIEW_ROWS = 8
+VIEWS = ("handheld", "robot", "mixed")  # from 0.9 to 1.7 m, from 0.15 to 0.4 m, half of the scenes each
+TOF_WEAKNESS = (15.0, 150.0)  # of the robot's sensor, drawn for each scene; see sense()
 
 
 @dataclass
@@ -65,19 +69,49 @@ def class_table() -> tuple[list[str], dict[str, str]]:
 
 
 def render_scene(
-    seed: int, scene_index: int, frames: int, camera: Intrinsics, lenses: tuple[float, float] = (1.0, 1.0)
+    seed: int,
+    scene_index: int,
+    frames: int,
+    camera: Intrinsics,
+    lenses: tuple[float, float] = (1.0, 1.0),
+    view: str = "handheld",
 ) -> list[RenderedFrame]:
     """Build scene `scene_index` of `seed` and render `frames` views of it; depends on nothing else.
 
-    lenses: range of factors on the camera's focal length, of which each scene draws one (log-uniform).
+    Args:
+        seed: of everything random.
+        scene_index: number of the scene.
+        frames: number of views.
+        camera: what they are seen through.
+        lenses: range of factors on the camera's focal length, of which each scene draws one (log-uniform).
+        view: one of VIEWS.
     """
     camera = camera.with_focal_scale(_draw_lens(seed, scene_index, lenses))
     rng = np.random.default_rng([seed, scene_index])
+    if view == "robot" or view == "mixed" and np.random.default_rng([seed, scene_index, 2]).random() < 0.5:
+        return _render_robot_scene(scene_index, frames, camera, rng)
     scene_type, room = build_room(rng)
     world = room.world()
     poses = choose_poses(world, room, camera, frames, rng)
     scene = f"{scene_type}_{scene_index + 1:04d}"
     return [_render_frame(world, camera, pose, rng, scene, scene_type) for pose in poses]
+
+
+def _render_robot_scene(
+    scene_index: int, frames: int, camera: Intrinsics, rng: np.random.Generator
+) -> list[RenderedFrame]:
+    """Views of a robot's room; the sensor depth is that of a time-of-flight camera beside the colour camera."""
+    scene_type, room = build_robot_room(rng)
+    world = room.world()
+    weakness = float(np.exp(rng.uniform(*np.log(TOF_WEAKNESS))))
+    rendered = []
+    for pose in choose_robot_poses(world, room, camera, frames, rng):
+        raw = render(world, camera, pose, rng, develop_moving)
+        labels, instances = _number_instances(raw.object, world.soup.classes)
+        sensor = sense_beside(world, camera, pose, rng, weakness)
+        scene = f"robot_{scene_type}_{scene_index + 1:04d}"
+        rendered.append(RenderedFrame(raw.rgb, raw.depth, sensor, labels, instances, scene, scene_type, pose, camera))
+    return rendered
 
 
 def _draw_lens(seed: int, scene_index: int, lenses: tuple[float, float]) -> float:
@@ -156,7 +190,7 @@ def _score(world: World, coarse: Intrinsics, pose: Pose) -> float:
     return score - 0.6 * near - 5.0 * float(centre.min() < 0.4)
 
 
-def _job(arguments: tuple[int, int, int, Intrinsics, tuple[float, float]]) -> list[RenderedFrame]:
+def _job(arguments: tuple[int, int, int, Intrinsics, tuple[float, float], str]) -> list[RenderedFrame]:
     return render_scene(*arguments)
 
 
@@ -171,9 +205,10 @@ def render_scenes(
     camera: Intrinsics,
     workers: int = 1,
     lenses: tuple[float, float] = (1.0, 1.0),
+    view: str = "handheld",
 ) -> Iterator[RenderedFrame]:
     """All frames of scenes 0 .. scenes-1 in order, rendered by `workers` processes; see render_scene()."""
-    jobs = ((seed, index, frames, camera, lenses) for index in range(scenes))
+    jobs = ((seed, index, frames, camera, lenses, view) for index in range(scenes))
     if workers == 1:
         for job in jobs:
             yield from _job(job)
@@ -288,7 +323,7 @@ def main() -> None:
     step = args.frames_per_scene
 
     def watched() -> Iterator[RenderedFrame]:
-        frames = render_scenes(args.seed, args.scenes, step, camera, args.workers, lenses)
+        frames = render_scenes(args.seed, args.scenes, step, camera, args.workers, lenses, args.view)
         for index, frame in enumerate(tqdm(frames, total=count, unit="frame", disable=None)):
             if args.preview and index % step == 0 and len(keep) < PREVIEW_ROWS:
                 keep.append(frame)
@@ -298,7 +333,8 @@ def main() -> None:
     if args.preview:
         write_png(args.preview, contact_sheet(keep))
     focal = " to ".join(f"{factor:g}" for factor in args.focal_scale)
-    print(f"{args.out}: {count} frames of {args.scenes} rooms, seed {args.seed}, focal length {focal} times NYU's")
+    rooms = f"{args.scenes} rooms, {args.view} view, seed {args.seed}"
+    print(f"{args.out}: {count} frames of {rooms}, focal length {focal} times NYU's")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import ast
 import csv
+import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,7 +85,8 @@ def evaluation_frames(count=5):
 
 def run(monkeypatch, capsys, *arguments):
     """(exit code, standard output, standard error) of the script."""
-    monkeypatch.setattr(sys, "argv", ["benchmark_jetson.py", *map(str, arguments)])
+    quick = ("--min-seconds", "0", "--warmup-seconds", "0")
+    monkeypatch.setattr(sys, "argv", ["benchmark_jetson.py", *quick, *map(str, arguments)])
     try:
         code = benchmark_jetson.main()
     except SystemExit as stop:
@@ -98,24 +101,25 @@ def without(monkeypatch, *modules):
 
 
 class Clockwork:
-    """A student and a clock: inference number n takes n milliseconds; preparing an image takes an hour."""
+    """A student and its clock: an inference takes `base` ms times `heat` of the time, preparing an image 1 ms."""
 
-    def __init__(self):
-        self.now, self.inferences, self.images = 0.0, 0, []
+    def __init__(self, base=1.0, heat=lambda seconds: 1.0, time=None):
+        self.base, self.heat, self.time = base, heat, time if time is not None else [0.0]
+        self.images = []
 
     def prepare(self, rgb):
         self.images.append(rgb)
-        self.now += 3600
+        self.time[0] += 0.001
 
     def run(self):
-        self.inferences += 1
-        self.now += self.inferences / 1000
+        self.took = self.base * self.heat(self.time[0])
+        self.time[0] += self.took / 1000
 
     def parts(self):
-        return {"compute_ms": 10.0 * self.inferences}
+        return {"compute_ms": self.took / 2}
 
     def clock(self):
-        return self.now
+        return self.time[0]
 
 
 # ---------------------------------------------------------------------------------------------------- one file, alone
@@ -133,7 +137,7 @@ def test_runs_copied_alone_beside_the_folder(tmp_path, engine_dir):
     alone = tmp_path / "robot"
     alone.mkdir()
     shutil.copy(SCRIPT, alone)
-    command = [sys.executable, "-I", "benchmark_jetson.py", "--engine-dir", str(engine_dir), "--iterations", "3"]
+    command = [sys.executable, "-I", "benchmark_jetson.py", "--engine-dir", str(engine_dir), "--min-seconds", "1"]
     done = subprocess.run(command, cwd=alone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Table III" in done.stdout
@@ -142,21 +146,66 @@ def test_runs_copied_alone_beside_the_folder(tmp_path, engine_dir):
 # ------------------------------------------------------------------------------------------------------------ timing
 
 
-def test_measure_leaves_out_warm_up_and_preparation():
-    clockwork = Clockwork()
-    samples = measure(clockwork, ["a", "b"], iterations=5, warmup=3, clock=clockwork.clock)
-    assert samples["latency_ms"] == pytest.approx([4, 5, 6, 7, 8], abs=1e-6)
-    assert samples["compute_ms"] == [40, 50, 60, 70, 80]
-    assert clockwork.images == ["a", "b"] * 4
+def floors(seconds=0.0, inferences=1, warmup=0.0):
+    return benchmark_jetson.Floors(seconds, inferences, warmup)
+
+
+def test_measure_tells_input_and_inference_apart_and_leaves_out_the_warm_up():
+    clockwork = Clockwork(heat=lambda seconds: 5.0 if seconds < 0.5 else 1.0)
+    found = measure({"fp32": clockwork}, ["a", "b"], floors(inferences=5, warmup=1.0), clockwork.clock)["fp32"].values
+    assert found["latency_ms"] == pytest.approx([1.0] * 5) and found["input_ms"] == pytest.approx([1.0] * 5)
+    assert found["compute_ms"] == pytest.approx([0.5] * 5)
+    assert found["at_s"] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.010])
+    assert clockwork.images[-4:] in (["a", "b"] * 2, ["b", "a"] * 2)
+
+
+@pytest.mark.parametrize(("seconds", "inferences"), [(0.0, 7), (3.0, 7), (0.5, 900), (10.0, 1024)])
+def test_both_floors_hold(seconds, inferences):
+    time = [0.0]
+    students = {name: Clockwork(base, time=time) for name, base in (("fp32", 4.0), ("fp16", 1.0))}
+    for found in measure(students, ["a"], floors(seconds, inferences), lambda: time[0]).values():
+        values = found.values
+        assert len(values["latency_ms"]) >= inferences
+        assert sum(values["latency_ms"]) + sum(values["input_ms"]) >= 1000 * seconds - 1e-6
+
+
+def bias(slice_seconds, monkeypatch):
+    """Ratio of the mean latencies of two students that are equally fast, on a board that heats up while it measures."""
+    monkeypatch.setattr(benchmark_jetson, "SLICE", slice_seconds)
+    time = [0.0]
+    students = {name: Clockwork(2.0, lambda t: 1 + 0.5 * min(t / 40, 1), time) for name in ("first", "second")}
+    found = measure(students, ["a"], floors(20.0, 1), lambda: time[0])
+    means = {name: np.mean(samples.values["latency_ms"]) for name, samples in found.items()}
+    return means["second"] / means["first"]
+
+
+def test_turns_take_the_bias_of_a_board_that_heats_up_out(monkeypatch):
+    assert bias(1e6, monkeypatch) > 1.15, "one after the other"
+    assert bias(1.0, monkeypatch) == pytest.approx(1, abs=0.01)
+
+
+def test_a_board_that_slows_down_is_told(engine_dir, on_a_jetson, monkeypatch, capsys):
+    hot = Clockwork(1.0, lambda seconds: 1 + seconds)
+    found = measure({"fp32": hot}, ["a"], floors(inferences=300), hot.clock)["fp32"]
+    assert benchmark_jetson.slowdown(found) > 0.2
+    steady = Clockwork()
+    assert benchmark_jetson.slowdown(measure({"a": steady}, ["a"], floors(inferences=99), steady.clock)["a"]) == 0
+    (engine_dir / "student_fp32.engine").write_bytes(b"engine")
+    described(engine_dir)
+    monkeypatch.setattr(benchmark_jetson, "slowdown", lambda samples: 0.21)
+    code, out, _ = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 1)
+    assert code == 0 and "**fp32 became 21% slower during the run: is the board throttled?**" in out
 
 
 def test_summarise():
-    summary = summarise({"latency_ms": list(range(1, 102)), "h2d_ms": [1, 5, 2]})
+    latency = list(range(1, 102))
+    summary = summarise({"latency_ms": latency, "input_ms": [2.0] * 101, "at_s": latency, "h2d_ms": [1, 5, 2]})
+    assert summary["inferences"] == 101 and summary["frame_ms"] == 53 and summary["input_ms"] == 2
     assert summary["median_ms"] == 51 and summary["p90_ms"] == 91 and summary["p99_ms"] == 100
     assert summary["mean_ms"] == 51 and summary["max_ms"] == 101
     assert summary["std_ms"] == pytest.approx(np.sqrt((101**2 - 1) / 12))
     assert summary["fps"] == pytest.approx(1000 / 51)
-    assert summary["h2d_ms"] == 2
+    assert summary["h2d_ms"] == 2 and "at_s" not in summary
 
 
 # ---------------------------------------------------------------------------------------------------------- accuracy
@@ -236,7 +285,7 @@ def test_falls_back_to_onnx_runtime_and_says_so(engine_dir, monkeypatch, capsys)
     (written,) = csv.DictReader((engine_dir / "table_3.csv").open())
     assert float(written["median_ms"]) == row["median_ms"] and written["gpu_mib"] == ""
     assert read_image(engine_dir / "latency.png").shape[2] == 3
-    assert table["frames"] == 5 and table["iterations"] == 4
+    assert table["frames"] == 5 and table["min_inferences"] == 4
     assert row["rmse"] > 0 and 0 <= row["miou"] <= 1
     assert {path.name for path in engine_dir.iterdir()} == {
         "eval_frames.npz", "student.json", "student_fp32.onnx", "table_3.json", "table_3.md", "table_3.csv",
@@ -386,6 +435,82 @@ class FakeCuda(types.ModuleType):
         self.queue.append(lambda: host.__setitem__(..., self.memory[device].view(host.dtype).reshape(host.shape)))
 
 
+class FakeCudart(FakeCuda):
+    """CUDA's runtime library whose device memory is host memory; `library` has its functions, as ctypes calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.freed = set(), set()
+        names = [name for name in vars(FakeCudart) if name.startswith("cuda")]
+        self.library = types.SimpleNamespace(**{name: self.function(name) for name in names})
+
+    def function(self, name):
+        def called(*arguments):
+            return getattr(self, name)(*arguments) or 0
+
+        return called
+
+    def cudaGetErrorString(self, code):
+        return b"no CUDA-capable device is detected"
+
+    def cudaGetDeviceCount(self, count):
+        count._obj.value = 1
+
+    def cudaSetDevice(self, device):
+        assert device.value == 0
+
+    def cudaGetDeviceProperties(self, properties, device):
+        properties.value = b"Orin"
+
+    def cudaDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 8, 76: 7}[attribute.value]
+
+    def cudaMemGetInfo(self, free, total):
+        free._obj.value, total._obj.value = self.free, 2 * 10**9
+
+    def cudaMalloc(self, pointer, size):
+        array = np.full(size.value, 255, np.uint8)
+        self.memory[array.ctypes.data] = array
+        self.free -= size.value
+        self.make(pointer, array.ctypes.data)
+
+    def cudaMallocHost(self, pointer, size):
+        array = np.full(size.value, 255, np.uint8)
+        self.pinned = [*getattr(self, "pinned", []), array]
+        self.make(pointer, array.ctypes.data)
+
+    def make(self, pointer, address):
+        pointer._obj.value = address
+        self.made.add(address)
+
+    def destroy(self, pointer):
+        self.freed.add(pointer.value)
+
+    cudaFree = cudaFreeHost = cudaStreamDestroy = cudaEventDestroy = destroy
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        assert stream.value == 7 and kind.value in (1, 2)
+        self.queue.append(lambda: ctypes.memmove(target.value, source.value, size.value))
+
+    def cudaStreamCreate(self, pointer):
+        pointer._obj.value = 7
+
+    def cudaStreamSynchronize(self, stream):
+        self.synchronize()
+
+    def cudaEventCreate(self, pointer):
+        self.events = getattr(self, "events", 0) + 1
+        self.make(pointer, 10**6 + self.events)
+
+    def cudaEventRecord(self, event, stream):
+        self.marks = getattr(self, "marks", {})
+        FakeEvent.ticks += 0.5
+        self.marks[event.value] = FakeEvent.ticks
+
+    def cudaEventElapsedTime(self, elapsed, start, end):
+        elapsed._obj.value = self.marks[end.value] - self.marks[start.value]
+
+
 def fake_tensorrt(cuda, weights, input_type="float32", output_type="float32"):
     """A tensorrt module; an engine file that does not begin with b'engine' was 'built elsewhere'."""
     shapes = {"rgb": (1, 3, HEIGHT, WIDTH), "depth": (1, 1, HEIGHT, WIDTH), "seg": (1, CLASSES, HEIGHT, WIDTH)}
@@ -432,22 +557,63 @@ def fake_tensorrt(cuda, weights, input_type="float32", output_type="float32"):
     return module
 
 
-@pytest.fixture
-def on_a_jetson(monkeypatch, weights):
-    cuda = FakeCuda()
+@pytest.fixture(params=["pycuda", "ctypes"])
+def on_a_jetson(request, monkeypatch, weights):
+    """A Jetson with pycuda, and one with CUDA's runtime library alone."""
+    cuda = FakeCuda() if request.param == "pycuda" else FakeCudart()
     package, autoinit = types.ModuleType("pycuda"), types.ModuleType("pycuda.autoinit")
     autoinit.device = types.SimpleNamespace(name=lambda: "Orin", compute_capability=lambda: (8, 7))
     package.driver, package.autoinit = cuda, autoinit
     modules = {"pycuda": package, "pycuda.driver": cuda, "pycuda.autoinit": autoinit}
+    if request.param == "ctypes":
+        modules = dict.fromkeys(modules)
+        monkeypatch.setattr(benchmark_jetson, "load_cudart", lambda: cuda.library)
     for name, module in (modules | {"tensorrt": fake_tensorrt(cuda, weights)}).items():
         monkeypatch.setitem(sys.modules, name, module)
     return cuda
 
 
+def test_every_name_of_cudas_runtime_library_exists_in_nvidias():
+    """PyTorch's CUDA packages bring the library; without a device its calls return an error code, which is one line."""
+    try:
+        library = benchmark_jetson.load_cudart()
+    except benchmark_jetson.BenchmarkError as error:
+        pytest.skip(str(error))
+    used = set(re.findall(r"cuda[A-Z]\w+", SCRIPT.read_text(encoding="utf-8"))) - {"cudaDevAttrComputeCapabilityMajor"}
+    used = {name for name in used if not name.startswith("cudaDeviceProp")}
+    assert len(used) > 15 and not [name for name in used if not hasattr(library, name)]
+    if not torch.cuda.is_available():
+        with pytest.raises(benchmark_jetson.BenchmarkError, match=r"cudaGetDeviceCount failed: .* \(CUDA error \d+\)"):
+            benchmark_jetson.Cudart(library)
+
+
+def test_memory_of_the_runtime_library_is_freed():
+    cuda = FakeCudart()
+    cudart = benchmark_jetson.Cudart(cuda.library)
+    array = cudart.pagelocked_empty((2, 3), np.float32)
+    view, device, stream, event = array[1:], cudart.mem_alloc(24), cudart.Stream(), cudart.Event()
+    assert array.shape == (2, 3) and int(device) in cuda.made
+    del array, device, event
+    assert len(cuda.freed) == 2, "a view keeps the array's memory"
+    del view, stream
+    assert cuda.freed == cuda.made | {7}
+    cuda.library.cudaMemGetInfo = lambda *arguments: 100
+    with pytest.raises(benchmark_jetson.BenchmarkError, match="cudaMemGetInfo failed: no CUDA-capable device is det"):
+        cudart.mem_get_info()
+
+
+def test_tensorrt_without_a_usable_gpu_is_no_table_of_the_cpu(engine_dir, monkeypatch, capsys, weights):
+    without(monkeypatch, "pycuda")
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(FakeCuda(), weights))
+    monkeypatch.setattr(benchmark_jetson, "CUDART", ("libabsent.so",))
+    wrong(monkeypatch, capsys, engine_dir, "CUDA's runtime library is not", "nvidia-jetpack")
+    assert not (engine_dir / "table_3.json").exists()
+
+
 def test_tensorrt_engine(engine_dir, on_a_jetson, monkeypatch, capsys):
     without(monkeypatch, "onnxruntime")
     (engine_dir / "student_fp16.engine").write_bytes(b"engine")
-    code, out, err = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 3, "--warmup", 2)
+    code, out, err = run(monkeypatch, capsys, "--engine-dir", engine_dir, "--iterations", 3)
     assert code == 0, err
     assert "TensorRT 8.5.2" in out.splitlines()[0] and "Orin" in out.splitlines()[0] and "NOT TensorRT" not in out
     (row,) = json.loads((engine_dir / "table_3.json").read_text())["rows"]
@@ -524,17 +690,15 @@ def test_power_of_every_generation(board):
 
 
 def test_temperature_and_clock_of_every_generation():
-    sensors = benchmark_jetson.Sensors()
     readings = {}
     for board, (line, _) in RAILS.items():
-        sensors.text = f"{line}\n" * 2
-        readings[board] = (sensors.readings()["gpu_celsius"], sensors.readings()["gpu_mhz"])
+        found = benchmark_jetson.sensor_readings(f"{line}\n" * 2)
+        readings[board] = (found["gpu_celsius"], found["gpu_mhz"])
     assert readings == {
         "Nano": (23.5, 76), "Orin NX": (47.5, 612), "AGX Xavier": (32, None), "AGX Orin": (69.125, 407),
         "AGX Thor": (48.5, 1385),
     }  # fmt: skip
-    sensors.text = "RAM 1903/15692MB SWAP 0/7846MB (cached 0MB)\n"
-    assert set(sensors.readings().values()) == {None}
+    assert set(benchmark_jetson.sensor_readings("RAM 1903/15692MB SWAP 0/7846MB (cached 0MB)\n").values()) == {None}
 
 
 class Lane:
@@ -817,7 +981,9 @@ def test_each_generation_has_the_names_that_are_used(version, typed):
 
 def test_missing_values_are_dashes():
     table = {
-        "title": "Table III", "notice": None, "iterations": 1, "warmup": 0, "frames": 0, "scored_depth": None,
+        "title": "Table III", "notice": None, "min_inferences": 1, "min_seconds": 0, "warmup_seconds": 0,
+        "shared_memory": True,
+        "frames": 0, "scored_depth": None,
         "board": {},
         "rows": [{"precision": "int8", "runtime": "x", "rmse": None, "fps": 12.345}],
     }  # fmt: skip

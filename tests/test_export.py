@@ -565,7 +565,9 @@ def test_calibration_frames(manifest, tmp_path):
     images = calibration_images(manifest, tested, 2, Recipe())
     assert images.shape == (2, HEIGHT, WIDTH, 3) and images.dtype == np.uint8
     rows = read_manifest(manifest)
-    rows[-1].rgb = rows[0].rgb  # the same picture under another name
+    copy = rows[0].rgb.with_name("copy.png")
+    shutil.copy(rows[0].rgb, copy)
+    rows[-1].rgb = copy  # the same picture under another name
     write_manifest(manifest.parent / "leaking.jsonl", rows)
     with pytest.raises(cli.UserError, match="can't be calibrated on test frames, and c is one"):
         calibration_images(manifest.parent / "leaking.jsonl", tested, 500, Recipe())

@@ -1,0 +1,77 @@
+"""A time-of-flight camera beside the colour camera, as on an Orbbec Femto Bolt, and its depth in the colour image.
+
+The sensor's numbers are assumptions until a camera_info of a real one is read: a field of view of 75 x 65 degrees over
+640x576 pixels (binned: 320x288), 32 mm beside the colour camera, both looking the same way.
+"""
+
+import math
+
+import numpy as np
+
+from config import Intrinsics
+from rooms.render import Hits, Pose, World, camera_rays, embree, follow, sense
+
+FIELD_OF_VIEW = (75.0, 65.0)  # degrees
+BASELINE = 0.032  # metres along the colour camera's x axis
+SIZE, BINNED_SIZE = (640, 576), (320, 288)
+JUMP = 0.04  # relative difference of neighbouring readings across which there is no surface
+
+
+def tof_camera(colour: Intrinsics) -> Intrinsics:
+    """The sensor's intrinsics: all of its pixels beside a wide colour image, binned 2x2 beside a smaller one."""
+    width, height = SIZE if colour.width > 2 * BINNED_SIZE[0] else BINNED_SIZE
+    fx, fy = (
+        0.5 * size / math.tan(math.radians(view) / 2)
+        for size, view in zip((width, height), FIELD_OF_VIEW, strict=True)
+    )
+    return Intrinsics.centred(fx, fy, width, height)
+
+
+def sense_beside(
+    world: World, colour: Intrinsics, pose: Pose, rng: np.random.Generator, weakness: float
+) -> np.ndarray:
+    """What the sensor reads, registered to the colour image: float32 [H,W] metres, 0 = no reading.
+
+    weakness: of the sensor, as in sense().
+    """
+    camera = tof_camera(colour)
+    beside = Pose(pose.position + BASELINE * pose.rotation()[:, 0], pose.yaw, pose.pitch, pose.roll)
+    rays = camera_rays(camera, beside)
+    origins = np.broadcast_to(beside.position, rays.shape)
+    first: Hits = world.cast(origins, rays)
+    _, _, path, _, _ = follow(world, origins, rays, first)
+    reading = sense(world, first, path, rays, (camera.height, camera.width), rng, weakness)
+    return register(reading, camera, colour, np.array([BASELINE, 0.0, 0.0]))
+
+
+def register(depth: np.ndarray, camera: Intrinsics, colour: Intrinsics, offset: np.ndarray) -> np.ndarray:
+    """A depth map as another camera would see it, which looks the same way.
+
+    Neighbouring readings of one surface are joined by triangles, and the other camera's rays are cast on them: nearer
+    surfaces hide farther ones, and a denser grid has no gaps.
+
+    Args:
+        depth: float32 [h,w] metres along the optical axis, 0 = no reading.
+        camera: that it was measured with.
+        colour: the other camera.
+        offset: of the first camera's centre, metres in the other camera's axes.
+
+    Returns float32 [H,W] metres along the other camera's axis, 0 = no reading.
+    """
+    u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
+    points = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(u.shape)], -1)
+    points = points * depth[..., None] + offset
+    corners = np.stack([depth[:-1, :-1], depth[:-1, 1:], depth[1:, 1:], depth[1:, :-1]], -1)
+    nearest, farthest = corners.min(-1), corners.max(-1)
+    joined = (nearest > 0) & (farthest - nearest < JUMP * farthest)
+    if not joined.any():
+        return np.zeros((colour.height, colour.width), np.float32)
+    quads = np.stack([points[:-1, :-1], points[:-1, 1:], points[1:, 1:], points[1:, :-1]], -2)[joined]
+    triangles = quads[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
+    rays = camera_rays(colour, Pose(np.zeros(3), 0.0, 0.0, 0.0)) @ FROM_WORLD
+    origins = np.zeros_like(rays, np.float32)
+    found = embree(triangles).run(origins, rays.astype(np.float32), query="INTERSECT", output=1)
+    return np.where(found["geomID"] >= 0, found["tfar"], 0).astype(np.float32).reshape(colour.height, colour.width)
+
+
+FROM_WORLD = Pose(np.zeros(3), 0.0, 0.0, 0.0).rotation()  # rays of the pose at rest, back into camera axes
