@@ -13,7 +13,7 @@ import time
 try:
     from cli import ArgumentParser, UserError, positive_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is imported
