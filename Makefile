@@ -11,12 +11,12 @@ DEMO_EPOCHS := 30
 
 .PHONY: help setup demo test test-cluster bench lint clean
 
-help:          ## these lines
+help:          ## show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: $(INSTALLED)  ## .venv with all packages and this checkout
+setup: $(INSTALLED)  ## create .venv with all packages and this checkout (editable)
 
-# The checkout is installed, too. The stamp holds its path, so that one that was moved is installed anew.
+# The stamp contains the checkout's path, so that a moved checkout is installed again.
 ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 .PHONY: $(INSTALLED)
 endif
@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml $(wildcard requirements*.txt)
 	$(RUN) -m pip install --quiet -r requirements-da3.txt
 	echo $(CURDIR) >$@
 
-demo: $(INSTALLED)  ## the whole pipeline on rendered rooms: data, gate, labels, training, Table IV, export, Table III
+demo: $(INSTALLED)  ## run the whole pipeline on rendered rooms: data, gate, labels, training, Table IV, export, Table III
 	$(RUN) rooms/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.4 2.5
 	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.8 --texture 0 --encoder-weights none
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --camera $(DEMO_DATA)/camera.json --data-limit 6 --output-dir predictions
@@ -37,14 +37,14 @@ demo: $(INSTALLED)  ## the whole pipeline on rendered rooms: data, gate, labels,
 	$(RUN) benchmark_jetson.py --engine-dir ./engines/
 	@echo "pictures: $(DEMO_DATA)/sam2_seg/panels/ $(DEMO_DATA)/gate/ checkpoints/table_4/ predictions/ runs/"
 
-test: $(INSTALLED)  ## the tests
+test: $(INSTALLED)  ## run the tests
 	$(RUN) -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 
-test-cluster: $(INSTALLED)  ## the jobs on a SLURM of this machine; needs root, slurm-wlm, munge and shellcheck
+test-cluster: $(INSTALLED)  ## run the jobs on a local SLURM; needs root, slurm-wlm, munge and shellcheck
 	shellcheck --external-sources setup_hpc.sh train.slurm teacher_infer/teacher_infer.slurm cluster/*.sh cluster/*.slurm
 	$(RUN) -m pytest -q -m cluster tests/cluster
 
-bench: $(INSTALLED)  ## speed and accuracy, a table a script
+bench: $(INSTALLED)  ## measure speed and accuracy; each script prints a table
 	$(RUN) benchmarks/student_latency.py
 	$(RUN) benchmarks/teacher_depth.py
 	$(RUN) benchmarks/teacher_seg.py
@@ -54,13 +54,13 @@ bench: $(INSTALLED)  ## speed and accuracy, a table a script
 	$(RUN) benchmarks/loader_speed.py
 	$(RUN) benchmarks/packing.py
 	$(RUN) benchmarks/train_throughput.py
-	$(RUN) benchmarks/table_4.py --manifest $(DEMO_MANIFEST)   # after the demo
+	$(RUN) benchmarks/table_4.py --manifest $(DEMO_MANIFEST)   # needs the demo's data
 
-lint: $(INSTALLED)  ## style, types, which folder may import which, and the pages
+lint: $(INSTALLED)  ## check style, types, imports between folders, and the docs
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 	$(RUN) docs/check_docs.py
 
-clean:         ## remove .venv and all that the demo has made
+clean:         ## remove .venv and all outputs of the demo
 	rm -rf $(VENV) data checkpoints runs engines predictions

@@ -1,4 +1,4 @@
-"""What every script of the toolkit shares at its command line: exit codes, one-line errors, argument types."""
+"""Command-line code shared by all scripts: exit codes, one-line errors, signals, flags and argument types."""
 
 from __future__ import annotations
 
@@ -21,73 +21,76 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 if TYPE_CHECKING:
-    import torch  # at run time only where it is needed: scripts that need no device start without it
+    import torch  # imported only where needed, so that scripts without a device start quickly
 
 Number = TypeVar("Number", int, float)
 
 EXIT_OK = 0
 EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
-EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left, a job wrapper requeues on it
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no space, no quota, or ulimit --file-size
-PROJECT = "indoor-student"  # its name in pyproject.toml
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left; job wrappers requeue on it
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, ulimit -f exceeded
+PROJECT = "indoor-student"  # name in pyproject.toml
 CHECKOUT = Path(__file__).resolve().parent
-TRACEBACK = "STUDENT_TRACEBACK"  # environment variable; 1 shows the traceback behind a one-line error
+TRACEBACK_VARIABLE = "STUDENT_TRACEBACK"  # set this environment variable to 1 to see the traceback of an error
 
 
 class UserError(Exception):
-    """Input or usage that is wrong in a way the user can mend; the message says what is wrong and what to do."""
+    """Wrong input or usage that the user can fix; the message says what is wrong and what to do."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one line on a wrong flag instead of the whole usage text."""
+    """An argparse parser that reports a wrong flag in one line instead of the whole usage text."""
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, and exit."""
+        """Print the message as one line and exit."""
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's main function and exit with its code.
+    """Run a script's main function and exit with its return value.
 
-    UserError and OSError become one line and exit code 2, a signal one line and exit code 75.
+    UserError, OSError and out-of-memory errors are printed as one line with exit code 2, signals with exit code 75.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller (>&-)
+        if getattr(sys, name) is None:  # the caller closed it (>&-)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text of the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")  # file names may not fit the terminal's encoding
     try:
-        refuse_other_checkout(Path(inspect.getfile(main)))
-        with stoppable():
+        require_own_checkout(Path(inspect.getfile(main)))
+        with stop_on_signals():
             code = main()
-        sys.stdout.flush()  # what it raises at the end of the process no one catches
+        sys.stdout.flush()  # here its errors are caught; at interpreter exit they would not be
     except KeyboardInterrupt as stopped:
-        print(f"{Path(sys.argv[0]).name}: stopped by {stopped or 'SIGINT'}; finished files stay", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: stopped by {stopped or 'SIGINT'}; finished files are kept", file=sys.stderr)
         code = EXIT_STOPPED
     except UserError as error:
-        code = fail(error)
+        code = report_error(error)
     except BrokenPipeError:
-        discard_output()
-        code = EXIT_OK  # the reader (head, less) has seen enough
-    except OSError as error:  # a full disk, a folder that may not be written
-        unnamed = error.errno in DISK_FULL and error.filename is None
-        if discard_output("\n" if unnamed else "") and unnamed:
+        flush_or_discard_output()
+        code = EXIT_OK  # the reader (head, less) has quit
+    except OSError as error:  # full disk, missing permission
+        unnamed = error.errno in DISK_FULL_ERRNOS and error.filename is None
+        if flush_or_discard_output("\n" if unnamed else "") and unnamed:
             error.filename = "standard output"
-        code = fail(error)
+        code = report_error(error)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # of torch's CPU allocator
+        # torch's CPU allocator raises RuntimeError
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
-        code = fail(UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches or allow more"))
+        code = report_error(
+            UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches or raise the limit")
+        )
     sys.exit(code or EXIT_OK)
 
 
-def discard_output(text: str = "") -> bool:
-    """Whether standard output can't be written, a text to begin with; then what is left for it goes nowhere."""
+def flush_or_discard_output(text: str = "") -> bool:
+    """Print a text and flush standard output; if that fails, discard all further output and return True."""
     try:
         print(text, end="", flush=True)
     except OSError:
@@ -97,60 +100,60 @@ def discard_output(text: str = "") -> bool:
     return False
 
 
-def fail(error: BaseException) -> int:
-    """Print an error as one line on stderr, behind its traceback where TRACEBACK asks for it; returns EXIT_USAGE."""
-    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+def report_error(error: BaseException) -> int:
+    """Print an error as one line on stderr and return EXIT_USAGE; TRACEBACK_VARIABLE=1 prints the traceback first."""
+    if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
     text = str(error)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        text = unwritable(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+        text = disk_error_message(error)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(text.split())}", file=sys.stderr)
     return EXIT_USAGE
 
 
-def unwritable(error: OSError) -> str:
-    """Message for an error whose number is one of DISK_FULL."""
-    cause = "larger than the limit on files (ulimit -f)" if error.errno == errno.EFBIG else "disk full"
+def disk_error_message(error: OSError) -> str:
+    """The message for an OSError with one of DISK_FULL_ERRNOS."""
+    cause = "file size limit exceeded (ulimit -f)" if error.errno == errno.EFBIG else "disk full"
     return f"can't write {error.filename or 'a file'}: {cause}"
 
 
-def checkout_of(script: Path) -> Path | None:
-    """The checkout of this project that a script lies in; None for one that lies in none."""
+def find_checkout(script: Path) -> Path | None:
+    """The checkout of this project that contains a script; None if there is none."""
     return next((folder for folder in script.resolve().parents if (folder / "cli.py").is_file()), None)
 
 
-def refuse_other_checkout(script: Path) -> None:
-    """Raise UserError when a script would run with the modules of another checkout than its own."""
-    own = checkout_of(script)
+def require_own_checkout(script: Path) -> None:
+    """Raise UserError if a script would import modules from another checkout than its own."""
+    own = find_checkout(script)
     if own and own != CHECKOUT:
         raise UserError(
-            f"this Python has the modules of another checkout installed, {CHECKOUT}: run make setup in {own} and use "
-            f"its .venv/bin/python, or export PYTHONPATH={own}"
+            f"this Python has another checkout installed ({CHECKOUT}): run make setup in {own} and use its "
+            f".venv/bin/python, or export PYTHONPATH={own}"
         )
 
 
 def report_missing_module(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """sys.excepthook of the project's scripts: a module that can't be imported is one line and exit code 2."""
+    """sys.excepthook of the project's scripts: a failed import is reported in one line, with exit code 2."""
     script = getattr(sys.modules["__main__"], "__file__", None)
-    if not isinstance(error, ImportError) or not script or not checkout_of(Path(script)):
+    if not isinstance(error, ImportError) or not script or not find_checkout(Path(script)):
         sys.__excepthook__(kind, error, trace)
         return
     try:
-        refuse_other_checkout(Path(script))
+        require_own_checkout(Path(script))
     except UserError as refusal:
-        sys.exit(fail(refusal.with_traceback(trace)))
+        sys.exit(report_error(refusal.with_traceback(trace)))
     if not isinstance(error, ModuleNotFoundError):
         if ".so" not in str(error):
             sys.__excepthook__(kind, error, trace)
             return
-        # a shared library that is missing, broken, or too large for the memory that the process may take
-        sys.exit(fail(UserError(f"a package does not load: {error}").with_traceback(trace)))
+        # a shared library is missing, broken, or exceeds the process's memory limit
+        sys.exit(report_error(UserError(f"can't load a package: {error}").with_traceback(trace)))
     module = (error.name or "").partition(".")[0]
-    sys.exit(fail(UserError(f"there is no module {module} here: {remedy(module)}").with_traceback(trace)))
+    sys.exit(report_error(UserError(f"module {module} is not installed: {install_hint(module)}").with_traceback(trace)))
 
 
-def remedy(module: str) -> str:
-    """How to get a module that this Python lacks: the extra of the project that has it, or all of them."""
+def install_hint(module: str) -> str:
+    """How to install a missing module: the command for the extra that contains it, or for everything."""
     with suppress(metadata.PackageNotFoundError):
         for requirement in metadata.requires(PROJECT) or ():
             name, _, marker = requirement.partition(";")
@@ -160,7 +163,7 @@ def remedy(module: str) -> str:
     return f"run make setup in {CHECKOUT}, or bash setup_hpc.sh"
 
 
-# Installed by the import of this module, which scripts import before any package that may be missing.
+# Set on import: scripts import this module before any package that may be missing.
 sys.excepthook = report_missing_module
 
 
@@ -168,47 +171,47 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came where no loop waits for one; its name is the message."""
+    """Raised to end a script on a signal; the message is the signal's name."""
 
 
 @contextmanager
-def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle STOP_SIGNALS in the body, but for those that the caller ignores, as nohup does with SIGHUP.
+def handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Install a handler for STOP_SIGNALS in the body, except for signals that are ignored, as SIGHUP is under nohup.
 
-    Signals come to the main thread; in another one nothing is handled.
+    Does nothing outside the main thread, the only one that receives signals.
     """
     main = threading.current_thread() is threading.main_thread()
-    heeded = [number for number in STOP_SIGNALS if main and signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, handler) for number in heeded}
+    handled = [number for number in STOP_SIGNALS if main and signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
-        for number, former in previous.items():
-            signal.signal(number, former)
+        for number, old_handler in previous.items():
+            signal.signal(number, old_handler)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """STOP_SIGNALS raise Stopped in the body, so that temporary files are removed on the way out."""
+def stop_on_signals() -> Iterator[None]:
+    """Make STOP_SIGNALS raise Stopped in the body, so that cleanup code runs."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    with handling(stop):
+    with handle_signals(stop):
         yield
 
 
 class StopSignal:
-    """Remembers Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 (SLURM's warning), so that a loop ends between two items.
+    """Records Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 (SLURM's warning), so that a loop can stop between two items.
 
-    Use as a context manager; truthy once a signal has come. A second Ctrl-C doesn't wait for the item in hand.
+    Use as a context manager; truthy after a signal. A second Ctrl-C raises Stopped at once.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
-        self._handling = handling(self._remember)
+        self._handling = handle_signals(self._remember)
         self._handling.__enter__()
         return self
 
@@ -225,17 +228,18 @@ class StopSignal:
 
 
 def cpu_count() -> int:
-    """CPUs that this process may use: a job has fewer than its node. Only Linux tells; elsewhere all of them."""
+    """CPUs available to this process: on Linux those of its job, elsewhere all of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def flag(default: Any, help: str = "", **settings: Any) -> Any:
-    """A dataclass field that add_flags() makes a flag of.
+    """A dataclass field that add_flags() turns into a flag.
 
     Args:
-        default: the field's default, or a function that gives it.
-        help: what it is, without the default.
-        settings: more for argparse's add_argument(): type, which checks the range, nargs, metavar, action.
+        default: the default value, or a function that returns it.
+        help: help text without the default, which add_flags() appends.
+        settings: further arguments of argparse's add_argument(): type (which also checks the range), nargs, metavar,
+            action.
     """
     settings["help"] = help
     if callable(default):
@@ -244,12 +248,12 @@ def flag(default: Any, help: str = "", **settings: Any) -> Any:
 
 
 def add_flags(parser: argparse.ArgumentParser, defaults: Any, *names: str) -> None:
-    """Add a flag for each field of a dataclass that was made with flag().
+    """Add a flag for each dataclass field that was made with flag().
 
     Args:
-        parser: which gets the flags.
-        defaults: an instance of the dataclass; what it holds is told as the defaults.
-        names: only these fields, in this order.
+        parser: parser to add the flags to.
+        defaults: an instance of the dataclass; the help shows its values as defaults.
+        names: add only these fields, in this order.
     """
     marked = {field.name: field.metadata for field in dataclasses.fields(defaults) if field.metadata}
     for name in names or marked:
@@ -261,15 +265,15 @@ def add_flags(parser: argparse.ArgumentParser, defaults: Any, *names: str) -> No
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, **settings)
 
 
-def given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """Values of the flags that add_flags() made of a dataclass's fields, those that stand on the command line."""
+def flag_values(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """{field: value} of the flags from add_flags() that were set on the command line."""
     values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(kind)}
     chosen = {name: value for name, value in values.items() if value is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
 
 
 def positive_int(text: str) -> int:
-    """Argparse type: an integer of 1 or more."""
+    """Argparse type: an integer >= 1."""
     value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -277,7 +281,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """Argparse type: an integer of 0 or more."""
+    """Argparse type: an integer >= 0."""
     value = _number(text, int)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
@@ -285,7 +289,7 @@ def non_negative_int(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """Argparse type: a finite number above 0."""
+    """Argparse type: a finite number > 0."""
     value = _number(text, float)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
@@ -293,10 +297,10 @@ def positive_float(text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """Argparse type: a number in 0..1."""
+    """Argparse type: a number in [0, 1]."""
     value = _number(text, float)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0..1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
@@ -308,7 +312,7 @@ def _number(text: str, kind: type[Number]) -> Number:
 
 
 def existing_dir(path: str | Path, what: str) -> Path:
-    """The path when it is a folder; raises UserError naming `what` otherwise."""
+    """Return the path if it is a folder; raises UserError naming `what` otherwise."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{what}: there is no folder {path}")
@@ -316,7 +320,7 @@ def existing_dir(path: str | Path, what: str) -> Path:
 
 
 def existing_file(path: str | Path, what: str) -> Path:
-    """The path when it is a file; raises UserError naming `what` otherwise."""
+    """Return the path if it is a file; raises UserError naming `what` otherwise."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{what}: there is no file {path}")
@@ -324,7 +328,7 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch.device of `name` ('auto', 'cpu', 'cuda', 'cuda:1', ...); raises UserError when it can't be had."""
+    """The torch.device for `name` ('auto', 'cpu', 'cuda', 'cuda:1', ...); raises UserError if it is unavailable."""
     import torch
 
     if name == "auto":
@@ -332,7 +336,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -341,13 +345,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UserError if torch.compile does not work on a device, usually because there is no C++ compiler."""
+    """Raise UserError if torch.compile fails on a device, usually because there is no C++ compiler."""
     import torch
 
     try:
         torch.compile(lambda x: 2 * x)(torch.ones(8, device=device))
-    except Exception as error:  # Inductor, Triton and the compiler each raise their own kinds
+    except Exception as error:  # Inductor, Triton and the compiler raise different types
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"--compile does not work here ({reason[:160]}): install a C++ compiler (g++), or leave the flag out"
-        ) from None
+        raise UserError(f"--compile failed ({reason[:160]}): install a C++ compiler (g++), or omit the flag") from None

@@ -11,7 +11,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, add_flags, given, positive_int, resolve_device, run
+from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int, resolve_device, run
 
 from config import Runtime
 from dataset.files import atomic_path, write_json
@@ -43,7 +43,7 @@ def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
     keep_freed_memory()  # scoring makes and frees many maps
-    runtime = Runtime(**given(arguments, Runtime))
+    runtime = Runtime(**flag_values(arguments, Runtime))
     device = resolve_device(runtime.device)
     student, recipe, checkpoint = load_student(arguments.checkpoint)
     all_rows = read_manifest(arguments.manifest, runtime.allow_links_to)

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, add_flags, given, positive_int, run
+from cli import EXIT_GATE_FAILED, EXIT_OK, ArgumentParser, UserError, add_flags, flag_values, positive_int, run
 
 import onnx
 import onnxruntime
@@ -163,7 +163,7 @@ def parse_arguments() -> Namespace:
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
-    runtime = Runtime(**given(arguments, Runtime))
+    runtime = Runtime(**flag_values(arguments, Runtime))
     student, recipe, content = load_student(arguments.checkpoint)
     notes = content.get("notes", {})
     camera = target_camera(arguments.camera, notes.get("camera"), recipe)

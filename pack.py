@@ -1,11 +1,11 @@
-"""Pack the frames that train.py reads, as a stage of its own: on CPUs alone, and on from where it was stopped.
+"""Pack the frames for train.py ahead of time, on CPUs only; an interrupted run resumes.
 
-Reads   a manifest and what it lists (default: manifest.jsonl of $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data).
-Writes  <cache-dir>/<name of the content>/: arrays of all frames of a split at one size (default: .cache beside the
-        manifest). A cache of the same frames that is older than their files is removed.
+Reads   a manifest and its files (default: manifest.jsonl in $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data).
+Writes  <cache-dir>/<content hash>/: arrays with all frames of a split at one size (default: .cache beside the
+        manifest). Outdated caches of the same frames are removed.
 
-It takes train.py's flags, so that the same command line packs what train.py is going to look for; only those that
-choose frames matter here. A signal ends it with exit code 75; started again, killed or not, it goes on.
+Takes the flags of train.py, so the same command line packs exactly what train.py will read; flags that don't affect the
+choice or the size of the frames are ignored. A signal stops it with exit code 75.
 """
 
 from cli import EXIT_OK, run
@@ -15,7 +15,7 @@ from trainer.start import find_manifest, pack_splits
 
 
 def main() -> int:
-    """Run the script; returns the exit code."""
+    """Run the script and return its exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
     manifest, _ = find_manifest(arguments.manifest, runtime, arguments.require_data or bool(arguments.data_root))
     packed = pack_splits(manifest, recipe, runtime, arguments.data_limit)

@@ -1,14 +1,14 @@
-"""Run the student on an image, a folder of images, a video or a camera, and draw what it sees.
+"""Run the student on an image, a folder of images, a video or a camera, and visualise its predictions.
 
-Reads   a checkpoint and images (--input: an image file, a folder, a video file, or the number of a camera). Pictures
-        that carry an EXIF orientation are turned by it.
-Writes  a picture per image (image | depth | classes) into --output-dir, for video and camera a video predictions.mp4;
+Reads   a checkpoint and images (--input: an image file, a folder, a video file, or the number of a camera). Images are
+        rotated by their EXIF orientation.
+Writes  one picture per image (image | depth | classes) into --output-dir, or predictions.mp4 for a video or camera;
         with --save-maps also <stem>_depth.npy (float32 metres) and <stem>_seg.npy (uint8 0..5) per image;
         failed_frames.jsonl lists unreadable images of a folder, which are skipped.
 
-Depth is in metres of the camera given by --camera or --fx --fy, else of the camera that the student was trained on.
-A signal ends it after the image in hand, and what is written stays. Exit 0: all done, or a camera was stopped;
-2: wrong input; 75: stopped with images left.
+Depth is in metres for the camera given by --camera or --fx --fy, by default the camera of the training data. On a
+signal, it finishes the current image and keeps all files written so far. Exit codes: 0 done, or a camera was stopped;
+2 wrong input; 75 stopped with images left.
 """
 
 import sys
@@ -24,7 +24,7 @@ from cli import (
     StopSignal,
     UserError,
     add_flags,
-    given,
+    flag_values,
     positive_float,
     positive_int,
     resolve_device,
@@ -36,24 +36,25 @@ from tqdm import tqdm
 
 from config import Intrinsics, Runtime
 from dataset.files import is_still_image, read_image, write_failed_frames, write_npy, write_png
-from dataset.frames import camera_for, find_frames
+from dataset.frames import find_frames, rescale_camera
 from dataset.listing import IMAGE_SUFFIXES, stem_of
 from dataset.manifest import Cameras, check_camera
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
-from dataset.video import Video, written_video
+from dataset.video import Video, open_video_writer
 from evaluation.inference import predictor
 from trainer.checkpoint import load_student
 
 
-class Images:
-    """The images of --input one after the other: (stem, RGB uint8 [H,W,3]).
+class InputImages:
+    """Iterates over the images of --input: (stem, RGB uint8 [H,W,3]).
 
-    video: what they come from when that is a video, a stream or a camera, else None.
-    failed: {stem: reason} of the files that could not be read.
+    Attributes:
+        video: the video, stream or camera that the images come from; None for image files.
+        failed: {stem: reason} of the files that could not be read.
     """
 
     def __init__(self, source: str, output_dir: Path, limit: int | None):
-        """Find them; raises UserError when there is none or they would be overwritten."""
+        """Find the images; raises UserError if there are none or the output would overwrite them."""
         path, self.limit, self.video = Path(source), limit, None
         self.files: dict[str, Path] = {}
         self.failed: dict[str, str] = {}
@@ -61,10 +62,10 @@ class Images:
             self.files = find_frames(path)
             output = output_dir.resolve()
             if path.resolve() == output:
-                raise UserError(f"--output-dir {output_dir} is the folder of the images: choose another")
+                raise UserError(f"--output-dir {output_dir} is the folder of the images: choose another folder")
             self.files = {stem: file for stem, file in self.files.items() if output not in file.absolute().parents}
             if not self.files:
-                raise UserError(f"--input {path} holds no image but predictions in {output_dir}")
+                raise UserError(f"--input {path} contains no images except the predictions in {output_dir}")
         elif path.suffix.lower() in IMAGE_SUFFIXES or is_still_image(path):
             self.files = {stem_of(Path(path.name)): path}
             if (target := output_dir / f"{next(iter(self.files))}.png").exists() and target.samefile(path):
@@ -73,12 +74,12 @@ class Images:
             self.video = Video(source)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Read them, at most `limit`. An unreadable one is skipped and noted in `failed`.
+        """Read up to `limit` images. Unreadable images are skipped and recorded in `failed`.
 
-        Raises UserError if none of them is readable.
+        Raises UserError if none is readable.
         """
         if self.video:
-            yield from ((f"{n:06d}", rgb) for n, rgb in enumerate(self.video.pictures(self.limit)))
+            yield from ((f"{n:06d}", rgb) for n, rgb in enumerate(self.video.frames(self.limit)))
         chosen = list(self.files.items())[: self.limit]
         for stem, path in chosen:
             try:
@@ -91,41 +92,41 @@ class Images:
                 yield stem, rgb
 
     @property
-    def endless(self) -> bool:
-        """Whether only a signal ends them, so that none is left then."""
-        return self.video is not None and self.video.endless and self.limit is None
+    def is_live(self) -> bool:
+        """Whether only a signal ends the input, as for a camera; no images are left then."""
+        return self.video is not None and self.video.is_live and self.limit is None
 
 
-def camera_of(
+def choose_camera(
     arguments: Namespace, cameras: Cameras | None, trained_on: dict | None, stem: str, rgb: np.ndarray
 ) -> Intrinsics | None:
-    """The camera of one image: what the flags say, else the one that the student was trained on, if it was one."""
+    """The camera of one image: from the flags, else the training data's camera; None if that has several."""
     height, width = rgb.shape[:2]
     if arguments.fx:
         return check_camera(Intrinsics.centred(arguments.fx, arguments.fy, width, height), "--fx --fy")
     if cameras:
-        return camera_for(cameras.of(stem), rgb, stem)
+        return rescale_camera(cameras.for_frame(stem), rgb, stem)
     return Intrinsics(**trained_on) if trained_on else None
 
 
-def draw(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
-    """Image, depth and classes side by side with the legend: RGB uint8."""
+def draw_prediction(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
+    """Draw image, depth and classes side by side, with a legend: RGB uint8 [H,W,3]."""
     near, far = depth_range(depth)
     tiles = [("image", rgb), (f"depth, {near:.1f} m red to {far:.1f} m blue", colour_depth(depth, near, far))]
     return stack([panel([*tiles, ("classes", colour_classes(seg))])])
 
 
 def parse_arguments() -> Namespace:
-    """Flags of the command line."""
+    """Parse the command line."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
-    parser.add_argument("--input", required=True, help="image, folder, video file, or number of a camera")
+    parser.add_argument("--input", required=True, help="image, folder, video file, or camera number")
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: %(default)s")
-    parser.add_argument("--camera", type=Path, help="camera.json of the images, or of one with their aspect ratio")
+    parser.add_argument("--camera", type=Path, help="camera.json, for images of the same aspect ratio")
     parser.add_argument("--fx", type=positive_float, help="focal length in pixels of the input images, with --fy")
     parser.add_argument("--fy", type=positive_float, help="focal length in pixels of the input images, with --fx")
-    parser.add_argument("--save-maps", action="store_true", help="write depth and classes as .npy, too")
-    parser.add_argument("--data-limit", type=positive_int, help="stop after so many images")
+    parser.add_argument("--save-maps", action="store_true", help="also write depth and classes as .npy")
+    parser.add_argument("--data-limit", type=positive_int, help="stop after this many images")
     add_flags(parser, Runtime(), "device")
     arguments = parser.parse_args()
     if bool(arguments.fx) != bool(arguments.fy):
@@ -133,48 +134,48 @@ def parse_arguments() -> Namespace:
     return arguments
 
 
-def writer(output_dir: Path, video: Video | None, closing: ExitStack) -> Callable[[str, np.ndarray], None]:
-    """A function that writes the picture of a stem: a file of its own, or the next one of predictions.mp4.
+def picture_writer(output_dir: Path, video: Video | None, exit_stack: ExitStack) -> Callable[[str, np.ndarray], None]:
+    """Return a function write(stem, picture) that writes a PNG file, or appends a frame to predictions.mp4.
 
     Args:
-        output_dir: where to.
-        video: what the images come from, None where they are files.
-        closing: finishes the video when it is closed.
+        output_dir: output folder.
+        video: the input video; None for image files.
+        exit_stack: closes the video on exit.
     """
     if video is None:
         return lambda stem, picture: write_png(output_dir / f"{stem}.png", picture)
-    appended: list[Callable[[np.ndarray], None]] = []  # none before there is a picture: an mp4 has to have one
+    opened: list[Callable[[np.ndarray], None]] = []  # opened on the first frame: an mp4 can't be empty
 
     def append(stem: str, picture: np.ndarray) -> None:
-        if not appended:
+        if not opened:
             size = (picture.shape[1], picture.shape[0])
-            appended.append(closing.enter_context(written_video(output_dir / "predictions.mp4", video.fps, size)))
-        appended[0](picture)
+            opened.append(exit_stack.enter_context(open_video_writer(output_dir / "predictions.mp4", video.fps, size)))
+        opened[0](picture)
 
     return append
 
 
 def main() -> int:
-    """Run the script; returns the exit code."""
+    """Run the script and return its exit code."""
     arguments = parse_arguments()
-    device = resolve_device(Runtime(**given(arguments, Runtime)).device)
+    device = resolve_device(Runtime(**flag_values(arguments, Runtime)).device)
     model, recipe, checkpoint = load_student(arguments.checkpoint)
     student = predictor(model.to(device), recipe, device)
-    images = Images(arguments.input, arguments.output_dir, arguments.data_limit)
+    images = InputImages(arguments.input, arguments.output_dir, arguments.data_limit)
     cameras = Cameras.read(arguments.camera) if arguments.camera else None
     trained_on = checkpoint.get("notes", {}).get("camera")
-    output, count, left = arguments.output_dir, 0, False
-    with StopSignal() as stop, ExitStack() as closing:
-        write = writer(output, images.video, closing)
+    output, count, stopped_early = arguments.output_dir, 0, False
+    with StopSignal() as stop, ExitStack() as exit_stack:
+        write = picture_writer(output, images.video, exit_stack)
         for stem, rgb in tqdm(images, desc="predicting", disable=None):
             if stop:
-                left = not images.endless
+                stopped_early = not images.is_live
                 break
-            camera = camera_of(arguments, cameras, trained_on, stem, rgb)
+            camera = choose_camera(arguments, cameras, trained_on, stem, rgb)
             if camera is None and not count:
-                print("WARNING: no --camera: depth is in metres of the reference camera", file=sys.stderr)
+                print("WARNING: no --camera given: depth is in metres for the reference camera", file=sys.stderr)
             depth, seg = student(rgb, camera)
-            write(stem, draw(rgb, depth, seg))
+            write(stem, draw_prediction(rgb, depth, seg))
             if arguments.save_maps:
                 write_npy(output / f"{stem}_depth.npy", depth.astype(np.float32))
                 write_npy(output / f"{stem}_seg.npy", seg)
@@ -182,9 +183,9 @@ def main() -> int:
     if images.video is None:
         write_failed_frames(output / "failed_frames.jsonl", images.failed)
     if images.failed:
-        print(f"{len(images.failed)} images are unreadable, see {output / 'failed_frames.jsonl'}", file=sys.stderr)
-    if left and stop.received:
-        print(f"stopped by {stop.received.name}: {count} images done, others left: {output}")
+        print(f"{len(images.failed)} images unreadable, see {output / 'failed_frames.jsonl'}", file=sys.stderr)
+    if stopped_early and stop.received:
+        print(f"stopped by {stop.received.name}: {count} images done, more remaining: {output}")
         return EXIT_STOPPED
     print(f"{count} images: {output}")
     return EXIT_OK

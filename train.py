@@ -142,7 +142,7 @@ class Trainer:
             )
         self.steps_per_epoch = batches_per_epoch(len(frames), recipe.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
-        self.frozen_from = (1 - recipe.frozen_statistics) * self.total_steps  # batch norm's statistics stand still
+        self.frozen_from = (1 - recipe.freeze_bn_fraction) * self.total_steps  # batch norm's statistics stand still
         self.weights = LossWeights(
             recipe.depth_weight, recipe.segmentation_weight, recipe.dice_weight, recipe.smoothness_weight
         )

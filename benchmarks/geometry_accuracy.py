@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     from cli import ArgumentParser, non_negative_int, positive_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import cv2
@@ -80,7 +80,7 @@ def evaluate(folder: Path, limit: int | None, seed: int) -> dict[str, ConfusionM
         disturbed = disturb(reference, np.random.default_rng((seed, number)))
         for depth, kind in ((reference, "reference depth"), (disturbed, "disturbed depth")):
             for method, classify_frame in methods.items():
-                classes = classify_frame(rgb, depth, sensor, cameras.of(stem))
+                classes = classify_frame(rgb, depth, sensor, cameras.for_frame(stem))
                 surfaces = GeometryResult(classes, np.zeros(3), np.ones(classes.shape, np.float32))
                 merged = merge(surfaces, found, depth)[0]
                 for class_map, variant in ((classes, "alone"), (merged, "with reference objects")):

@@ -13,7 +13,7 @@ import time
 try:
     from cli import ArgumentParser, UserError, positive_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before NumPy is imported
@@ -49,7 +49,7 @@ def main() -> None:
             sensor = depth if confidence is None else np.where(read_confidence(confidence) > 0, depth, 0)
             for _ in range(arguments.rounds):
                 start = time.process_time()
-                classify(depth, cameras.of(stem), sensor)
+                classify(depth, cameras.for_frame(stem), sensor)
                 seconds.append(time.process_time() - start)
     low, median, high = np.percentile(seconds, (5, 50, 95)) * 1000
     print(tabulate([[median, low, high, peak_memory(), before]], floatfmt=".0f", headers=(

@@ -17,7 +17,7 @@ from pathlib import Path
 try:
     from cli import ArgumentParser, existing_file, positive_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import cv2
@@ -41,7 +41,7 @@ def run_script(name: str, *arguments: str | Path) -> float:
 def time_steps(source: NyuFile, index: int, out: Path) -> dict[str, float]:
     """Time the steps of converting one frame; returns {step: seconds}."""
     times = [time.perf_counter()]
-    raw = source.raw(index)
+    raw = source.read_raw(index)
     times.append(time.perf_counter())
     maps = vars(source.convert(index, raw))
     times.append(time.perf_counter())

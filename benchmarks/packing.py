@@ -19,7 +19,7 @@ from pathlib import Path
 try:
     from cli import ArgumentParser, cpu_count, positive_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 from tabulate import tabulate
@@ -50,7 +50,7 @@ def time_steps(rows: list[Row], size: tuple[int, int]) -> dict[str, float]:
     frames_read = [read_frame(row) for row in rows]
     image = cpu_milliseconds(lambda: [read_image(row.rgb) for row in rows], len(rows))
     return {
-        "sampling the files": cpu_milliseconds(lambda: [identity.describe(row) for row in rows], len(rows)),
+        "sampling the files": cpu_milliseconds(lambda: [identity.describe_row(row) for row in rows], len(rows)),
         "decoding the image": image,
         "reading and checking the maps": cpu_milliseconds(lambda: [read_frame(row) for row in rows], len(rows)) - image,
         "resizing to the cache's size": cpu_milliseconds(

@@ -23,7 +23,7 @@ from typing import Any
 try:
     from cli import ArgumentParser, UserError, non_negative_int, positive_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import numpy as np

@@ -1,1 +1,1 @@
-"""The cluster's jobs and settings, and what they download."""
+"""The cluster's jobs, settings and downloads."""

@@ -1,21 +1,21 @@
 # shellcheck shell=bash
-# What every job does first: settings, environment, signals. Sourced by the .slurm files, which then call need_space (see
-# space.sh) and
+# Common start of all jobs: settings, environment, signals. Sourced by the .slurm files, which then call require_space
+# (see space.sh) and
 #
-#   run COMMAND...    run it; stopped by SLURM's warning with work left, the job goes back to the queue
+#   run COMMAND...    run a command; if SLURM's warning stops it with work left, the job is requeued
 
 set -euo pipefail
 
 EXIT_USAGE=2
-EXIT_STOPPED=75 # of the scripts: stopped by a signal with work left
+EXIT_STOPPED=75 # the scripts' exit code when stopped by a signal with work left
 command_pid='' interrupted='' warned=''
 job=${SLURM_JOB_ID:-}
-if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then # the last task's own number is that of the whole array
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then # the last task's SLURM_JOB_ID is the ID of the whole array
     job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 fi
 
-# USR1 comes from SLURM before the time limit and goes to this shell alone (--signal=B:USR1@seconds): the command has to
-# be told. TERM comes with scancel and with pre-emption, to steps alone while a grace time lasts.
+# SLURM sends USR1 before the time limit to this shell only (--signal=B:USR1@seconds), so it must be forwarded to the
+# command. TERM comes with scancel and preemption; during a grace time only steps receive it.
 on_warning() {
     warned=1
     forward USR1
@@ -40,39 +40,39 @@ if [ ! -x "$CONDA_ENV/bin/python" ]; then
     exit "$EXIT_USAGE"
 fi
 export PATH="$CONDA_ENV/bin:$PATH"
-export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 YOLO_OFFLINE=1 # nodes may be cut off; a download is setup_hpc.sh's
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 YOLO_OFFLINE=1 # nodes may have no network; setup_hpc.sh downloads
 export PYTHONUNBUFFERED=1
-export PYTHONPATH="$REPOSITORY" # this clone's modules, whichever one is installed in an environment that several share
+export PYTHONPATH="$REPOSITORY" # use this clone's modules even if a shared environment has another clone installed
 cd "$REPOSITORY"
 
 run() {
     local code
     if [ -n "$warned" ]; then
-        give_back
+        requeue_job
     fi
     "$@" &
     command_pid=$!
-    if [ -n "$warned" ]; then # between the two lines above
+    if [ -n "$warned" ]; then # the warning came between the two lines above
         forward USR1
     fi
     interrupted=1
-    while [ -n "$interrupted" ]; do # a trap ends wait before the command has ended
+    while [ -n "$interrupted" ]; do # a trap makes wait return before the command has finished
         interrupted='' code=0
         wait "$command_pid" || code=$?
     done
     command_pid=''
-    # what is still starting up has no handler yet, and dies of the warning
+    # a command that is still starting has no handler yet and is killed by USR1
     if [ -n "$warned" ] && ((code == EXIT_STOPPED || code == 128 + $(kill -l USR1))); then
-        give_back
+        requeue_job
     fi
     if ((code == EXIT_STOPPED)) && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
-        give_back # pre-empted with a grace time; a cancelled or requeued job is no longer running
+        requeue_job # preempted with a grace time; a cancelled or requeued job is no longer RUNNING
     fi
     return "$code"
 }
 
-give_back() {
-    echo "stopped with work left; back to the queue"
+requeue_job() {
+    echo "stopped with work left; requeueing"
     scontrol requeue "$job"
     exit "$EXIT_STOPPED"
 }

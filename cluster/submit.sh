@@ -1,10 +1,10 @@
 #!/bin/bash
-# Submit the whole pipeline as a chain of jobs and print it: teachers (--shards parts each), manifest, packing of the
-# frames, training, Table IV, export. A job that fails takes all behind it out of the queue.
+# Submit the whole pipeline as a chain of jobs and print it: teachers (in --shards parts), manifest, packing, training,
+# Table IV, export. If a job fails, the jobs that depend on it are cancelled.
 #
 #   bash cluster/submit.sh [--shards N] [flags of train.py]
 #
-# Settings: cluster/settings.sh. sbatch's own are taken from the environment (SBATCH_TIMELIMIT=...).
+# Settings: cluster/settings.sh, and sbatch's own environment variables (SBATCH_TIMELIMIT=...).
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export REPOSITORY
@@ -18,14 +18,14 @@ if [ "${1:-}" = --shards ]; then
     shift 2 || true
 fi
 if ! [[ $SHARDS =~ ^[1-9][0-9]*$ ]]; then
-    echo "error: --shards wants a number of parts, 1 or more" >&2
+    echo "error: --shards needs a number of parts, 1 or more" >&2
     exit 2
 fi
 export SHARDS
 for flag in "$@"; do
     case $flag in
         --checkpoint-dir* | --manifest*)
-            echo "error: evaluation and export would not follow $flag: set CHECKPOINT_DIR or DATA instead" >&2
+            echo "error: evaluation and export would ignore $flag: set CHECKPOINT_DIR or DATA instead" >&2
             exit 2
             ;;
     esac
@@ -36,7 +36,7 @@ cd "$REPOSITORY"
 
 submitted=() cluster=""
 
-# submit NAME AFTER [sbatch's flags] FILE [arguments]: prints a line of the graph, leaves the job's number in $job
+# submit NAME AFTER [sbatch's flags] FILE [arguments]: submit a job that depends on AFTER, print it, set $job to its ID
 submit() {
     local name=$1 after=$2 flags=(--parsable --job-name="$1" --output="$JOB_LOGS/%x-%A.out")
     shift 2
@@ -47,13 +47,13 @@ submit() {
         flags+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes)
     fi
     if ! job=$(sbatch "${flags[@]}" "$@"); then
-        echo "error: $name was refused; ${#submitted[@]} jobs before it are taken back" >&2
+        echo "error: sbatch rejected $name; cancelling the earlier jobs (${#submitted[@]})" >&2
         if ((${#submitted[@]})); then
-            scancel ${cluster:+--clusters="$cluster"} "${submitted[@]}" || echo "error: they could not be" >&2
+            scancel ${cluster:+--clusters="$cluster"} "${submitted[@]}" || echo "error: cancelling them failed" >&2
         fi
         exit 2
     fi
-    cluster=${job#"${job%%;*}"} # its name may follow the number
+    cluster=${job#"${job%%;*}"} # --parsable prints ID, or ID;cluster
     cluster=${cluster#;} job=${job%%;*}
     submitted+=("$job")
     printf '%-10s %10s   %s\n' "$name" "$job" "${after:+after $after}"

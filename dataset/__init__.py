@@ -1,1 +1,1 @@
-"""The manifest, reading and packing of frames, the loaders of data sets, and the table from 894 classes to 6."""
+"""Manifests, reading and packing frames, dataset loaders, and the mapping of NYU's 894 classes to 6."""

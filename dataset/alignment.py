@@ -1,43 +1,43 @@
-"""Bringing a teacher's depth to the sensor's scale, frame by frame, and how visible their seam is."""
+"""Align a teacher's depth to the sensor's scale, per frame, and measure the seam between the two."""
 
 import numpy as np
 
-SMALLEST_SHARE = 0.01  # of the image that must have both depths for a scale to be trusted
+MIN_VALID_FRACTION = 0.01  # of the pixels that must have both depths
 
 
 def sensor_scale(depth: np.ndarray, confidence: np.ndarray, teacher: np.ndarray, threshold: float) -> float | None:
-    """The factor that brings a teacher's depth to the sensor's: the median of sensor / teacher.
+    """Scale factor from a teacher's depth to the sensor's: the median of sensor / teacher.
 
-    The median, because a sensor's wrong readings (glass, edges) and a teacher's wrong objects are few and far off.
+    The median is robust to the sensor's outliers (glass, edges) and to objects that the teacher gets wrong.
 
     Args:
-        depth: float32 [H,W], metres, 0 = none; the sensor's.
-        confidence: float32 [H,W] in 0..1; pixels that reach the threshold count.
-        teacher: float32 [H,W], metres, 0 = none.
-        threshold: least confidence of a pixel that counts.
+        depth: the sensor's depth, float32 [H,W], metres, 0 = no reading.
+        confidence: float32 [H,W] in 0..1.
+        teacher: the teacher's depth, float32 [H,W], metres, 0 = no value.
+        threshold: minimum confidence of a valid pixel.
 
-    Returns None where less than SMALLEST_SHARE of the pixels have both.
+    Returns None if fewer than MIN_VALID_FRACTION of the pixels have both depths.
     """
     both = (confidence >= threshold) & (depth > 0) & (teacher > 0)
-    if both.sum() < SMALLEST_SHARE * both.size:
+    if both.sum() < MIN_VALID_FRACTION * both.size:
         return None
     return float(np.median(depth[both] / teacher[both]))
 
 
 def seam_step(depth: np.ndarray, confidence: np.ndarray, teacher: np.ndarray, threshold: float) -> float | None:
-    """Relative step of the hybrid depth where it changes from sensor to teacher: the median over neighbouring pixels.
+    """Median relative depth step across the seam between sensor and teacher depth.
 
-    Args as of sensor_scale(). Returns exp(median of |log sensor - log teacher|) - 1 over all pairs of neighbours in a
-    row or column of which one takes the sensor's depth and the other the teacher's; None without such a pair.
+    Arguments as for sensor_scale(). Returns exp(median |log sensor - log teacher|) - 1 over all horizontal and vertical
+    pixel pairs where one pixel uses the sensor's depth and the other the teacher's; None if there is no such pair.
     """
     from_sensor = (confidence >= threshold) & (depth > 0)
     hybrid = np.where(from_sensor, depth, teacher)
-    logarithm = np.log(np.where(hybrid > 0, hybrid, 1))
+    log_depth = np.log(np.where(hybrid > 0, hybrid, 1))
     steps = []
     for axis in (0, 1):
         changes = np.diff(from_sensor, axis=axis)
         length = hybrid.shape[axis]
-        known = np.take(hybrid, range(length - 1), axis) * np.take(hybrid, range(1, length), axis) > 0
-        steps.append(np.abs(np.diff(logarithm, axis=axis))[changes & known])
+        valid = np.take(hybrid, range(length - 1), axis) * np.take(hybrid, range(1, length), axis) > 0
+        steps.append(np.abs(np.diff(log_depth, axis=axis))[changes & valid])
     all_steps = np.concatenate(steps)
     return float(np.expm1(np.median(all_steps))) if all_steps.size else None

@@ -1,4 +1,4 @@
-"""A disk or a quota that is full, told alike whichever library meets it."""
+"""Detect a full disk or quota, and report it the same way for all libraries."""
 
 import errno
 import os
@@ -7,45 +7,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli import DISK_FULL, UserError, unwritable
+from cli import DISK_FULL_ERRNOS, UserError, disk_error_message
 
 PROBE_BYTES = 2**20
 
 
-class DiskFull(OSError):
-    """A file can't be written: its disk or a quota is full, or files may not grow so large. The message names it."""
+class DiskFullError(OSError):
+    """A file can't be written: disk or quota full, or file size limit exceeded. The message names the file."""
 
     def __init__(self, target: str | Path, number: int = errno.ENOSPC):
         super().__init__(number, "disk full", str(target))
 
     def __str__(self) -> str:
-        return unwritable(self)
+        return disk_error_message(self)
 
 
 @contextmanager
-def disk_full_named(target: Path) -> Iterator[None]:
-    """An exception of the body that a full disk may have caused becomes a DiskFull that names the target.
+def reraise_disk_full(target: Path) -> Iterator[None]:
+    """Re-raise exceptions of the body as DiskFullError, naming the target, if the disk is full.
 
-    Libraries raise what they like (torch a RuntimeError, NumPy an OSError without a number), so the disk is asked.
+    Libraries raise different types (torch a RuntimeError, NumPy an OSError without errno), so this checks the disk.
     """
     try:
         yield
-    except (DiskFull, UserError):
+    except (DiskFullError, UserError):
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in DISK_FULL or is_full(target.parent):
-            raise DiskFull(target, getattr(error, "errno", None) or errno.ENOSPC) from error
+        if getattr(error, "errno", None) in DISK_FULL_ERRNOS or is_disk_full(target.parent):
+            raise DiskFullError(target, getattr(error, "errno", None) or errno.ENOSPC) from error
         raise
 
 
-def is_full(folder: Path) -> bool:
-    """Whether a megabyte can't be written to a folder for lack of space."""
+def is_disk_full(folder: Path) -> bool:
+    """Whether writing 1 MiB to a folder fails for lack of space."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             left = PROBE_BYTES
-            while left:  # what just fits is written before the error comes
+            while left:  # a partial write may succeed before the error is raised
                 left -= probe.write(bytes(left)) or 0
             os.fsync(probe.fileno())
     except OSError as error:
-        return error.errno in DISK_FULL
+        return error.errno in DISK_FULL_ERRNOS
     return False

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading them without running what is in them."""
+"""Write files atomically, and read them without executing their content."""
 
 import codecs
 import hashlib
@@ -20,236 +20,237 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from dataset.disk import disk_full_named
+from dataset.disk import reraise_disk_full
 
-# what Pillow raises on files that it can't decode
-UNREADABLE = (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-TURNED = range(2, 9)  # values of EXIF's orientation that ask a viewer to turn or mirror the picture
-LONGEST_NAME = 200  # bytes of a stem that a temporary name keeps; file systems take 255 for all of a name
+# raised by Pillow on files that it can't decode
+DECODE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+TURNING_ORIENTATIONS = range(2, 9)  # EXIF orientations that rotate or mirror the image on display
+MAX_STEM_BYTES = 200  # of the stem in a temporary name; file systems limit the whole name to 255
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")
 
 
-class TurnedImageError(UserError):
-    """An image that a viewer turns or mirrors on the way to the screen, where the depth that goes with it stays."""
+class ImageOrientationError(UserError):
+    """An image with an EXIF orientation: viewers rotate or mirror it, but not the depth map that belongs to it."""
 
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`, renamed to it on success and removed on failure.
+    """Yield a temporary path beside `target`; it is renamed to `target` on success and removed on failure.
 
-    The temporary name keeps the target's suffix, because writers such as cv2.imwrite choose a format by it.
+    The temporary name keeps the target's suffix, since writers such as cv2.imwrite choose the format by it.
 
-    Raises DiskFull, an OSError, when the disk or a quota is full, whatever the writer has raised of it.
+    Raises DiskFullError, an OSError, if the disk or quota is full, whatever the writer raised.
     """
     target = Path(target)
-    prefix, suffix = f".{short_name(target.stem)}.", f".part{target.suffix}"
-    with disk_full_named(target):
+    prefix, suffix = f".{shorten_stem(target.stem)}.", f".part{target.suffix}"
+    with reraise_disk_full(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
         os.close(handle)
     temporary = Path(name)
     try:
-        with disk_full_named(target):
+        with reraise_disk_full(target):
             yield temporary
             umask = os.umask(0)
             os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; labels are shared in a group
+            temporary.chmod(0o666 & ~umask)  # mkstemp creates private files; labels are shared in a group
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def short_name(stem: str) -> str:
-    """A stem as temporary names hold it: the whole of it, or the beginning and a hash of a very long one."""
+def shorten_stem(stem: str) -> str:
+    """The stem as used in temporary names: unchanged, or truncated with a hash appended if it is very long."""
     content = os.fsencode(stem)
-    if len(content) <= LONGEST_NAME:
+    if len(content) <= MAX_STEM_BYTES:
         return stem
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return content[: LONGEST_NAME - len(digest)].decode(errors="ignore") + digest
+    return content[: MAX_STEM_BYTES - len(digest)].decode(errors="ignore") + digest
 
 
-def target_of_temporary(name: str) -> str | None:
-    """The short_name() of the file that a temporary name of atomic_path() is meant to become; None for other names."""
+def stem_of_temporary(name: str) -> str | None:
+    """The shortened stem of the target of an atomic_path() temporary name; None for other names."""
     match = TEMPORARY_NAME.fullmatch(name)
     return match[1] if match else None
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left half-written in a folder that nobody else writes to."""
+def remove_temporary_files(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder; no other process may be writing to it."""
     for path in folder.glob(".*.part*"):
-        if target_of_temporary(path.name):
+        if stem_of_temporary(path.name):
             path.unlink(missing_ok=True)
 
 
 def sha256_of(path: str | Path) -> str:
-    """sha256 of a file's content, hexadecimal."""
+    """The SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_npy(path: str | Path, array: np.ndarray) -> None:
-    """Write one array as .npy, whole or not at all."""
+    """Write one array as .npy, atomically."""
     with atomic_path(path) as temporary:
         np.save(temporary, array, allow_pickle=False)
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 [H,W], uint16 [H,W] or RGB uint8 [H,W,3] as PNG, whole or not at all."""
+    """Write uint8 [H,W], uint16 [H,W] or RGB uint8 [H,W,3] as PNG, atomically."""
     with atomic_path(path) as temporary:
         pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-        encoded, content = cv2.imencode(".png", pixels)  # given a path that is no UTF-8, OpenCV ends the process
+        encoded, content = cv2.imencode(".png", pixels)  # not imwrite, which aborts the process on non-UTF-8 paths
         if not encoded:
-            raise OSError(f"could not write {path}")
+            raise OSError(f"can't encode {path} as PNG")
         temporary.write_bytes(content.data)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON with two spaces of indent, whole or not at all; NaN, which JSON has no word for, becomes null."""
+    """Write JSON with an indent of 2, atomically; NaN becomes null, since JSON has no NaN."""
     with atomic_path(path) as temporary:
-        text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+        text = json.dumps(_nan_to_none(content), indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _without_nan(content: Any) -> Any:
+def _nan_to_none(content: Any) -> Any:
     if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
+        return {name: _nan_to_none(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
+        return [_nan_to_none(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def decode_text(content: bytes) -> str:
-    """A text file's content, which is UTF-8 with or without a byte-order mark; raises ValueError saying what else."""
+    """Decode UTF-8 with or without a byte-order mark; raises ValueError that says what is wrong otherwise."""
     if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("it is UTF-16, or no text at all: save it as UTF-8")
+        raise ValueError("it is UTF-16 or binary: save it as UTF-8")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is no UTF-8: save it as UTF-8") from None
+        raise ValueError(f"byte {error.start} is not UTF-8: save it as UTF-8") from None
 
 
-def no_such_file(path: str | Path) -> UserError:
-    """What to raise of a file that is not there, be it that a link to it leads nowhere."""
+def missing_file_error(path: str | Path) -> UserError:
+    """The error for a missing file or a broken link."""
     if os.path.islink(path):
-        return UserError(f"there is no file {path}: it is a link to {os.readlink(path)}, which is not there")
+        return UserError(f"there is no file {path}: it is a link to {os.readlink(path)}, which does not exist")
     return UserError(f"there is no file {path}")
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file; raises UserError when it is missing or no JSON."""
+    """Parse a JSON file; raises UserError if it is missing or invalid."""
     try:
         return json.loads(decode_text(Path(path).read_bytes()))
     except FileNotFoundError:
-        raise no_such_file(path) from None
+        raise missing_file_error(path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON: {error}") from None
 
 
 def read_npy(path: str | Path) -> np.ndarray:
-    """Load one .npy array, pickling off; raises UserError when it is missing, truncated or no array."""
+    """Load one .npy array without pickle; raises UserError if it is missing, truncated or not an array."""
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise no_such_file(path) from None
+        raise missing_file_error(path) from None
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not a readable .npy array: {error}") from None
     if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is an archive, not one .npy array")
+        raise UserError(f"{path} is an archive, not a single .npy array")
     return array
 
 
 def read_image(path: str | Path, apply_orientation: bool = False) -> np.ndarray:
-    """Read an 8-bit RGB image as uint8 [H,W,3]; an alpha channel is dropped, a palette is looked up.
+    """Read an 8-bit RGB image as uint8 [H,W,3]; drops an alpha channel and applies a palette.
 
     Args:
-        path: of one of the formats of listing.IMAGE_SUFFIXES, by its content.
-        apply_orientation: turn a picture as its EXIF orientation says. Only where no depth map goes with its pixels.
+        path: image in one of the formats of listing.IMAGE_SUFFIXES, detected by its content.
+        apply_orientation: rotate the image by its EXIF orientation. Only for images without a depth map.
 
-    Raises UserError when it can't be decoded to its end, holds several pictures, or is no 8-bit RGB: a grey, CMYK or
-    16-bit file in a folder of images is another sensor's picture, and a teacher would label it without a word. Raises
-    TurnedImageError when it has an EXIF orientation that is not to be applied.
+    Raises UserError if the file is truncated, holds several images, or is not 8-bit RGB: a greyscale, CMYK or 16-bit
+    file usually comes from another sensor, and a teacher would label it without complaint. Raises ImageOrientationError
+    if it has an EXIF orientation and apply_orientation is False.
     """
     if not Path(path).is_file():
-        raise no_such_file(path)
+        raise missing_file_error(path)
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             if image.mode not in ("RGB", "RGBA", "P") or _has_16_bits(image):
-                raise UserError(f"{path} is no 8-bit RGB image (mode {image.mode})")
-            if not _is_single(image):
-                raise UserError(f"{path} holds several pictures: save the one that is meant as a file of its own")
+                raise UserError(f"{path} is not an 8-bit RGB image (mode {image.mode})")
+            if not _is_single_image(image):
+                raise UserError(f"{path} holds several images: save the one you need as a separate file")
             if image.format in ("JPEG", "MPO") and not _has_jpeg_end(Path(path).read_bytes()):
-                raise UserError(f"{path} is cut short")  # zeros in place of the rest decode to grey
-            if image.format != "TIFF":  # whose pixels Pillow turns as it loads them, and forgets the tag
-                image.load()  # unlike OpenCV it refuses a file that ends too early
+                raise UserError(f"{path} is truncated")  # missing data would decode to grey
+            if image.format != "TIFF":  # for TIFF, load() rotates the pixels and drops the orientation tag
+                image.load()  # unlike OpenCV, Pillow rejects truncated files
             orientation = orientation_of(image)
             if not apply_orientation:
-                refuse_turned(path, orientation)
+                check_orientation(path, orientation)
             image.load()
-            upright = ImageOps.exif_transpose(image) if orientation in TURNED else image
+            upright = ImageOps.exif_transpose(image) if orientation in TURNING_ORIENTATIONS else image
             return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ImportError:  # ultralytics replaces Image.open by one that asks for a reader of HEIC files
+    except ImportError:  # ultralytics patches Image.open to require a HEIC reader
         raise UserError(f"{path} is not a readable image") from None
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"{path} is not a readable image: {error}") from None
 
 
 def _has_jpeg_end(content: bytes) -> bool:
-    """Whether a JPEG has an end-of-image marker behind its pixels, whatever a phone appends (a video, a depth map)."""
-    place = 2  # behind the start marker; segments are 0xff, kind, length of two bytes, content
-    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":  # start of scan
-        fill = content[place + 1 : place + 2] == b"\xff"
-        place += 1 if fill else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return b"\xff\xd9" in content[place:]  # in coded pixels 0xff is followed by 0 or a restart marker
+    """Whether a JPEG has an end-of-image marker after its scan data; anything may follow, such as a phone's video."""
+    offset = 2  # after the start marker; each segment is 0xff, type, two-byte length, content
+    while content[offset : offset + 1] == b"\xff" and content[offset + 1 : offset + 2] != b"\xda":  # start of scan
+        fill = content[offset + 1 : offset + 2] == b"\xff"
+        offset += 1 if fill else 2 + int.from_bytes(content[offset + 2 : offset + 4], "big")
+    return b"\xff\xd9" in content[offset:]  # within scan data, 0xff is followed by 0 or a restart marker
 
 
 def orientation_of(image: Image.Image) -> object:
-    """The value of an image's EXIF orientation, 1 to 8; None where it has none. Of an unloaded PNG by its header."""
+    """The EXIF orientation of an image, 1 to 8; None if it has none. Does not load the pixels of a PNG."""
     try:
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile's own would load the pixels
-    except UNREADABLE:  # what no program can read turns no picture
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile.getexif() loads the pixels
+    except DECODE_ERRORS:  # viewers ignore EXIF data that can't be parsed
         return None
 
 
-def refuse_turned(path: str | Path, orientation: object) -> None:
-    """Raise TurnedImageError for a value of EXIF's orientation that turns or mirrors the image."""
-    if orientation in TURNED:
-        raise TurnedImageError(
-            f"{path} has the EXIF tag Orientation {orientation}: viewers turn or mirror it, but depth goes by the "
-            "pixels as they are stored. If the stored pixels are upright and fit the depth, remove the tag (exiftool "
-            "-Orientation= FILE); else turn the pixels, and their depth and intrinsics with them"
+def check_orientation(path: str | Path, orientation: object) -> None:
+    """Raise ImageOrientationError for an EXIF orientation that rotates or mirrors the image."""
+    if orientation in TURNING_ORIENTATIONS:
+        raise ImageOrientationError(
+            f"{path} has the EXIF tag Orientation {orientation}: viewers rotate or mirror the image, but the depth map "
+            "matches the pixels as stored. If these are upright, remove the tag (exiftool -Orientation= FILE); "
+            "otherwise rotate the image, its depth and its intrinsics"
         )
 
 
 def is_still_image(path: str | Path) -> bool:
-    """Whether Pillow knows a file as one picture; False for a video, an animation, and what is none."""
+    """Whether Pillow reads a file as a single image; False for videos, animations and other files."""
     try:
         with Image.open(path) as image:
-            return image.format != "MPEG" and _is_single(image)
-    except (ImportError, *UNREADABLE):
+            return image.format != "MPEG" and _is_single_image(image)
+    except (ImportError, *DECODE_ERRORS):
         return False
 
 
-def _is_single(image: Image.Image) -> bool:
-    # phones append previews and depth to the picture (MPO), whose first one is the picture
+def _is_single_image(image: Image.Image) -> bool:
+    # phones append previews and depth (MPO); the first image is the photo
     return image.format == "MPO" or getattr(image, "n_frames", 1) == 1
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    # Pillow reads 16-bit RGB as 8-bit without saying so; how it unpacks the pixels tells ("RGB;16B")
+    # Pillow silently reads 16-bit RGB as 8-bit; only its raw mode ("RGB;16B") shows it
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def read_png_raw(path: str | Path) -> np.ndarray:
-    """Read a single-channel PNG with its own bit depth: uint8 or uint16 [H,W].
+    """Read a single-channel PNG at its own bit depth: uint8 or uint16 [H,W].
 
-    Raises UserError when it can't, and TurnedImageError when the map has an EXIF orientation: its image may have none.
+    Raises UserError if it is unreadable, and ImageOrientationError if it has an EXIF orientation: the RGB image may not
+    have one.
     """
     try:
-        content = Path(path).read_bytes()  # given a path that is no UTF-8, OpenCV ends the process
+        content = Path(path).read_bytes()  # not cv2.imread, which aborts the process on non-UTF-8 paths
     except FileNotFoundError:
-        raise no_such_file(path) from None
+        raise missing_file_error(path) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     try:
@@ -259,20 +260,20 @@ def read_png_raw(path: str | Path) -> np.ndarray:
     if image is None or image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path} is not a readable single-channel 8- or 16-bit PNG")
     if b"eXIf" in content:
-        with suppress(*UNREADABLE), Image.open(io.BytesIO(content)) as header:
-            refuse_turned(path, orientation_of(header))
+        with suppress(*DECODE_ERRORS), Image.open(io.BytesIO(content)) as header:
+            check_orientation(path, orientation_of(header))
     return image
 
 
-def claim_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) -> None:
-    """Make a loader's data folder with its source.json and clear it of what a killed run has left half-written.
+def prepare_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) -> None:
+    """Create a loader's data folder with source.json, and remove temporary files of a killed run.
 
     Args:
-        out: the folder, made where it is missing.
-        source: what the folder is made from, and with which settings; plain JSON.
-        maps: names of its sub-folders.
+        out: the folder; created if missing.
+        source: JSON-serialisable description of the input and the settings.
+        maps: names of the subfolders.
 
-    Raises UserError when it can't be written or holds frames of another source or of other settings.
+    Raises UserError if it can't be written, or holds frames from another source or other settings.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -281,15 +282,15 @@ def claim_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) ->
         if not (out / "source.json").is_file():
             write_json(out / "source.json", source)
     except OSError as error:
-        raise UserError(f"--out {out} can't be written: {error.strerror}") from None
+        raise UserError(f"can't write to --out {out}: {error.strerror}") from None
     if read_json(out / "source.json") != source:
         raise UserError(
-            f"{out} holds frames of another source or other settings, see its source.json: choose another --out"
+            f"{out} holds frames from another source or other settings, see its source.json: choose another --out"
         )
 
 
 def write_failed_frames(path: Path, failed: dict[str, str]) -> None:
-    """Write {stem: reason} as one {"stem", "reason"} a line; when nothing failed, an older file goes away."""
+    """Write {stem: reason} as JSON lines of {"stem", "reason"}; remove an older file if nothing failed."""
     if not failed:
         path.unlink(missing_ok=True)
         return

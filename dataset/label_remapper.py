@@ -1,45 +1,45 @@
-"""The 894 class names of NYU Depth V2 -> the student's six classes.
+"""Map the 894 class names of NYU Depth V2 to the student's six classes.
 
-`nyu_classes.csv` beside this file holds one row a name and is the source of truth: to decide a name otherwise, edit
-its row. Id 0 (unlabelled) becomes 255 and is ignored.
+The mapping is `nyu_classes.csv` in this folder, one row per name; edit a row to change a class. Id 0 (unlabelled)
+becomes 255 = ignore.
 
-The principle: a mobile robot's teacher, made of geometry (planes, holes in the time-of-flight depth) and a detector,
-has to be able to produce the same classes. So floor is the surface to drive on, wall is any large vertical plane,
-glass is what sees through or mirrors and defeats the sensor, furniture is what stands on the floor or is built in and
-is sat at, lain on, stored in or worked at, and other is the rest. Where the principle leaves a choice:
+The robot's teacher, which consists of geometric rules (planes, holes in the time-of-flight depth) and a detector, must
+be able to produce the same classes. Therefore floor is the drivable surface; wall is any large vertical plane; glass is
+what is transparent or reflective and breaks the sensor's depth; furniture stands on the floor or is built in, and
+people sit at it, lie on it, store things in it or work at it; other is the rest. Ambiguous cases:
 
-floor      Rug and floor mat are driven on. A rolled rug or carpet and a yoga mat (mostly rolled up) are obstacles:
-           other, because a false floor is the dangerous mistake.
-ceiling    other: neither drivable nor a vertical obstacle; wall would blur the one border that geometry knows best.
-           Lights, fans, ducts and vents that hang on it go with it.
-door       wall, with its frame, knob and lock: closed, it is a vertical plane. `door way` is other: it mostly names
-           the opening, and a passage must not be taught as wall. Its arch is wall.
-curtain    wall, like blinds, shower curtain, door curtain and window cover: an opaque vertical sheet with good depth.
-flat on    wall, like picture, map, sign, plaque, calendar, certificate, boards, projector screen, switches and
-a wall     outlets: within centimetres of the plane, no geometry tells them apart. What sticks out (clock, wreath,
-           fire extinguisher, dispensers, hooks, rods, shower fittings) or as well stands on a desk (photo) is other.
+floor      Includes rug and floor mat. A rolled rug or carpet and a yoga mat (usually rolled up) are obstacles: other,
+           since a false floor is the dangerous error.
+ceiling    other: neither drivable nor a vertical obstacle. Labelling it wall would blur the border that geometry finds
+           most reliably. Includes lights, fans, ducts and vents on the ceiling.
+door       wall, including frame, knob and lock: a closed door is a vertical plane. `door way` is other: it usually
+           means the opening, which must not be learned as wall. Its arch is wall.
+curtain    wall, as are blinds, shower curtain, door curtain and window cover: opaque vertical surfaces with good depth.
+flat on    wall: picture, map, sign, plaque, calendar, certificate, boards, projector screen, switches and outlets lie
+a wall     within centimetres of the plane, where geometry can't separate them. Objects that protrude (clock, wreath,
+           fire extinguisher, dispensers, hooks, rods, shower fittings) or often stand on a desk (photo) are other.
 structure  wall: column, pillar, chimney, fireplace and mantel, floor trim, room divider.
-glass      Window with its frame and bars (whoever outlines a window takes them in), pane, mirror, fish tank, and all
-           names with `reflection`, for that surface is a mirror or pane. `glass` (id 612) is a pane: NYU-40 files it
-           under structure. Drinking glasses, glass dishes and the rack for them are too small for the sensor to show:
-           other. A display case is mostly body and shelves: furniture.
-appliances furniture when large and standing or built in (refrigerator, dishwasher, washer, dryer, stove, range hood,
-           radiator, water heater, furnace, water cooler); what stands on a counter (microwave, toaster oven, water
-           dispenser) and an air conditioner in a window is other.
-sanitary   furniture: sink, bathtub, toilet, shower base, water fountain are fixed obstacles, two of them known to
-           detectors. A faucet, burner, handle or drawer knob goes with the piece it is fixed to.
-bedding    furniture, with pillow, blanket, throw, mattress, tablecloth and table runner: they are the visible surface
-           of the bed, sofa or table and lie inside the detector's mask of it. Packed or rolled bedding is other.
-storage    Shelves, racks, stands and chests that stand on the floor are furniture. Loose containers (box, bin,
-           basket, crate, suitcase, hamper) and racks for a counter (dish, spice, wine, knife) are other.
-sport      Games tables, exercise machines, trampoline and slide are furniture: as large and as immovable.
-on wheels  Bicycle, stroller, cart, trolley are other: they come and go, and few detectors know them.
-barriers   Stairs, railing, banister, gate, ladder are other: no plane to drive on, none to lean on.
-toys       other, also toy chair, toy sofa and doll house; a shelf, rack or chest for toys is furniture.
-beings     person is `person` and `leg of a girl`; dolls, masks, sculptures and animals, with their beds and cages,
-           are other.
-the rest   Television, monitor and other electronics, lamps, plants, clothes, food and small objects are other.
-           `unknown` is other, too, and so is every name that fits two classes equally well (`bar`, `stick`).
+glass      Window including frame and bars (annotators include them), pane, mirror, fish tank, and all names with
+           `reflection`, whose surface is a mirror or pane. `glass` (id 612) is a pane; NYU-40 assigns it to structure.
+           Drinking glasses, glass dishes and their racks are too small to affect the sensor: other. A display case is
+           mostly body and shelves: furniture.
+appliances furniture if large and free-standing or built in (refrigerator, dishwasher, washer, dryer, stove, range hood,
+           radiator, water heater, furnace, water cooler). Appliances on a counter (microwave, toaster oven, water
+           dispenser) and window air conditioners are other.
+sanitary   furniture: sink, bathtub, toilet, shower base and water fountain are fixed obstacles, and detectors know two
+           of them. A faucet, burner, handle or drawer knob has the class of the object it is attached to.
+bedding    furniture, including pillow, blanket, throw, mattress, tablecloth and table runner: they are the visible
+           surface of a bed, sofa or table and inside its detector mask. Packed or rolled bedding is other.
+storage    Shelves, racks, stands and chests on the floor are furniture. Loose containers (box, bin, basket, crate,
+           suitcase, hamper) and counter racks (dish, spice, wine, knife) are other.
+sport      Games tables, exercise machines, trampoline and slide are furniture: large and hard to move.
+on wheels  Bicycle, stroller, cart and trolley are other: they move, and few detectors know them.
+barriers   Stairs, railing, banister, gate and ladder are other: neither a drivable plane nor a vertical one.
+toys       other, including toy chair, toy sofa and doll house; a shelf, rack or chest for toys is furniture.
+beings     `person` and `leg of a girl` are person; dolls, masks, sculptures and animals, including their beds and
+           cages, are other.
+the rest   Television, monitor and other electronics, lamps, plants, clothes, food and small objects are other, as are
+           `unknown` and names that fit two classes equally well (`bar`, `stick`).
 """
 
 import csv
@@ -54,7 +54,7 @@ from typing import NamedTuple
 try:
     from cli import ArgumentParser, UserError, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import numpy as np
@@ -66,7 +66,7 @@ N_NAMES = 894
 
 
 class ClassRow(NamedTuple):
-    """One NYU name: `nyu_id` 1..894, `name` as the data set spells it, `class_id` index in config.CLASS_NAMES."""
+    """One NYU name: `nyu_id` 1..894, `name` as spelled in the dataset, `class_id` index in config.CLASS_NAMES."""
 
     nyu_id: int
     name: str
@@ -75,68 +75,70 @@ class ClassRow(NamedTuple):
 
 @functools.cache
 def load_class_table(path: Path = TABLE) -> tuple[ClassRow, ...]:
-    """The table in order of id: 894 rows, ids 1..894.
+    """Read the table: 894 rows with ids 1..894, in order.
 
-    Raises UserError when an edit has left the file without that shape or with an unknown class.
+    Raises UserError if an id or name is missing or a class is unknown.
     """
     rows = []
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
         for expected_id, record in enumerate(csv.DictReader(file), start=1):
             if record.get("id") != str(expected_id) or not record.get("name"):
-                raise UserError(f"{path}: row {expected_id} must have id {expected_id} and a name, not {record}")
+                raise UserError(f"{path}: row {expected_id} must have id {expected_id} and a name, but is {record}")
             if record.get("class") not in CLASS_NAMES:
-                raise UserError(f"{path}: {record['name']}: class is none of {', '.join(CLASS_NAMES)}")
+                raise UserError(f"{path}: {record['name']}: the class must be one of {', '.join(CLASS_NAMES)}")
             rows.append(ClassRow(expected_id, record["name"], CLASS_NAMES.index(record["class"])))
     if len(rows) != N_NAMES:
-        raise UserError(f"{path}: {len(rows)} rows, NYU Depth V2 has {N_NAMES} names")
+        raise UserError(f"{path}: {len(rows)} rows, but NYU Depth V2 has {N_NAMES} names")
     return tuple(rows)
 
 
 @functools.cache
 def lookup_table() -> np.ndarray:
-    """uint8 [895], read-only: index = NYU id, value = class 0..5; index 0 (unlabelled) = 255."""
+    """Read-only uint8 [895] that maps NYU ids to classes 0..5, and id 0 (unlabelled) to 255."""
     table = np.array([IGNORE, *(row.class_id for row in load_class_table())], dtype=np.uint8)
     table.setflags(write=False)
     return table
 
 
 def remap(labels: np.ndarray) -> np.ndarray:
-    """NYU ids -> classes.
+    """Map NYU ids to classes.
 
-    labels: uint16 [H,W] (any integer type and shape does), 0 = unlabelled.
-    Returns uint8 of the same shape, 0..5, 255 = ignore. Raises UserError naming the first id outside 0..894.
+    Args:
+        labels: uint16 [H,W] (or any integer type and shape), 0 = unlabelled.
+
+    Returns uint8 of the same shape, 0..5 or 255 = ignore. Raises UserError naming the first id outside 0..894.
     """
     unknown = labels[(labels < 0) | (labels > N_NAMES)]
     if unknown.size:
-        raise UserError(f"labels: id {unknown[0]} is not one of NYU Depth V2 (0..{N_NAMES}); is this the labeled set?")
+        raise UserError(f"labels: id {unknown[0]} is outside NYU Depth V2's 0..{N_NAMES}; is this the labeled set?")
     return lookup_table()[labels]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check a .mat file's own `names` (names[0] belongs to id 1) against the table.
+    """Compare the `names` of a .mat file (names[0] has id 1) with the table.
 
-    Raises UserError naming the first that differs, or the two lengths.
+    Raises UserError naming the first difference, or the two lengths.
     """
     for row, name in zip(load_class_table(), names, strict=False):
         if name != row.name:
-            raise UserError(f"names: id {row.nyu_id} is {name!r}, in {TABLE.name} {row.name!r}: not the same classes")
+            raise UserError(f"names: id {row.nyu_id} is {name!r}, but {row.name!r} in {TABLE.name}: other classes")
     if len(names) != N_NAMES:
-        raise UserError(f"names: {len(names)} names, {TABLE.name} has {N_NAMES}: not the same classes")
+        raise UserError(f"names: {len(names)} names, but {TABLE.name} has {N_NAMES}: other classes")
 
 
 def format_name(name: str) -> str:
-    """One line about an NYU name; raises UserError, with the nearest spellings, when there is no such name."""
+    """Describe an NYU name in one line; raises UserError with similar names if it does not exist."""
     rows = {row.name: row for row in load_class_table()}
     if name not in rows:
         near = difflib.get_close_matches(name, rows, n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"--name: NYU Depth V2 has no class {name!r}{hint}")
     row = rows[name]
     return f"{row.name} (id {row.nyu_id}) -> {row.class_id} {CLASS_NAMES[row.class_id]}"
 
 
 def format_table() -> str:
-    """All names, one paragraph a class."""
+    """All names, one paragraph per class."""
     paragraphs = []
     for class_id, class_name in enumerate(CLASS_NAMES):
         names = [row.name for row in load_class_table() if row.class_id == class_id]
@@ -149,8 +151,8 @@ def main() -> None:
     """Run the script."""
     parser = ArgumentParser(
         f"Reads dataset/{TABLE.name}; writes nothing.\n\n"
-        "Prints which of the student's six classes each of the 894 class names of NYU Depth V2 becomes.\n"
-        "The reasons stand at the top of this file."
+        "Prints the student's class for each of the 894 class names of NYU Depth V2.\n"
+        "The docstring of this file explains the choices."
     )
     parser.add_argument("--name", help="print this NYU name only (default: the whole table)")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The files of a data folder by the paths that its manifest writes, and where links may lead out of it."""
+"""Resolve the paths in a manifest, and restrict links that lead out of its folder."""
 
 import os
 from collections.abc import Sequence
@@ -6,77 +6,77 @@ from pathlib import Path, PurePosixPath
 
 from cli import UserError, existing_dir
 
-from dataset.listing import refuse_undecodable, same_name
+from dataset.listing import find_name_variant, require_utf8
 
 LINK_FLAG = "--allow-links-to"  # Runtime.allow_links_to
 
 
 class DataFolder:
-    """A manifest's folder: what its paths lead to, and which paths lead to a file."""
+    """A manifest's folder: converts between the manifest's relative paths and files."""
 
     def __init__(self, root: Path, allowed: Sequence[Path] = ()):
-        """Take the folder.
+        """Set the folder and the allowed link targets.
 
         Args:
             root: the manifest's own folder.
-            allowed: folders outside of it that links may lead to; raises UserError when one is not there.
+            allowed: folders outside of it that links may lead to; raises UserError if one does not exist.
         """
         self.root = root.resolve()
         self.allowed = tuple(existing_dir(folder, LINK_FLAG).resolve() for folder in allowed)
-        self._homes: dict[Path, Path] = {}  # of folders: asking for each file costs a round trip on a cluster
+        self._folder_roots: dict[Path, Path] = {}  # cached per folder: on a cluster each lookup is a network round trip
         self._relative: dict[Path, str | None] = {}
 
-    def file(self, relative: object, where: str) -> Path:
-        """The file that a path of a manifest names, links not resolved; it need not be there.
+    def resolve(self, relative: object, where: str) -> Path:
+        """The file for a manifest path, with links unresolved; it need not exist.
 
-        Raises UserError naming `where` when the path isn't relative, has a `..`, or leads out by a link that is not
-        allowed.
+        Raises UserError naming `where` if the path is not relative, contains `..`, or leads outside through a link that
+        is not allowed.
         """
         if not isinstance(relative, str) or "\0" in relative:
-            raise UserError(f"{where}: a path is a string")
-        refuse_undecodable(relative, where)
-        written = PurePosixPath(relative)
-        if not written.parts or written.is_absolute() or ".." in written.parts:
+            raise UserError(f"{where}: a path must be a string")
+        require_utf8(relative, where)
+        posix = PurePosixPath(relative)
+        if not posix.parts or posix.is_absolute() or ".." in posix.parts:
             raise UserError(
-                f"{where}: {relative} leads out of the manifest's folder: paths are relative to it, without .."
+                f"{where}: {relative} points outside the manifest's folder: use paths relative to it, without .."
             )
         path = self.root / relative
         if not os.path.lexists(path):
-            path = same_name(self.root, written.as_posix()) or path
-        self.home(path, where)
+            path = find_name_variant(self.root, posix.as_posix()) or path
+        self.find_root(path, where)
         return path
 
-    def home(self, path: Path, where: str) -> Path:
-        """The folder that a file of this one really lies below: its root, or one of those allowed.
+    def find_root(self, path: Path, where: str) -> Path:
+        """The folder that contains the real path of a file: the root or an allowed folder.
 
-        Raises UserError naming `where`, the link, its target and the flag when it lies below neither.
+        Raises UserError naming `where`, the link, its target and the flag if it is in neither.
         """
-        if path.parent not in self._homes:
-            self._homes[path.parent] = self._home(path.parent, where)
-        return self._home(path, where) if os.path.islink(path) else self._homes[path.parent]
+        if path.parent not in self._folder_roots:
+            self._folder_roots[path.parent] = self._find_root(path.parent, where)
+        return self._find_root(path, where) if os.path.islink(path) else self._folder_roots[path.parent]
 
-    def _home(self, path: Path, where: str) -> Path:
-        home = self._holder(path)
-        if home is None:
-            on_the_way = [*reversed(path.relative_to(self.root).parents), path.relative_to(self.root)]
-            links = (self.root / part for part in on_the_way)
-            link = next((link for link in links if link.is_symlink() and not self._holder(link)), path)
+    def _find_root(self, path: Path, where: str) -> Path:
+        root = self._root_above(path)
+        if root is None:
+            prefixes = [*reversed(path.relative_to(self.root).parents), path.relative_to(self.root)]
+            links = (self.root / part for part in prefixes)
+            link = next((link for link in links if link.is_symlink() and not self._root_above(link)), path)
             target = Path(os.path.realpath(link))
             below = target if target.is_dir() else target.parent
             raise UserError(
-                f"{where}: {path.relative_to(self.root)} leads out of the manifest's folder: {link} is a link to "
-                f"{target}, outside of the data folder: allow it with {LINK_FLAG} {below}"
+                f"{where}: {path.relative_to(self.root)} points outside the manifest's folder, because {link} is a "
+                f"link to {target}: allow it with {LINK_FLAG} {below}"
             )
-        return home
+        return root
 
-    def _holder(self, path: Path) -> Path | None:
+    def _root_above(self, path: Path) -> Path | None:
         target = Path(os.path.realpath(path))
-        return next((home for home in (self.root, *self.allowed) if target.is_relative_to(home)), None)
+        return next((root for root in (self.root, *self.allowed) if target.is_relative_to(root)), None)
 
     def relative(self, file: Path) -> str:
-        """The path of a file as a manifest of this folder writes it, links inside the folder kept as they are.
+        """The path of a file relative to the folder, as written to a manifest; links inside the folder are kept.
 
-        Raises UserError when the file does not lie below the folder.
+        Raises UserError if the file is outside the folder.
         """
         path = Path(os.path.abspath(file))
         if path.parent not in self._relative:
@@ -86,11 +86,11 @@ class DataFolder:
             return (PurePosixPath(folder) / path.name).as_posix()
         target = Path(os.path.realpath(file))
         if not target.is_relative_to(self.root):
-            raise UserError(f"{file} lies outside the manifest's folder {self.root}: write the manifest above all data")
+            raise UserError(f"{file} is outside the manifest's folder {self.root}: put the manifest above all data")
         return target.relative_to(self.root).as_posix()
 
     def _below_root(self, folder: Path) -> str | None:
-        """The folder's path below the root, which may be written otherwise, as $SCRATCH is; None for one outside."""
-        above = (parent for parent in (folder, *folder.parents) if os.path.realpath(parent) == str(self.root))
-        root = next(above, None)
+        """The folder's path relative to the root, also if it is given through a link, as $SCRATCH; None if outside."""
+        parents = (parent for parent in (folder, *folder.parents) if os.path.realpath(parent) == str(self.root))
+        root = next(parents, None)
         return folder.relative_to(root).as_posix() if root else None

@@ -1,4 +1,4 @@
-"""Lock files: one process at a time. A process that ends, killed or not, gives its lock up."""
+"""Lock files for mutual exclusion between processes. A lock is released when its process ends, even if killed."""
 
 import errno
 from collections.abc import Iterator
@@ -7,55 +7,55 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks say
+UNSUPPORTED_ERRNOS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # from file systems without locks
 POLL_SECONDS = 0.5
 
 
 @contextmanager
-def lock_in_turn(path: Path, awaited: str) -> Iterator[None]:
-    """Hold a lock file in the body; while another process holds it, tell so in one line and wait.
+def wait_for_lock(path: Path, awaited: str) -> Iterator[None]:
+    """Hold a lock file in the body; if another process holds it, print one line and wait.
 
-    Where the file system has no locks, the file's existence is the lock. It outlives a process that was killed on
-    another machine and has to be removed by hand then, so the line names it.
+    On file systems without locks, the file's existence is the lock. If its process is killed on another machine, the
+    file must be removed by hand, so the line names it.
 
     Args:
-        path: the lock file, which goes away after the body; its folder exists.
-        awaited: what the other process does, for that line.
+        path: the lock file, removed after the body; its folder must exist.
+        awaited: what the other process does, for the printed line.
     """
     lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
-    if (free := _acquire(lock)) is None:
+    if (free := _try_acquire(lock)) is None:
         lock = SoftFileLock(path.with_name(f"{path.name}.soft"))
-        free = _acquire(lock)
+        free = _try_acquire(lock)
     if not free:
         print(f"waiting for another process, which {awaited} (lock file {lock.lock_file})", flush=True)
         lock.acquire(poll_interval=POLL_SECONDS)
-    with _released_after(lock):
+    with _release_after(lock):
         yield
 
 
 @contextmanager
-def lock_if_free(path: Path) -> Iterator[bool]:
-    """Hold a lock file in the body unless another process does; yields whether the body may go ahead.
+def try_lock(path: Path) -> Iterator[bool]:
+    """Try to hold a lock file in the body; yields False if another process holds it.
 
-    It may where the file system has no locks, too: a lock that outlives its process would stop all later ones.
+    Yields True on file systems without locks: a lock file left by a killed process would block all later ones.
     """
     lock = FileLock(path, fallback_to_soft=False)
-    free = _acquire(lock)
+    free = _try_acquire(lock)
     if not free:
         yield free is None
         return
-    with _released_after(lock):
+    with _release_after(lock):
         yield True
 
 
-def _acquire(lock: BaseFileLock) -> bool | None:
-    """Whether the lock was free and is held now; None where the file system has no such locks."""
+def _try_acquire(lock: BaseFileLock) -> bool | None:
+    """Acquire the lock; False if another process holds it, None if the file system has no locks."""
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return False
     except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+        if isinstance(error, OSError) and error.errno not in UNSUPPORTED_ERRNOS:
             raise
         Path(lock.lock_file).unlink(missing_ok=True)
         return None
@@ -63,9 +63,11 @@ def _acquire(lock: BaseFileLock) -> bool | None:
 
 
 @contextmanager
-def _released_after(lock: BaseFileLock) -> Iterator[None]:
+def _release_after(lock: BaseFileLock) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: whoever has it open sees that and starts over
+        Path(lock.lock_file).unlink(
+            missing_ok=True
+        )  # while still held: a process that has it open notices and starts over
         lock.release()

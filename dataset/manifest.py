@@ -1,27 +1,27 @@
-"""manifest.jsonl: the one list of frames that every stage after the teachers reads.
+"""manifest.jsonl: the list of frames that all stages after the teachers read.
 
-A manifest is a text file with one JSON object a line:
+A manifest is a text file with one JSON object per line:
 
     stem        name of the frame, may contain folders ("00/000123"); default: the RGB file's path without suffix
     rgb         8-bit RGB image
     depth       sensor or reference depth, float32 .npy in metres or 16-bit .png in millimetres ("sensor_depth" is
-                read, too)
+                also read)
     confidence  float32 .npy in 0..1                       (optional)
     labels      uint8 reference classes, 255 = ignore       (optional)
-    da3_depth   float32 .npy, metres, the depth teacher's   (optional)
-    sam2_seg    uint8 .npy, the segmentation teacher's      (optional)
+    da3_depth   float32 .npy, metres, from the depth teacher (optional)
+    sam2_seg    uint8 .npy, from the segmentation teacher   (optional)
     seg_confidence  uint8 .npy, 0..255 for 0..1, of sam2_seg (optional)
     split       train, val or test                          (optional)
     intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
-    recording   what the frame is of: NYU's scene, the room, the imported folder (optional); frames of one recording are
-                near-duplicates, so a split that is not given goes by whole recordings
-    depth_unit  what one count of depth in .png is: a name of dataset/units.py, or metres as 0.0002; default: mm
+    recording   NYU scene, room, or imported folder (optional); frames of one recording are near-duplicates, so missing
+                splits are assigned per recording
+    depth_unit  unit of depth in .png: a name from dataset/units.py, or metres per count, e.g. 0.0002; default: mm
                 (optional)
-    made_by     what made the labels                        (optional)
-    da3_scale   factor that brings da3_depth to the sensor's scale, wherever it is read (optional)
+    made_by     provenance of the labels                    (optional)
+    da3_scale   factor from da3_depth to the sensor's scale, applied whenever da3_depth is read (optional)
 
-Paths are relative to the manifest's own folder and may not lead out of it; a file there may be a link to one of
-another folder where the user allows it (--allow-links-to).
+Paths are relative to the manifest's folder and must stay inside it. Links to files outside are followed only if allowed
+(--allow-links-to).
 """
 
 import json
@@ -38,8 +38,8 @@ import numpy as np
 from config import Intrinsics
 from dataset.files import atomic_path, decode_text, read_json
 from dataset.links import DataFolder
-from dataset.listing import by_stem, normal, refuse_undecodable
-from dataset.units import DepthUnit, unit_of
+from dataset.listing import normalize_name, normalize_stems, require_utf8
+from dataset.units import DepthUnit, parse_unit_entry
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg", "seg_confidence")
@@ -47,7 +47,7 @@ OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg", "seg_confidenc
 
 @dataclass
 class Row:
-    """One frame of a manifest; paths are absolute, links in them not resolved."""
+    """One frame of a manifest; paths are absolute, with links unresolved."""
 
     stem: str
     rgb: Path
@@ -65,49 +65,49 @@ class Row:
     depth_unit: DepthUnit | None = None
 
     def files(self) -> dict[str, Path]:
-        """{column: file} of the columns that the frame has."""
+        """{column: file} of the frame's image and maps."""
         files = {name: getattr(self, name) for name in ("rgb", "depth", *OPTIONAL_MAPS)}
         return {name: file for name, file in files.items() if file is not None}
 
 
-def intrinsics_from(entry: Mapping, where: str) -> Intrinsics:
-    """The camera of one {fx, fy, cx, cy, width, height} object; raises UserError naming `where` when it is none."""
+def parse_intrinsics(entry: Mapping, where: str) -> Intrinsics:
+    """Parse a camera from {fx, fy, cx, cy, width, height}; raises UserError naming `where` if it is invalid."""
     try:
         values = {name: float(entry[name]) for name in ("fx", "fy", "cx", "cy", "width", "height")}
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: intrinsics need the numbers fx, fy, cx, cy, width, height") from None
     if not all(0 < values[name] < 1e6 for name in ("fx", "fy", "width", "height")):
-        raise UserError(f"{where}: fx, fy, width and height of a camera are above 0")
+        raise UserError(f"{where}: fx, fy, width and height must be above 0")
     width, height = int(values.pop("width")), int(values.pop("height"))
     return check_camera(Intrinsics(**values, width=width, height=height), where)
 
 
 def check_camera(camera: Intrinsics, where: str) -> Intrinsics:
-    """The camera itself; raises UserError naming `where` when there can be no such camera (see Intrinsics.fault)."""
-    if camera.fault:
-        raise UserError(f"{where}: {camera.fault}")
+    """Return the camera; raises UserError naming `where` if it is implausible (see Intrinsics.problem)."""
+    if camera.problem:
+        raise UserError(f"{where}: {camera.problem}")
     return camera
 
 
 class Cameras:
-    """The cameras of a data folder: one for all frames, or one a stem (camera.json)."""
+    """The cameras of a data folder (camera.json): one for all frames, or one per stem."""
 
     def __init__(self, common: Intrinsics | None, by_stem: dict[str, Intrinsics]):
         self.common, self.by_stem = common, by_stem
 
     @classmethod
     def read(cls, path: str | Path) -> "Cameras":
-        """Read camera.json; raises UserError when it is missing or no camera file."""
+        """Read camera.json; raises UserError if it is missing or invalid."""
         content = read_json(path)
         if not isinstance(content, dict):
-            raise UserError(f"{path} is not a camera file: it must be a JSON object")
+            raise UserError(f"{path} is not a camera file: it must contain a JSON object")
         if "fx" in content:
-            return cls(intrinsics_from(content, str(path)), {})
-        entries = by_stem(content, path).items()
-        return cls(None, {stem: intrinsics_from(entry, f"{path}, {stem}") for stem, entry in entries})
+            return cls(parse_intrinsics(content, str(path)), {})
+        entries = normalize_stems(content, path).items()
+        return cls(None, {stem: parse_intrinsics(entry, f"{path}, {stem}") for stem, entry in entries})
 
-    def of(self, stem: str) -> Intrinsics:
-        """The camera of a frame; raises UserError when camera.json has none for it."""
+    def for_frame(self, stem: str) -> Intrinsics:
+        """The camera of a frame; raises UserError if camera.json has no entry for it."""
         camera = self.by_stem.get(stem, self.common)
         if camera is None:
             raise UserError(f"camera.json has no entry for frame {stem}")
@@ -115,67 +115,71 @@ class Cameras:
 
 
 def read_splits(path: str | Path) -> dict[str, str]:
-    """Read splits.json as {stem: split}; raises UserError when a stem stands in two splits."""
+    """Read splits.json as {stem: split}; raises UserError if it is invalid or a stem is in two splits."""
     content = read_json(path)
     if not isinstance(content, dict) or not set(content) <= set(SPLITS):
-        raise UserError(f"{path} must hold lists of stems under the keys {', '.join(SPLITS)}")
+        raise UserError(f"{path} must contain lists of stems under the keys {', '.join(SPLITS)}")
     split_of: dict[str, str] = {}
     for split, stems in content.items():
         if not isinstance(stems, list) or not all(isinstance(stem, str) for stem in stems):
-            raise UserError(f"{path}: {split} must be a list of stems in quotes")
-        for stem in map(normal, stems):
+            raise UserError(f"{path}: {split} must be a list of stems (strings)")
+        for stem in map(normalize_name, stems):
             if split_of.setdefault(stem, split) != split:
-                raise UserError(f"{path}: frame {stem} stands in {split_of[stem]} and in {split}")
+                raise UserError(f"{path}: frame {stem} is in both {split_of[stem]} and {split}")
     return split_of
 
 
 def read_recordings(path: str | Path) -> dict[str, str]:
-    """Read recordings.json: {stem: what the frame is of}; raises UserError when it is none."""
+    """Read recordings.json: {stem: name of its recording}; raises UserError if it is invalid."""
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) and name for name in content.values()):
-        raise UserError(f"{path} must hold a recording's name for each stem")
-    return by_stem(content, path)
+        raise UserError(f"{path} must map each stem to the name of its recording")
+    return normalize_stems(content, path)
 
 
 def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[Row]:
-    """Read and check a manifest; links may lead out of its folder to what lies below `allowed_links`.
+    """Read and validate a manifest.
 
-    Rows without a split are given one by the folder's splits.json or, without that, by their order: 80 % train, 10 %
-    val, 10 % test in blocks, since neighbouring frames are near-duplicates, and of whole recordings where the rows say
-    which they are of and there are three or more. Rows without intrinsics take those of the folder's camera.json, if
-    there is one.
+    Rows without a split get it from the folder's splits.json. Without that file, they are split 80/10/10 into train,
+    val and test: in contiguous blocks, since neighbouring frames are near-duplicates, or by whole recordings if all
+    these rows name theirs and there are at least three. Rows without intrinsics get them from the folder's camera.json,
+    if it exists.
+
+    Args:
+        path: the manifest.
+        allowed_links: folders outside the manifest's folder that links may lead to.
 
     Raises:
-        UserError: no such file, a line that is no JSON object, a row without rgb or depth, a path or a stem that
-            leads out of the manifest's folder, a stem that comes twice, an image in two splits, an empty manifest.
+        UserError: the file is missing or empty, a line is not a JSON object, a row lacks rgb or depth, a path or stem
+            points outside the manifest's folder, a stem occurs twice, or an image is in two splits.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"there is no manifest {path}; teacher_infer/build_manifest.py writes one")
+        raise UserError(f"there is no manifest {path}; create it with teacher_infer/build_manifest.py")
     folder = DataFolder(path.parent, allowed_links)
     try:
         lines = decode_text(path.read_bytes()).split("\n")  # splitlines() also cuts at U+2028, which JSON allows
     except ValueError as error:
         raise UserError(f"{path} is not a text file: {error}") from None
-    rows = [_parse(line, folder, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    rows = [_parse_row(line, folder, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not rows:
-        raise UserError(f"{path} lists no frame")
+        raise UserError(f"{path} lists no frames")
     stems = set()
     for row in rows:
         if row.stem in stems:
             raise UserError(f"{path}: frame {row.stem} is listed twice")
         stems.add(row.stem)
-    _fill_splits(rows, folder.root / "splits.json", path)
-    _refuse_leaks(rows, path)
+    _assign_splits(rows, folder.root / "splits.json", path)
+    _check_split_leakage(rows, path)
     if (folder.root / "camera.json").is_file() and any(row.intrinsics is None for row in rows):
         cameras = Cameras.read(folder.root / "camera.json")
         for row in rows:
-            row.intrinsics = row.intrinsics or cameras.of(row.stem)
+            row.intrinsics = row.intrinsics or cameras.for_frame(row.stem)
     return rows
 
 
-def _refuse_leaks(rows: list[Row], path: Path) -> None:
-    """Raise UserError if two splits share an image: a student would be tested on what it was trained on."""
+def _check_split_leakage(rows: list[Row], path: Path) -> None:
+    """Raise UserError if an image is in two splits: the student would be tested on its training data."""
     first: dict[Path, Row] = {}
     for row in rows:
         other = first.setdefault(row.rgb, row)
@@ -186,79 +190,79 @@ def _refuse_leaks(rows: list[Row], path: Path) -> None:
             )
 
 
-def _parse(line: str, folder: DataFolder, where: str) -> Row:
+def _parse_row(line: str, folder: DataFolder, where: str) -> Row:
     try:
-        entry = json.loads(line.lstrip("\ufeff"))  # manifests that were joined by hand have a mark in their midst
+        entry = json.loads(line.lstrip("\ufeff"))  # a byte-order mark, from concatenated manifests
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON (nested too deeply)") from None
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: a row is a JSON object")
+        raise UserError(f"{where}: a row must be a JSON object")
     if "depth" not in entry and "sensor_depth" in entry:
         entry["depth"] = entry["sensor_depth"]
     for name in ("rgb", "depth"):
         if not entry.get(name):
             raise UserError(f"{where}: the row has no column {name!r}")
     columns = ["rgb", "depth", *(name for name in OPTIONAL_MAPS if entry.get(name))]
-    paths = {name: folder.file(entry[name], f"{where}, {name}") for name in columns}
+    paths = {name: folder.resolve(entry[name], f"{where}, {name}") for name in columns}
     split = entry.get("split")
     if split not in (None, *SPLITS):
         raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")
     camera = entry.get("intrinsics")
     made_by = entry.get("made_by") or {}
     if not isinstance(made_by, dict):
-        raise UserError(f"{where}: made_by is a JSON object")
-    stem = normal(str(entry.get("stem") or default_stem(entry["rgb"])))
-    refuse_undecodable(stem, where)
-    if stem.startswith("/") or ".." in stem.split("/") or "\0" in stem:  # stages name their output files by it
-        raise UserError(f"{where}: stem {stem} leads out of the manifest's folder")
+        raise UserError(f"{where}: made_by must be a JSON object")
+    stem = normalize_name(str(entry.get("stem") or default_stem(entry["rgb"])))
+    require_utf8(stem, where)
+    if stem.startswith("/") or ".." in stem.split("/") or "\0" in stem:  # stages derive output paths from it
+        raise UserError(f"{where}: stem {stem} points outside the manifest's folder")
     return Row(
         stem=stem,
         **paths,
         split=split,
-        intrinsics=intrinsics_from(camera, where) if camera else None,
+        intrinsics=parse_intrinsics(camera, where) if camera else None,
         made_by=made_by,
-        da3_scale=_scale(entry.get("da3_scale"), where),
-        recording=_name(entry.get("recording"), where),
-        depth_unit=unit_of(entry.get("depth_unit"), where),
+        da3_scale=_parse_scale(entry.get("da3_scale"), where),
+        recording=_parse_recording(entry.get("recording"), where),
+        depth_unit=parse_unit_entry(entry.get("depth_unit"), where),
     )
 
 
-def _scale(value: object, where: str) -> float | None:
+def _parse_scale(value: object, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise UserError(f"{where}: da3_scale {value!r} is no factor above 0")
+        raise UserError(f"{where}: da3_scale is {value!r}, not a number above 0")
     return float(value)
 
 
-def _name(value: object, where: str) -> str | None:
+def _parse_recording(value: object, where: str) -> str | None:
     if value is not None and (not isinstance(value, str) or not value):
-        raise UserError(f"{where}: recording {value!r} is no name")
+        raise UserError(f"{where}: recording is {value!r}, not a name")
     return value
 
 
 def default_stem(rgb: str) -> str:
-    """The stem of an RGB path of a manifest: 'rgb/00/000123.png' -> '00/000123'."""
+    """The default stem for an RGB path: 'rgb/00/000123.png' -> '00/000123'."""
     path = PurePosixPath(rgb)
     parts = path.with_suffix("").parts
     return "/".join(parts[1:] if len(parts) > 1 else parts)
 
 
-def _fill_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
+def _assign_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
     without = [row for row in rows if row.split is None]
     if not without:
         return
     if splits_file.is_file():
         split_of = read_splits(splits_file)
         for row in without:
-            row.split = split_of.get(row.stem)  # a frame of no split, in the gap before the test frames, stays so
+            row.split = split_of.get(row.stem)  # None for frames in the gaps between splits
         return
     recordings = Counter(row.recording for row in without)
     whole = None not in recordings and len(recordings) >= len(SPLITS)
-    blocks = "whole recordings" if whole else "blocks by their order"
-    print(f"WARNING: {path}: {len(without)} rows without a split; 80/10/10 in {blocks}", file=sys.stderr)
+    blocks = "whole recordings" if whole else "contiguous blocks"
+    print(f"WARNING: {path}: {len(without)} rows without a split; splitting 80/10/10 by {blocks}", file=sys.stderr)
     split_of_recording = _split_recordings(recordings) if whole else {}
     for index, row in enumerate(without):
         position = index / len(without)
@@ -267,7 +271,7 @@ def _fill_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
 
 
 def _split_recordings(frames: Counter) -> dict[str | None, str]:
-    """A split for each recording, of which `frames` counts the frames: the last ones, at least a tenth, for test."""
+    """{recording: split} from {recording: frame count}: the last recordings for test, then val, at least 10 % each."""
     names, split_of = list(frames), {}
     for split, left in (("test", 2), ("val", 1)):
         taken = 0
@@ -278,18 +282,18 @@ def _split_recordings(frames: Counter) -> dict[str | None, str]:
 
 
 def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write rows as a manifest with paths relative to its folder, whole or not at all; the same rows, the same bytes.
+    """Write rows as a manifest with paths relative to its folder, atomically and deterministically.
 
-    Raises UserError when a row's file does not lie below the manifest's folder.
+    Raises UserError if a file is outside the manifest's folder.
     """
     path = Path(path)
     folder = DataFolder(path.parent)
-    lines = [json.dumps(_entry(row, folder)) for row in rows]
+    lines = [json.dumps(_row_to_dict(row, folder)) for row in rows]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _entry(row: Row, folder: DataFolder) -> dict:
+def _row_to_dict(row: Row, folder: DataFolder) -> dict:
     entry: dict = {"stem": row.stem} | {name: folder.relative(file) for name, file in row.files().items()}
     if row.split:
         entry["split"] = row.split
@@ -306,11 +310,11 @@ def _entry(row: Row, folder: DataFolder) -> dict:
     return entry
 
 
-def choose_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:
-    """Rows of a split, at most `limit` of them spread evenly over it; raises UserError when train has none."""
+def select_rows(rows: Sequence[Row], split: str, limit: int | None) -> list[Row]:
+    """The rows of a split, or `limit` evenly spaced ones; raises UserError if the train split is empty."""
     chosen = [row for row in rows if row.split == split]
     if split == "train" and not chosen:
-        raise UserError("the manifest has no frame of the split 'train'")
+        raise UserError("the manifest has no frames in the split 'train'")
     if limit is not None and len(chosen) > limit:
         chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
     return chosen

@@ -1,4 +1,4 @@
-"""Threads that work a little ahead of the loop that takes their results."""
+"""Map a function over items in threads, with bounded prefetching."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -8,26 +8,26 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 4  # items a thread begun before their turn: one that takes long holds up no other thread
+PREFETCH = 4  # items per thread in flight, so that one slow item does not block the other threads
 
 
-def in_threads(
+def threaded_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """The function's results in the order of the items, computed in threads.
+    """Like map(function, items), computed in threads.
 
-    Memory holds AHEAD results a thread, however many items there are. An item's exception is raised in its turn; what
-    is only waiting then is left out, as it is when the caller stops taking results.
+    Holds about PREFETCH results per thread in memory. An exception is raised when its item's turn comes. Then, and if
+    the caller stops iterating, queued items are cancelled.
     """
     workers = max(workers, 1)
-    begun: deque[Future[Result]] = deque()
+    futures: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
-                begun.append(pool.submit(function, item))
-                if len(begun) > AHEAD * workers:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+                futures.append(pool.submit(function, item))
+                if len(futures) > PREFETCH * workers:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Pictures for people: depth in colours, class maps in colours, labelled panels side by side."""
+"""Visualisation: colour-mapped depth, errors and classes, in captioned panels."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
 def colour_depth(depth: np.ndarray, nearest: float, farthest: float) -> np.ndarray:
-    """Depth [H,W] in metres as RGB uint8 [H,W,3]: near is red, far is blue, no value is black."""
+    """Colour depth [H,W] in metres as RGB uint8 [H,W,3]: near is red, far is blue, invalid is black."""
     closeness = np.clip((farthest - depth) / max(farthest - nearest, 1e-6), 0, 1)
     coloured = cv2.applyColorMap((np.nan_to_num(closeness) * 255).astype(np.uint8), cv2.COLORMAP_TURBO)
     picture = cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
@@ -21,13 +21,13 @@ def colour_depth(depth: np.ndarray, nearest: float, farthest: float) -> np.ndarr
 
 
 def depth_range(*depths: np.ndarray) -> tuple[float, float]:
-    """(nearest, farthest) metres to colour several maps alike: the 2nd and 98th percentile of the valid pixels."""
+    """Common colour range (nearest, farthest) of several maps, metres: 2nd and 98th percentile of the valid pixels."""
     valid = np.concatenate([depth[np.nan_to_num(depth) > 0].ravel() for depth in depths])
     return (float(np.percentile(valid, 2)), float(np.percentile(valid, 98))) if valid.size else (0.0, 1.0)
 
 
 def colour_error(predicted: np.ndarray, reference: np.ndarray, largest: float = 1.0) -> np.ndarray:
-    """Signed depth error [H,W] in metres as RGB: blue = predicted too near, red = too far, black = no reference."""
+    """Colour the signed depth error as RGB uint8 [H,W,3]: blue = too near, red = too far, black = no reference."""
     error = np.nan_to_num(np.clip((predicted - reference) / largest, -1, 1))
     white = 1 - np.abs(error)
     picture = np.stack([np.where(error > 0, 1, white), white, np.where(error < 0, 1, white)], axis=-1)
@@ -44,7 +44,7 @@ def colour_classes(classes: np.ndarray) -> np.ndarray:
 
 
 def class_legend(width: int) -> np.ndarray:
-    """A strip RGB uint8 [22,width,3] that names the classes in their colours."""
+    """A legend of the class names and colours, RGB uint8 [22,width,3]."""
     strip = np.full((CAPTION_HEIGHT, width, 3), 255, dtype=np.uint8)
     step = width / len(CLASS_NAMES)
     for index, (name, colour) in enumerate(zip(CLASS_NAMES, CLASS_COLOURS, strict=True)):
@@ -55,7 +55,7 @@ def class_legend(width: int) -> np.ndarray:
 
 
 def panel(pictures: Sequence[tuple[str, np.ndarray]], width: int = 320) -> np.ndarray:
-    """Captioned pictures side by side, each resized to `width`: RGB uint8 [H,W,3]."""
+    """Place captioned images side by side, each resized to `width`: RGB uint8 [H,W,3]."""
     columns = []
     for caption, picture in pictures:
         height = round(picture.shape[0] * width / picture.shape[1])
@@ -72,5 +72,5 @@ def panel(pictures: Sequence[tuple[str, np.ndarray]], width: int = 320) -> np.nd
 
 
 def stack(panels: Sequence[np.ndarray], legend: bool = True) -> np.ndarray:
-    """Panels of one width below each other, with the class legend at the foot."""
+    """Stack panels of equal width vertically, with the class legend at the bottom."""
     return np.vstack([*panels, class_legend(panels[0].shape[1])] if legend else list(panels))

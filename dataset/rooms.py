@@ -1,4 +1,4 @@
-"""Moved to rooms/render_rooms.py, which this runs; this name goes with the next release."""
+"""Runs rooms/render_rooms.py, where this script has moved; to be removed in the next release."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Reading and writing videos with OpenCV, which says nothing of most of its failures itself."""
+"""Read and write videos with OpenCV, checking for the errors that OpenCV ignores."""
 
 import math
 import os
@@ -12,32 +12,32 @@ import cv2
 import numpy as np
 
 from dataset.files import atomic_path
-from dataset.listing import refuse_undecodable
+from dataset.listing import require_utf8
 
-# What OpenCV and ffmpeg have to say of a file that is no video would bury the one line that a script says.
+# Silence OpenCV and ffmpeg: scripts print their own one-line error for a file that is not a video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-VIDEO_FPS = 15.0  # of a written video when its source does not tell its own
-CAMERA_DIGITS = 3  # of a camera's number, at most
+DEFAULT_FPS = 15.0  # for sources without a frame rate
+MAX_CAMERA_DIGITS = 3  # in a camera's number
 
 
 class Video:
-    """A video file, a stream's address, or the number of a camera. OpenCV turns what a phone has recorded upright.
+    """A video file, stream URL or camera number. OpenCV applies the rotation stored by phones.
 
-    fps: pictures a second, VIDEO_FPS where the source tells none. endless: whether it is a camera or a stream.
+    fps: frames per second, DEFAULT_FPS if unknown. is_live: whether it is a camera or a stream.
     """
 
     def __init__(self, source: str):
-        """Open it; raises UserError when its path is no UTF-8, on which OpenCV ends the process."""
-        refuse_undecodable(source)
-        self.source, self.endless = source, not Path(source).is_file()
-        is_camera = self.endless and source.isdecimal() and len(source) <= CAMERA_DIGITS
+        """Open the video; raises UserError if its path is not UTF-8, since OpenCV would abort the process."""
+        require_utf8(source)
+        self.source, self.is_live = source, not Path(source).is_file()
+        is_camera = self.is_live and source.isdecimal() and len(source) <= MAX_CAMERA_DIGITS
         self.capture = cv2.VideoCapture(int(source) if is_camera else source)
         fps = self.capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if math.isfinite(fps) and fps > 0 else VIDEO_FPS
+        self.fps = fps if math.isfinite(fps) and fps > 0 else DEFAULT_FPS
 
-    def pictures(self, limit: int | None) -> Iterator[np.ndarray]:
-        """RGB uint8 [H,W,3] of one picture after the other; raises UserError when not one can be read."""
+    def frames(self, limit: int | None) -> Iterator[np.ndarray]:
+        """Yield frames as RGB uint8 [H,W,3], at most `limit`; raises UserError if none can be read."""
         count = 0
         try:
             while limit is None or count < limit:
@@ -49,29 +49,29 @@ class Video:
         finally:
             self.capture.release()
         if not count:
-            raise UserError(f"--input {self.source}: no image, folder, video or camera that can be read")
+            raise UserError(f"--input {self.source}: not a readable image, folder, video or camera")
 
 
 @contextmanager
-def written_video(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that appends an RGB uint8 [H,W,3] picture to an mp4, which is written whole or not at all.
+def open_video_writer(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield a function that appends an RGB uint8 [H,W,3] frame to an mp4, which is written atomically.
 
     Args:
-        path: of the video; raises UserError when it is no UTF-8.
-        fps: pictures a second; VIDEO_FPS instead where the format has no such rate.
-        size: (width, height) of the pictures. An odd one gets another row or column, since the format has even ones.
+        path: path of the video; raises UserError if it is not UTF-8.
+        fps: frames per second; DEFAULT_FPS is used if the format does not support the rate.
+        size: (width, height) of the frames. Odd sizes are padded by one row or column, since mp4 needs even ones.
 
-    Raises OSError when the video can't be opened or, in the end, can't be read back.
+    Raises OSError if the video can't be opened, or can't be read back at the end.
     """
-    refuse_undecodable(path)
+    require_utf8(path)
     width, height = size
     even = (width + width % 2, height + height % 2)
     count = 0
 
     def append(picture: np.ndarray) -> None:
         nonlocal count
-        if picture.shape[1::-1] != size:  # which OpenCV would leave out without a word
-            raise OSError(f"{path}: a picture is {picture.shape[1]}x{picture.shape[0]}, the video {width}x{height}")
+        if picture.shape[1::-1] != size:  # OpenCV would drop it silently
+            raise OSError(f"{path}: a frame is {picture.shape[1]}x{picture.shape[0]}, the video {width}x{height}")
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         writer.write(cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))
         count += 1
@@ -80,19 +80,19 @@ def written_video(path: Path, fps: float, size: tuple[int, int]) -> Iterator[Cal
         codec = cv2.VideoWriter.fourcc(*"mp4v")
         writer = cv2.VideoWriter(str(temporary), codec, fps, even)
         if not writer.isOpened():
-            writer = cv2.VideoWriter(str(temporary), codec, VIDEO_FPS, even)
+            writer = cv2.VideoWriter(str(temporary), codec, DEFAULT_FPS, even)
         if not writer.isOpened():
-            raise OSError(f"OpenCV can't write a video to {path}: is the folder writable, has OpenCV ffmpeg?")
+            raise OSError(f"OpenCV can't write a video to {path}: is the folder writable, does OpenCV have ffmpeg?")
         try:
             yield append
         finally:
             writer.release()
-        if _count_pictures(temporary) != count:
-            raise OSError(f"{path} could not be written: OpenCV can't read it back (disk full?)")
+        if _count_frames(temporary) != count:
+            raise OSError(f"writing {path} failed: OpenCV can't read it back (disk full?)")
 
 
-def _count_pictures(path: Path) -> int:
-    """Pictures in a video by its index, 0 when it has none or the first one can't be read."""
+def _count_frames(path: Path) -> int:
+    """Number of frames in a video according to its index; 0 if it has none or the first frame is unreadable."""
     capture = cv2.VideoCapture(str(path))
     try:
         return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.read()[0] else 0

@@ -11,7 +11,7 @@ from config import Recipe, Runtime
 from dataset.files import read_image
 from dataset.frames import to_network_rgb
 from dataset.identity import content_sample
-from dataset.manifest import Row, choose_rows, read_manifest
+from dataset.manifest import Row, read_manifest, select_rows
 
 RANDOM_IMAGES = 4  # what graphs are compared on when there are no held-out frames
 
@@ -32,7 +32,7 @@ def calibration_images(
 
     Raises UserError when there is none, or when one of them is a test frame: int8 would be tuned to its own test.
     """
-    rows = choose_rows(read_manifest(manifest, allowed_links), "train", limit)
+    rows = select_rows(read_manifest(manifest, allowed_links), "train", limit)
     tested = {content_sample(row.rgb) for row in test_rows}
     if shared := [row.stem for row in rows if content_sample(row.rgb) in tested]:
         raise UserError(f"{manifest}: int8 can't be calibrated on test frames, and {shared[0]} is one")

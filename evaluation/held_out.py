@@ -11,7 +11,7 @@ from config import Recipe
 from dataset.files import atomic_path
 from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera
 from dataset.identity import content_sample
-from dataset.manifest import Row, choose_rows, read_manifest
+from dataset.manifest import Row, read_manifest, select_rows
 from dataset.packing import pack_frame
 from evaluation.pixels import scored_depth
 
@@ -42,7 +42,7 @@ def find_test_rows(
         print(f"left out {len(test_rows) - len(rows)} test frames of {manifest}: the student was trained on them")
     if not rows:
         raise UserError(f"{manifest} has no frame of the split 'test' that the student was not trained on")
-    rows = choose_rows(rows, "test", limit)
+    rows = select_rows(rows, "test", limit)
     return rows, f"{len(rows)} test frames of {manifest.parent.name}/{manifest.name}"
 
 

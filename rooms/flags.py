@@ -46,5 +46,5 @@ def focal_scale_range(focal_scale: list[float]) -> tuple[float, float]:
     if len(focal_scale) > 2 or low > high:
         raise UserError("--focal-scale: give one factor, or two with the smaller one first")
     for factor in focal_scale:
-        check_camera(NYU_INTRINSICS.with_lens(factor), f"--focal-scale {factor:g}")
+        check_camera(NYU_INTRINSICS.with_focal_scale(factor), f"--focal-scale {factor:g}")
     return low, high

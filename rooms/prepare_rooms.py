@@ -13,7 +13,7 @@ from pathlib import Path
 try:
     from cli import EXIT_STOPPED, ArgumentParser, Stopped, UserError, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 from rooms.flags import add_room_flags, focal_scale_range

@@ -16,7 +16,7 @@ from pathlib import Path
 try:
     from cli import ArgumentParser, UserError, positive_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import cv2
@@ -91,7 +91,7 @@ def render_scene(
         focal_scales: range of the factor on the camera's focal length; each scene draws one, log-uniformly.
         view: handheld, robot, or mixed, which makes half of the scenes a robot's.
     """
-    camera = camera.with_lens(_draw_focal_scale(seed, scene_index, focal_scales))
+    camera = camera.with_focal_scale(_draw_focal_scale(seed, scene_index, focal_scales))
     rng = np.random.default_rng([seed, scene_index])
     if view == "robot" or view == "mixed" and np.random.default_rng([seed, scene_index, 2]).random() < 0.5:
         return _render_robot_scene(scene_index, frames, camera, rng)

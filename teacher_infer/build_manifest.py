@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 try:
-    from cli import ArgumentParser, UserError, add_flags, existing_dir, given, run
+    from cli import ArgumentParser, UserError, add_flags, existing_dir, flag_values, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import numpy as np
@@ -19,20 +19,20 @@ from tqdm import tqdm
 
 from config import Intrinsics, Recipe, Runtime
 from dataset.alignment import seam_step, sensor_scale
-from dataset.files import UNREADABLE, orientation_of, read_image, read_json, refuse_turned, write_json
+from dataset.files import DECODE_ERRORS, check_orientation, orientation_of, read_image, read_json, write_json
 from dataset.frames import (
-    camera_for,
-    check_unit,
+    check_depth_unit,
     find_frames,
     find_map,
     read_classes,
     read_confidence,
     read_depth,
     read_seg_confidence,
+    rescale_camera,
 )
 from dataset.identity import fingerprint
 from dataset.links import DataFolder
-from dataset.listing import data_folder, is_left_out, walk
+from dataset.listing import find_data_folder, is_ignored, walk_folders
 from dataset.manifest import Cameras, Row, read_recordings, read_splits, write_manifest
 from dataset.units import DepthUnit, add_unit_flag
 from teacher_infer.stage import PROVENANCE
@@ -118,10 +118,10 @@ def find_folders(args: Namespace) -> Folders:
             raise UserError(
                 f"{flag} is missing: pass the output of {TEACHER_SCRIPTS[column]} or add --allow-missing-teachers"
             )
-    classes_root = Path(os.path.abspath(maps["sam2_seg"])).parent if "sam2_seg" in maps else data_folder(rgb)
+    classes_root = Path(os.path.abspath(maps["sam2_seg"])).parent if "sam2_seg" in maps else find_data_folder(rgb)
     for column, given, root in (
-        ("confidence", args.confidence_dir, data_folder(rgb)),
-        ("labels", args.labels_dir, data_folder(rgb)),
+        ("confidence", args.confidence_dir, find_data_folder(rgb)),
+        ("labels", args.labels_dir, find_data_folder(rgb)),
         ("seg_confidence", None, classes_root),
     ):
         default = root / column
@@ -149,7 +149,7 @@ def check_confidence(folder: Path, sam2: Path | None) -> None:
 
 def find_data_file(name: str, output: Path, rgb_dir: Path) -> Path | None:
     """Find a file of the data folder beside the manifest, else beside the image folder; None if it is in neither."""
-    for folder in (output.resolve().parent, data_folder(rgb_dir)):
+    for folder in (output.resolve().parent, find_data_folder(rgb_dir)):
         if (folder / name).is_file():
             return folder / name
     return None
@@ -166,9 +166,9 @@ def read_size(column: str, path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             if column in MAP_DTYPES and image.mode not in PNG_MODES.get(column, ()):
                 raise UserError(f"{path}: a PNG of mode {image.mode} is not a {column} map")
-            refuse_turned(path, orientation_of(image))
+            check_orientation(path, orientation_of(image))
             return image.height, image.width
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"{path} is not readable: {error}") from None
 
 
@@ -236,8 +236,8 @@ def _check_maps(row: Row, shape: tuple[int, int], check_values: bool) -> None:
 
 
 def _camera(cameras: Cameras | None, stem: str, shape: tuple[int, int]) -> Intrinsics | None:
-    image = np.broadcast_to(np.uint8(0), (*shape, 3))  # camera_for() needs only the image's size
-    return camera_for(cameras.of(stem), image, stem) if cameras else None
+    image = np.broadcast_to(np.uint8(0), (*shape, 3))  # rescale_camera() needs only the image's size
+    return rescale_camera(cameras.for_frame(stem), image, stem) if cameras else None
 
 
 def read_teacher_provenance(folders: Folders) -> dict:
@@ -256,8 +256,8 @@ def read_teacher_provenance(folders: Folders) -> dict:
 def find_orphans(folders: Folders, frames: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
     """Yield (column, files) for maps without an image."""
     for column, folder in folders.maps.items():
-        files = {below / file.name for below, _, found in walk(folder) for file in found}
-        files = {f for f in files if f.suffix.lower() in (".npy", ".png") and not is_left_out(f.name)}
+        files = {below / file.name for below, _, found in walk_folders(folder) for file in found}
+        files = {f for f in files if f.suffix.lower() in (".npy", ".png") and not is_ignored(f.name)}
         files = {f for f in files if f.relative_to(folder).parts[0] != "panels"}
         used = {find_map(folder, stem) for stem in frames}
         if files - used:
@@ -328,7 +328,7 @@ def record_links(rows: list[Row], folder: DataFolder) -> None:
     linked = 0
     for row in rows:
         files = [folder.root / folder.relative(file) for file in row.files().values()]
-        outside = {folder.home(file, f"frame {row.stem}") for file in files} - {folder.root}
+        outside = {folder.find_root(file, f"frame {row.stem}") for file in files} - {folder.root}
         if outside:
             row.made_by["links_to"] = sorted(map(str, outside))
             linked += 1
@@ -356,8 +356,8 @@ def main() -> None:
     join = join_frames(folders, frames, splits, cameras, read_teacher_provenance(folders))
     check_join(join, args.allow_missing_teachers)
     if not args.depth_unit:
-        check_unit(folders.maps["depth"], (row.depth for row in join.rows))
-    record_links(join.rows, DataFolder(output.parent, Runtime(**given(args, Runtime)).allow_links_to))
+        check_depth_unit(folders.maps["depth"], (row.depth for row in join.rows))
+    record_links(join.rows, DataFolder(output.parent, Runtime(**flag_values(args, Runtime)).allow_links_to))
     if recordings_file:
         recordings = read_recordings(recordings_file)
         for row in join.rows:

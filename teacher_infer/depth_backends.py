@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cli import UserError, check_compiler, existing_dir, positive_int, remedy, resolve_device
+from cli import UserError, check_compiler, existing_dir, install_hint, positive_int, resolve_device
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ import numpy as np
 from config import Intrinsics
 from dataset.files import sha256_of
 from dataset.frames import find_map, read_depth
-from dataset.listing import data_folder
+from dataset.listing import find_data_folder
 from hub import is_local
 from teacher_infer.stage import gpu_memory, versions_of
 
@@ -338,7 +338,7 @@ def _load_da3(model_id: str) -> Any:
         from depth_anything_3.api import DepthAnything3
     except ImportError as error:
         raise UserError(
-            f"depth-anything-3 is not installed completely ({error}): {remedy('depth_anything_3')}, or {ADVICE}"
+            f"depth-anything-3 is not installed completely ({error}): {install_hint('depth_anything_3')}, or {ADVICE}"
         ) from None
     local = is_local(model_id, ("config.json",), (WEIGHTS_FILE,))
     try:
@@ -353,7 +353,7 @@ def _load_transformers(model_id: str) -> tuple[Any, Any]:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
     except ImportError as error:
         raise UserError(
-            f"the package transformers is not installed ({error}): {remedy('transformers')}, or {ADVICE}"
+            f"the package transformers is not installed ({error}): {install_hint('transformers')}, or {ADVICE}"
         ) from None
     local = is_local(model_id, ("config.json",), (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json"))  # or in shards
     try:
@@ -412,7 +412,7 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
 def load_depth_backend(args: argparse.Namespace, input_dir: Path, batch_size: int) -> DepthBackend:
     """The backend that the flags name; raises UserError when its package, weights or folder can't be had."""
     if args.backend == "reference":
-        folder = args.reference_depth_dir or data_folder(input_dir) / "depth"
+        folder = args.reference_depth_dir or find_data_folder(input_dir) / "depth"
         return Reference(existing_dir(folder, "--reference-depth-dir"))
     model_id = args.model_id or DEFAULT_MODELS[args.backend]
     if args.backend == "da3":

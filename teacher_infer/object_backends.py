@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cli import UserError, existing_dir, existing_file, remedy, resolve_device
+from cli import UserError, existing_dir, existing_file, install_hint, resolve_device
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from config import CLASS_NAMES, DETECTOR_CLASSES, IGNORE, Runtime
 from dataset.files import read_png_raw, sha256_of
 from dataset.frames import find_map, read_classes
-from dataset.listing import data_folder
+from dataset.listing import find_data_folder
 from hub import is_published
 from teacher_infer.stage import gpu_memory, versions_of
 
@@ -186,10 +186,10 @@ def _load_yolo(weights: Path, trusted: bool) -> tuple[Any, dict[int, str]]:
         from ultralytics.utils import ROOT, YAML
     except ImportError as error:
         raise UserError(
-            f"the package ultralytics is not installed ({error}): {remedy('ultralytics')}, or {ADVICE}"
+            f"the package ultralytics is not installed ({error}): {install_hint('ultralytics')}, or {ADVICE}"
         ) from None
     if not trusted and not hasattr(tasks, "SAFE_LOAD"):
-        raise UserError(f"this ultralytics can't restrict what --yolo-weights may load: {remedy('ultralytics')}")
+        raise UserError(f"this ultralytics can't restrict what --yolo-weights may load: {install_hint('ultralytics')}")
     tasks.SAFE_LOAD = not trusted  # ULTRALYTICS_SAFE_LOAD is read once, perhaps before this
     try:
         detector = YOLO(str(weights))
@@ -220,7 +220,7 @@ def _load_sam2(checkpoint: Path, config: str, device: torch.device) -> Any:
         from sam2.build_sam import build_sam2
         from sam2.sam2_image_predictor import SAM2ImagePredictor
     except ImportError as error:
-        raise UserError(f"the package sam2 is not installed ({error}): {remedy('sam2')}, or {ADVICE}") from None
+        raise UserError(f"the package sam2 is not installed ({error}): {install_hint('sam2')}, or {ADVICE}") from None
     try:
         return SAM2ImagePredictor(build_sam2(config, str(checkpoint), device=str(device)))
     except Exception as error:  # hydra, torch and sam2 each raise their own kinds
@@ -339,4 +339,4 @@ def load_object_backend(args: argparse.Namespace, input_dir: Path) -> ObjectBack
         return YoloSam2(
             args.yolo_weights, args.sam2_checkpoint, args.sam2_config, args.device, args.trust_yolo_weights
         )
-    return Reference(existing_dir(args.reference_dir or data_folder(input_dir), "--reference-dir"))
+    return Reference(existing_dir(args.reference_dir or find_data_folder(input_dir), "--reference-dir"))

@@ -7,12 +7,12 @@ from pathlib import Path
 try:
     from cli import ArgumentParser, existing_dir, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 from dataset.files import read_image
 from dataset.frames import find_frames
-from dataset.listing import refuse_output_among_inputs
+from dataset.listing import require_separate_output
 from teacher_infer.depth_backends import DepthBackend, Prepared, add_backend_flags, load_depth_backend
 from teacher_infer.stage import (
     FrameCameras,
@@ -60,7 +60,7 @@ def main() -> int:
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
-    refuse_output_among_inputs(output_dir, "--output-dir", input_dir)
+    require_separate_output(output_dir, "--output-dir", input_dir)
     frames = find_frames(input_dir)
     # fail on missing intrinsics before the weights load, which takes minutes
     cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None

@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     from cli import ArgumentParser, UserError, existing_dir, non_negative_int, run
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import cv2
@@ -22,10 +22,10 @@ import numpy as np
 
 from config import CLASS_COLOURS, CLASS_NAMES, Intrinsics
 from dataset.files import read_image, read_json, write_npy, write_png
-from dataset.frames import check_unit, find_frames, find_map, read_confidence, read_depth
-from dataset.listing import by_stem, data_folder, refuse_output_among_inputs
+from dataset.frames import check_depth_unit, find_frames, find_map, read_confidence, read_depth
+from dataset.listing import find_data_folder, normalize_stems, require_separate_output
 from dataset.pictures import colour_classes, panel, stack
-from dataset.units import DepthUnit, add_unit_flag, sampled
+from dataset.units import DepthUnit, add_unit_flag, sample_evenly
 from teacher_infer.geometry import OTHER, GeometryResult, classify
 from teacher_infer.object_backends import (
     DetectedObject,
@@ -176,11 +176,11 @@ class DepthMaps:
         return sensor
 
     def check_units(self, stems: Collection[str]) -> None:
-        """Raise UserError if the .png maps of some sampled frames can't be in millimetres."""
+        """Raise UserError if the .png maps of some sample_evenly frames can't be in millimetres."""
         for folder in (self.depth, self.sensor):
             if folder and not self.unit:
-                maps = (find_map(folder, stem) for stem in sampled(stems))
-                check_unit(folder, (path for path in maps if path and path.suffix.lower() == ".png"))
+                maps = (find_map(folder, stem) for stem in sample_evenly(stems))
+                check_depth_unit(folder, (path for path in maps if path and path.suffix.lower() == ".png"))
 
     def _metres(self, path: Path) -> np.ndarray:
         return read_depth(path, self.unit)
@@ -257,7 +257,7 @@ class FrameGravity:
             content = read_json(path)
             if not isinstance(content, dict):
                 raise UserError(f"{path} must be a JSON object that maps stems to vectors")
-            vectors = by_stem(content, path).items()
+            vectors = normalize_stems(content, path).items()
             self.by_stem = {stem: self._validated(vector, f"{path}, {stem}") for stem, vector in vectors}
             known = len(self.by_stem.keys() & set(stems))
             if not known:
@@ -356,9 +356,9 @@ def main() -> int:
     args = parse_args()
     limit_threads()
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
-    root = data_folder(input_dir)
+    root = find_data_folder(input_dir)
     maps = DepthMaps(args.depth_dir, args.sensor_depth_dir, args.confidence_dir, root, args.depth_unit)
-    refuse_output_among_inputs(output_dir, "--output-dir", input_dir, maps.depth, maps.sensor, maps.confidence)
+    require_separate_output(output_dir, "--output-dir", input_dir, maps.depth, maps.sensor, maps.confidence)
     frames = find_frames(input_dir)
     maps.check_units(frames)
     maps.find_rims(list(frames))

@@ -29,10 +29,10 @@ import cv2
 import numpy as np
 
 from config import NYU_INTRINSICS, NYU_SOURCE, Intrinsics
-from dataset.disk import DiskFull
-from dataset.files import read_json, short_name, target_of_temporary, write_failed_frames, write_json, write_npy
-from dataset.frames import camera_for
-from dataset.listing import data_folder, normal, walk
+from dataset.disk import DiskFullError
+from dataset.files import read_json, shorten_stem, stem_of_temporary, write_failed_frames, write_json, write_npy
+from dataset.frames import rescale_camera
+from dataset.listing import find_data_folder, normalize_name, walk_folders
 from dataset.manifest import Cameras, check_camera
 from dataset.progress import Progress
 
@@ -110,7 +110,7 @@ class FrameCameras:
         self.cameras: Cameras | None = None
         self.source = "flags"
         self._warned = False
-        root = data_folder(input_dir)
+        root = find_data_folder(input_dir)
         if (root / "camera.json").is_file():
             self.cameras = Cameras.read(root / "camera.json")
             self.source = "flags" if self.fx else "camera.json"
@@ -126,7 +126,7 @@ class FrameCameras:
         Raises UserError if camera.json or the flags do not fit the image.
         """
         height, width = rgb.shape[:2]
-        camera = camera_for(self.cameras.of(stem), rgb, stem) if self.cameras else None
+        camera = rescale_camera(self.cameras.for_frame(stem), rgb, stem) if self.cameras else None
         if not self.fx or not self.fy:
             assert camera is not None  # __init__() requires flags or cameras
             return camera
@@ -153,7 +153,7 @@ class FrameCameras:
 
 def _is_nyu_folder(input_dir: Path) -> bool:
     """Whether source.json names NYU Depth V2. The path proves nothing: "nyu" may be the name of the lab."""
-    source = data_folder(input_dir) / "source.json"
+    source = find_data_folder(input_dir) / "source.json"
     content = read_json(source) if source.is_file() else None
     return isinstance(content, dict) and content.get("what") == NYU_SOURCE
 
@@ -372,16 +372,16 @@ def _scan_outputs(output_dir: Path, own_stems: set[str]) -> set[str]:
     if not output_dir.is_dir():
         return finished
     split = (stem.rpartition("/") for stem in own_stems)
-    own_stems = {f"{folder}{slash}{short_name(name)}" for folder, slash, name in split}
-    for folder, _, files in walk(output_dir):  # one walk: a stat per stem costs a round trip on a network file system
-        relative = normal(folder.relative_to(output_dir).as_posix())
+    own_stems = {f"{folder}{slash}{shorten_stem(name)}" for folder, slash, name in split}
+    for folder, _, files in walk_folders(output_dir):  # one walk: a stat per stem would cost a round trip each
+        relative = normalize_name(folder.relative_to(output_dir).as_posix())
         prefix = "" if relative == "." else f"{relative}/"
         for file in files:
-            if target := target_of_temporary(file.name):
+            if target := stem_of_temporary(file.name):
                 if prefix + target in own_stems:
                     (folder / file.name).unlink(missing_ok=True)
             elif file.name.endswith(".npy"):
-                finished.add(prefix + normal(file.name.removesuffix(".npy")))
+                finished.add(prefix + normalize_name(file.name.removesuffix(".npy")))
     return finished
 
 
@@ -403,7 +403,7 @@ def _collect(futures: dict[str, Future], tally: Tally) -> dict[str, Any]:
     for stem, future in futures.items():
         try:
             results[stem] = future.result()
-        except (Fatal, DiskFull):
+        except (Fatal, DiskFullError):
             raise
         except (UserError, OSError) as error:
             tally.fail(stem, error)

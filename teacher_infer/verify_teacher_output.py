@@ -18,7 +18,7 @@ try:
         run,
     )
 except ModuleNotFoundError:
-    print("error: this Python lacks the project itself: run make setup, or bash setup_hpc.sh", file=sys.stderr)
+    print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
 
 import numpy as np
@@ -27,7 +27,7 @@ from tabulate import tabulate
 
 from dataset.files import read_image, write_json, write_png
 from dataset.frames import find_frames, find_map, read_depth
-from dataset.listing import refuse_output_among_inputs
+from dataset.listing import require_separate_output
 from dataset.pictures import colour_depth, colour_error, depth_range, panel
 from dataset.units import UNITS, DepthUnit, add_unit_flag
 from teacher_infer.depth_backends import add_backend_flags, depth_of, load_depth_backend
@@ -162,7 +162,7 @@ def _frame_problems(c: Comparison) -> list[str]:
 
 def _scale_cause(ratio: float, resize: float) -> str:
     units = UNITS.values()
-    known = {unit.reads_as: f"the reference is in {unit.what}: give --depth-unit {unit.name}" for unit in units}
+    known = {unit.ratio_to_mm: f"the reference is in {unit.what}: give --depth-unit {unit.name}" for unit in units}
     known |= {
         1000.0: "the teacher outputs millimetres, or the reference was divided by 1000 once too often",
         0.001: "the reference is in millimetres",
@@ -261,7 +261,7 @@ def main() -> int:
     resolve_device(args.device)
     input_dir, output_dir = existing_dir(args.input_dir, "--input-dir"), Path(args.output_dir)
     reference_dir = existing_dir(args.gt_depth_dir, "--gt-depth-dir") if args.gt_depth_dir else None
-    refuse_output_among_inputs(output_dir, "--output-dir", input_dir, reference_dir)
+    require_separate_output(output_dir, "--output-dir", input_dir, reference_dir)
     frames = find_frames(input_dir)
     stems = choose_frames(frames, reference_dir, args.n_frames)
     cameras = FrameCameras(input_dir, args.fx, args.fy) if args.backend == "da3" else None

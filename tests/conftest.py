@@ -1,4 +1,4 @@
-"""Data and a student that several test files share; making them costs seconds."""
+"""Fixtures shared by several test files: data and a trained student."""
 
 import os
 import signal
@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from small_run import call, train_flags, write_data
 
-# before anything imports torch: on a busy machine its threads wait for each other, and steps of 0.4 s take 10 s
+# must be set before torch is imported: on a busy machine its threads wait for each other, and steps of 0.4 s take 10 s
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory) -> Path:
-    """The manifest of a data folder that no test may change."""
+    """The manifest of a data folder; tests must not modify it."""
     return write_data(tmp_path_factory.mktemp("box_room") / "data")
 
 
 @pytest.fixture(scope="session")
 def trained(manifest, tmp_path_factory) -> Path:
-    """The folder of an uninterrupted run: checkpoints/ and runs/."""
-    import train  # tests of the early stages start without torch
+    """The output folder of a finished run: checkpoints/ and runs/."""
+    import train  # imported here, so that tests that need no torch start quickly
 
     out = tmp_path_factory.mktemp("trained")
     assert call(train.main, *train_flags(manifest, out)) == 0
@@ -28,7 +28,7 @@ def trained(manifest, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def heed_ctrl_c():
-    """A shell that runs the tests in the background has SIGINT ignored, and what is ignored stays so in the scripts."""
+def restore_sigint():
+    """Restore SIGINT: a shell that runs the tests in the background ignores it, and child processes inherit that."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,8 +1,8 @@
-"""Runs pack.py's main again and again and kills it at random moments; a process of its own, see kill_training.py.
+"""Run pack.py's main repeatedly and kill it at random times; runs as a separate process, see kill_training.py.
 
     python kill_packing.py CACHE_DIR KILLS flags of pack.py ...
 
-Prints one line a kill, and the most disk space that the cache's folder has taken.
+Prints one line per kill, and the maximum disk space of the cache folder.
 """
 
 import os
@@ -18,11 +18,11 @@ import dataset.cache
 import pack
 
 SECONDS_A_FRAME = 0.1
-LONGEST = 0.5  # seconds until a kill
+LONGEST = 0.5  # maximum seconds until a kill
 
 
 def slow(function):
-    """The function, but that it takes a while."""
+    """Delay each call of a function."""
 
     def wrapped(*arguments):
         time.sleep(SECONDS_A_FRAME)
@@ -32,7 +32,7 @@ def slow(function):
 
 
 def disk_use(folder: Path) -> int:
-    """Bytes of disk below a folder that another process is writing to."""
+    """Disk usage in bytes of a folder that another process writes to."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -52,7 +52,7 @@ def main() -> None:
     cache = Path(folder)
     sys.argv = ["pack.py", *flags, "--cache-dir", folder, "--num-workers", "1"]
     dataset.cache.read_frame = slow(dataset.cache.read_frame)
-    dataset.cache.RECORD_SECONDS = 0.05
+    dataset.cache.SAVE_INTERVAL = 0.05
     moments, most = random.Random(1), 0
     for number in range(int(kills)):
         child, sent = start(pack.main), moments.choice((signal.SIGKILL, signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""A small file system of its own, for tests of full and of read-only disks; they need root."""
+"""Mount a small file system to test full and read-only disks; needs root."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ import pytest
 def small_disk(
     folder: Path, size: str, fill: Callable | None = None, source: Path | None = None, name: str = "", read_only=False
 ) -> Iterator[Path]:
-    """A tmpfs of that size ('1m') on the folder, filled by fill(source, folder / name); skips the test without root."""
+    """Mount a tmpfs of `size` ('1m') and fill it with fill(source, folder / name); skips the test without root."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
-        pytest.skip("mounting a file system takes root")
+        pytest.skip("mounting a file system needs root")
     try:
         if fill:
             fill(source, folder / name)

@@ -1,4 +1,4 @@
-"""The teacher's depth at the sensor's scale: the factor, the seam, and what training makes of them."""
+"""Aligning the teacher's depth to the sensor: scale factor, seam, manifest and packed cache."""
 
 import dataclasses
 import json
@@ -17,22 +17,22 @@ TRUTH, SENSOR, _ = render(pitch=10)
 CONFIDENCE = (SENSOR > 0).astype(np.float32)
 
 
-def test_scale_is_the_median_and_wrong_pixels_do_not_move_it():
+def test_scale_is_a_robust_median():
     teacher = TRUTH / np.float32(1.2)
     assert sensor_scale(SENSOR, CONFIDENCE, teacher, 0.5) == pytest.approx(1.2)
     sensor, confidence = SENSOR.copy(), CONFIDENCE.copy()
-    sensor[:, :200] = 9.0  # a third of it wrong
+    sensor[:, :200] = 9.0  # a third is wrong
     assert sensor_scale(sensor, confidence, teacher, 0.5) == pytest.approx(1.2, rel=0.06)
-    confidence[:, :200] = 0.4  # and known to be
+    confidence[:, :200] = 0.4  # with low confidence
     assert sensor_scale(sensor, confidence, teacher, 0.5) == pytest.approx(1.2)
 
 
-def test_without_common_pixels_there_is_no_scale():
+def test_scale_is_none_without_common_pixels():
     assert sensor_scale(SENSOR, np.zeros_like(SENSOR), TRUTH, 0.5) is None
     assert sensor_scale(SENSOR, CONFIDENCE, np.zeros_like(TRUTH), 0.5) is None
 
 
-def test_the_seam_is_the_step_where_the_source_changes():
+def test_seam_step_is_measured_between_sensor_and_teacher():
     assert seam_step(SENSOR, CONFIDENCE, TRUTH, 0.5) < 0.01
     assert seam_step(SENSOR, CONFIDENCE, TRUTH * np.float32(1.2), 0.5) == pytest.approx(0.2, abs=0.01)
     assert seam_step(TRUTH, np.ones_like(TRUTH), TRUTH, 0.5) is None
@@ -40,7 +40,7 @@ def test_the_seam_is_the_step_where_the_source_changes():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data folder whose teacher is 1.25 too near, and whose sensor knows nothing of the left half."""
+    """A data folder whose teacher is too near by a factor of 1.25 and whose sensor has no depth in the left half."""
     write_folder(tmp_path)
     for path in (tmp_path / "depth").rglob("*.npy"):
         depth = np.load(path)
@@ -60,14 +60,14 @@ def build(folder, monkeypatch, *flags):
     return read_manifest(folder / "manifest.jsonl")
 
 
-def test_the_manifest_holds_the_factor_and_says_what_became_of_the_seam(folder, monkeypatch, capsys):
+def test_align_to_sensor_stores_the_factor_in_the_manifest(folder, monkeypatch, capsys):
     assert all(row.da3_scale is None for row in build(folder, monkeypatch))
     rows = build(folder, monkeypatch, "--align-to-sensor")
     assert [row.da3_scale for row in rows] == pytest.approx([1.25] * 4)
     assert "4 of 4 frames: factor 1.250" in capsys.readouterr().out
 
 
-def test_training_gets_the_teacher_at_the_sensor_s_scale(folder, monkeypatch):
+def test_packed_teacher_depth_has_the_sensor_scale(folder, monkeypatch):
     pytest.importorskip("torch")
     from dataset.cache import PackedCache
     from trainer.feed import PackedFrames
@@ -84,7 +84,7 @@ def test_training_gets_the_teacher_at_the_sensor_s_scale(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0, -1, "2", True, [1], 1e9])
-def test_a_factor_that_is_none_is_refused(folder, monkeypatch, value):
+def test_invalid_scale_is_rejected(folder, monkeypatch, value):
     build(folder, monkeypatch, "--align-to-sensor")
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     lines[0]["da3_scale"] = value

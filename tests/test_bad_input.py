@@ -1,4 +1,4 @@
-"""Wrong input to training, evaluation and prediction: one line on stderr, exit code 2, nothing half-written."""
+"""Invalid input to training, evaluation and prediction: one line on stderr, exit code 2, no partial files."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def check_one_line(code: int, error: str, words: str) -> None:
-    """`words` stand in the one line that a script left on stderr."""
+    """Check that stderr is one line that contains `words`."""
     assert code == EXIT_USAGE, error
     assert error.count("\n") == 1 and error.endswith("\n"), error
     assert error.count(".py: error: ") == 1 and words in error, error
@@ -43,12 +43,12 @@ def edit_rows(manifest: Path, change: Callable[[dict], None]) -> None:
 
 
 def row_change(change: Callable[[dict], None], stem: str = STEMS[1]) -> Callable[[Path], None]:
-    """Spoils one row of a manifest."""
+    """Return a function that changes one row of a manifest."""
     return lambda manifest: edit_rows(manifest, lambda entry: change(entry) if entry["stem"] == stem else None)
 
 
 def map_change(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
-    """Spoils one map of every frame."""
+    """Return a function that changes one map of every frame."""
 
     def spoil(manifest: Path) -> None:
         for path in (manifest.parent / name).rglob("*.npy"):
@@ -57,8 +57,8 @@ def map_change(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callabl
     return spoil
 
 
-def nothing_but_nan(manifest: Path) -> None:
-    """Depth without a single reading, and no teacher."""
+def no_valid_depth(manifest: Path) -> None:
+    """Remove all valid depth and the teachers."""
     map_change("depth", lambda depth: np.full_like(depth, np.nan))(manifest)
     edit_rows(manifest, lambda entry: [entry.pop(name) for name in ("da3_depth", "sam2_seg", "labels")])
 
@@ -68,23 +68,26 @@ def unknown_class(manifest: Path) -> None:
         write_png(path, np.full(read_png_raw(path).shape, 17, np.uint8))
 
 
-WRONG_DATA = {
+INVALID_DATA = {
     "a missing column": (row_change(lambda row: row.pop("depth")), "line 2: the row has no column 'depth'"),
     "an outside path": (
         row_change(lambda row: row.update(rgb="../../etc/passwd")),
-        "leads out of the manifest's folder",
+        "points outside the manifest's folder",
     ),
-    "an absolute path": (row_change(lambda row: row.update(depth="/etc/passwd")), "leads out of the manifest's folder"),
+    "an absolute path": (
+        row_change(lambda row: row.update(depth="/etc/passwd")),
+        "points outside the manifest's folder",
+    ),
     "an unknown split": (row_change(lambda row: row.update(split="holdout")), "split 'holdout' is not one of"),
-    "an empty manifest": (lambda manifest: manifest.write_text("\n"), "lists no frame"),
+    "an empty manifest": (lambda manifest: manifest.write_text("\n"), "lists no frames"),
     "no JSON": (lambda manifest: manifest.write_text("rgb,depth\n"), "line 1: not JSON"),
     "no manifest": (lambda manifest: manifest.unlink(), "there is no manifest"),
     "another shape": (map_change("depth", lambda depth: depth[:60]), "depth is 160x60 but the image is 160x120"),
-    "millimetres as .npy": (map_change("depth", lambda depth: depth * 1000), "is no depth in metres"),
-    "confidence above 1": (map_change("confidence", lambda c: c * 255), "confidence must lie in 0..1"),
-    "an unknown class": (unknown_class, "class 17 is not known"),
-    "an unknown teacher's class": (map_change("sam2_seg", lambda seg: seg + np.uint8(40)), "is not known"),
-    "depth without readings": (nothing_but_nan, "depth"),
+    "millimetres as .npy": (map_change("depth", lambda depth: depth * 1000), "can't be metres"),
+    "confidence above 1": (map_change("confidence", lambda c: c * 255), "confidence must be in 0..1"),
+    "an unknown class": (unknown_class, "unknown class 17"),
+    "an unknown teacher's class": (map_change("sam2_seg", lambda seg: seg + np.uint8(40)), "unknown class"),
+    "depth without readings": (no_valid_depth, "depth"),
     "an image in two splits": (
         row_change(lambda row: row.update(rgb=f"rgb/{STEMS[0]}.png"), STEMS[5]),
         f"frames {STEMS[0]} (train) and {STEMS[5]} (test) are the same image",
@@ -94,9 +97,9 @@ WRONG_DATA = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_DATA)
-def test_training_refuses_wrong_data(manifest, tmp_path, capfd, case):
-    spoil, words = WRONG_DATA[case]
+@pytest.mark.parametrize("case", INVALID_DATA)
+def test_training_rejects_invalid_data(manifest, tmp_path, capfd, case):
+    spoil, words = INVALID_DATA[case]
     manifest = copy_data(manifest, tmp_path / "data")
     spoil(manifest)
     code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"))
@@ -104,9 +107,9 @@ def test_training_refuses_wrong_data(manifest, tmp_path, capfd, case):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("case", WRONG_DATA)
-def test_evaluation_refuses_wrong_data(manifest, trained, tmp_path, capfd, case):
-    spoil, words = WRONG_DATA[case]
+@pytest.mark.parametrize("case", INVALID_DATA)
+def test_evaluation_rejects_invalid_data(manifest, trained, tmp_path, capfd, case):
+    spoil, words = INVALID_DATA[case]
     manifest = copy_data(manifest, tmp_path / "data")
     spoil(manifest)
     flags = ("--checkpoint", trained / "checkpoints/best.pt", "--output-dir", tmp_path / "out", "--device", "cpu")
@@ -129,13 +132,13 @@ def test_evaluation_refuses_wrong_data(manifest, trained, tmp_path, capfd, case)
         (["--frobnicate"], "--frobnicate"),
     ],
 )
-def test_training_refuses_wrong_flags(manifest, tmp_path, capfd, flags, words):
+def test_training_rejects_invalid_flags(manifest, tmp_path, capfd, flags, words):
     code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), *flags)
     check_one_line(code, capfd.readouterr().err, words)
     assert not (tmp_path / "out/checkpoints").exists()
 
 
-def test_a_diverged_run_ends_with_its_batch_and_keeps_no_best_checkpoint(manifest, tmp_path, capfd):
+def test_diverged_run_saves_its_batch_and_no_best_checkpoint(manifest, tmp_path, capfd):
     flags = ("--lr", "1e9", "--seed", 10**20, "--epochs", 4)
     code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), *flags)
     check_one_line(code, capfd.readouterr().err, "training has diverged, the loss was not finite in 3 steps in a row")
@@ -145,7 +148,7 @@ def test_a_diverged_run_ends_with_its_batch_and_keeps_no_best_checkpoint(manifes
 
 
 class Bomb:
-    """Unpickling it creates a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -154,8 +157,8 @@ class Bomb:
         return open, (str(self.marker), "w")
 
 
-def wrong_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
-    """{file name: words of the message} of checkpoints that are none, written into the folder."""
+def write_invalid_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
+    """Write invalid checkpoints to a folder; returns {file name: expected words of the message}."""
     good = (trained / "checkpoints/best.pt").read_bytes()
     content = torch.load(trained / "checkpoints/best.pt", weights_only=True)
     torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, folder / "foreign.pt")
@@ -184,7 +187,7 @@ def wrong_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
     }
 
 
-def test_wrong_checkpoints_are_refused_and_never_run(manifest, trained, tmp_path, capfd):
+def test_invalid_checkpoints_are_rejected_and_never_executed(manifest, trained, tmp_path, capfd):
     out = tmp_path / "out"
     image = ("--input", manifest.parent / f"rgb/{STEMS[0]}.png")
     scripts = {
@@ -192,7 +195,7 @@ def test_wrong_checkpoints_are_refused_and_never_run(manifest, trained, tmp_path
         predict.main: (*image, "--output-dir", out, "--device", "cpu", "--checkpoint"),
         train.main: (*train_flags(manifest, out), "--resume"),
     }
-    for name, words in wrong_checkpoints(trained, tmp_path).items():
+    for name, words in write_invalid_checkpoints(trained, tmp_path).items():
         for main, flags in scripts.items():
             if name in ("classes.pt", "nan.pt") and main is train.main:
                 continue
@@ -205,28 +208,28 @@ def test_wrong_checkpoints_are_refused_and_never_run(manifest, trained, tmp_path
     assert not (tmp_path / "marker").exists()
     with pytest.raises((TypeError, AttributeError, pickle.UnpicklingError)):
         torch.load(tmp_path / "bomb.pt", weights_only=False).missing  # noqa: B018
-    assert (tmp_path / "marker").exists(), "the bomb is a real one"
+    assert (tmp_path / "marker").exists(), "without weights_only the payload runs"
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--input", "gone.png"], "there is no file gone.png"),
-        (["--input", "gone.mp4"], "--input gone.mp4: no image, folder, video or camera"),
-        (["--input", "text.mp4"], "--input text.mp4: no image, folder, video or camera"),
-        (["--input", "77"], "--input 77: no image, folder, video or camera"),
+        (["--input", "gone.mp4"], "--input gone.mp4: not a readable image, folder, video or camera"),
+        (["--input", "text.mp4"], "--input text.mp4: not a readable image, folder, video or camera"),
+        (["--input", "77"], "--input 77: not a readable image, folder, video or camera"),
         (["--input", "text.png"], "text.png is not a readable image"),
-        (["--input", "empty"], "holds no .png or .jpg image"),
+        (["--input", "empty"], "contains no images"),
         (["--input", "grey.png", "--fx", "500"], "--fx and --fy go together"),
         (["--input", "grey.png", "--fx", "-1", "--fy", "500"], "--fx: -1"),
-        (["--input", "grey.png", "--fx", "0.825", "--fy", "1.1"], "--fx --fy: fx 0.825 and fy 1.1 of an image of"),
+        (["--input", "grey.png", "--fx", "0.825", "--fy", "1.1"], "--fx --fy: fx 0.825 and fy 1.1 for an image of"),
         (["--input", "grey.png", "--camera", "metres.json"], "metres.json: fx 0.00193"),
         (["--input", "grey.png", "--camera", "gone.json"], "gone.json"),
         (["--input", "grey.png", "--camera", "text.png"], "not readable JSON"),
         (["--input", "grey.png", "--device", "cuda:7"], "--device cuda:7"),
     ],
 )
-def test_prediction_refuses_wrong_input(trained, tmp_path, monkeypatch, capfd, flags, words):
+def test_prediction_rejects_invalid_input(trained, tmp_path, monkeypatch, capfd, flags, words):
     monkeypatch.chdir(tmp_path)
     write_png(tmp_path / "grey.png", np.full((120, 160, 3), 90, np.uint8))
     (tmp_path / "empty").mkdir()
@@ -239,7 +242,7 @@ def test_prediction_refuses_wrong_input(trained, tmp_path, monkeypatch, capfd, f
     assert not (tmp_path / "predictions").exists()
 
 
-def test_evaluation_refuses_wrong_flags(manifest, trained, tmp_path, capfd):
+def test_evaluation_rejects_invalid_flags(manifest, trained, tmp_path, capfd):
     flags = ("--checkpoint", trained / "checkpoints/best.pt", "--manifest", manifest, "--output-dir", tmp_path / "out")
     for wrong, words in (
         (["--split", "holdout"], "holdout"),
@@ -253,7 +256,7 @@ def test_evaluation_refuses_wrong_flags(manifest, trained, tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
-def test_data_linked_from_elsewhere_needs_permission(manifest, trained, tmp_path, capfd):
+def test_links_to_outside_data_need_permission(manifest, trained, tmp_path, capfd):
     data, outside = copy_data(manifest, tmp_path / "data"), tmp_path / "disk2"
     (data.parent / "rgb").rename(outside)
     (data.parent / "rgb").symlink_to(outside)
@@ -270,8 +273,8 @@ def test_data_linked_from_elsewhere_needs_permission(manifest, trained, tmp_path
     assert len(calibration_images(data, rows, 2, Recipe(), [outside])) == 2
 
 
-def test_any_name_can_be_printed(tmp_path):
-    """A name that is no text of the terminal's encoding raised UnicodeEncodeError."""
+def test_any_file_name_can_be_printed(tmp_path):
+    """Names outside the terminal's encoding must not raise UnicodeEncodeError."""
     (tmp_path / "script.py").write_text(
         "from cli import UserError, run\n"
         "def main():\n    print('caf\\udce9', 'é')\n    raise UserError('caf\\udce9')\nrun(main)\n"
@@ -284,23 +287,25 @@ def test_any_name_can_be_printed(tmp_path):
         assert done.stderr == "script.py: error: caf\\udce9\n"
 
 
-LIMITED = {  # what a script does, to which standard error comes down
-    "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches or allow more",
+RESOURCE_LIMITS = {  # {body of a script: beginning of stderr}
+    "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches or raise the limit",
     "import torch; torch.empty(2**45)": "script.py: error: out of memory (",
     "import os; raise OSError(27, os.strerror(27), 'last.pt')": (
-        "script.py: error: can't write last.pt: larger than the limit on files (ulimit -f)"
+        "script.py: error: can't write last.pt: file size limit exceeded (ulimit -f)"
     ),
 }
 
 
-@pytest.mark.parametrize("body", LIMITED)
-def test_limits_of_a_process_are_one_line(tmp_path, body):
+@pytest.mark.parametrize("body", RESOURCE_LIMITS)
+def test_resource_limits_are_reported_in_one_line(tmp_path, body):
     (tmp_path / "script.py").write_text(f"from cli import run\ndef main():\n    {body}\nrun(main)\n")
     done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True)
-    assert done.returncode == EXIT_USAGE and done.stderr.count("\n") == 1 and done.stderr.startswith(LIMITED[body])
+    assert (
+        done.returncode == EXIT_USAGE and done.stderr.count("\n") == 1 and done.stderr.startswith(RESOURCE_LIMITS[body])
+    )
 
 
-def test_a_closed_standard_output_is_no_error(tmp_path):
+def test_closed_standard_output_is_not_an_error(tmp_path):
     (tmp_path / "script.py").write_text("from cli import run\ndef main():\n    print('text')\nrun(main)\n")
     done = subprocess.run(f"{sys.executable} {tmp_path}/script.py >&-", shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -311,19 +316,19 @@ def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_a_package_that_does_not_load_is_one_line():
-    """As with too little memory for PyTorch's libraries."""
+def test_package_that_fails_to_load_is_reported_in_one_line():
+    """For example if there is too little memory for PyTorch's libraries."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2 * 10**9, 2 * 10**9))
 
     command = [sys.executable, str(ROOT / "train.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
-    check_one_line(done.returncode, done.stderr, "a package does not load: ")
+    check_one_line(done.returncode, done.stderr, "can't load a package: ")
 
 
-def test_whole_processes_end_the_same_way(manifest, trained, tmp_path):
-    """What the interpreter and the libraries add to stderr counts, too."""
+def test_errors_are_one_line_in_separate_processes(manifest, trained, tmp_path):
+    """Includes output of the interpreter and of libraries on stderr."""
     spoilt = copy_data(manifest, tmp_path / "data")
     row_change(lambda row: row.pop("depth"))(spoilt)
     text = tmp_path / "text.mp4"

@@ -220,7 +220,7 @@ def test_broken_links_are_named(folder):
     (folder / "rgb/b/001.png").symlink_to("/gone/001.png")
     assert "b/001.png" in refused(folder)
     (folder / "rgb/more").symlink_to("/gone/more")
-    assert "more is a link to /gone/more, which is not there" in refused(folder)
+    assert "more is a link to /gone/more, which does not exist" in refused(folder)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

@@ -1,4 +1,4 @@
-"""The focal rule, seen on the demo's student: metres stay metres through another lens (skips without `make demo`)."""
+"""Depth of the demo's student is metric for other focal lengths (skipped without `make demo`)."""
 
 import subprocess
 import sys
@@ -25,18 +25,18 @@ UNSEEN_SEED = 1  # the demo trains on rooms of seed 0
 @pytest.fixture(scope="module")
 def student():
     if not CHECKPOINT.is_file():
-        pytest.skip("no checkpoints/best.pt: `make demo` trains the student that this test is about")
+        pytest.skip("no checkpoints/best.pt: run `make demo` to train the student")
     model, recipe, _ = load_student(CHECKPOINT)
     return predictor(model, recipe, torch.device("cpu"))
 
 
-def test_nyus_camera_file_is_nyus_camera():
+def test_nyu_camera_file_matches_config():
     assert Cameras.read(ROOT / "cameras" / "nyu.json").common == NYU_INTRINSICS
 
 
 def median_ratio(student, folder: Path, rule: bool) -> float:
-    """Median over frames of each frame's median of predicted / true depth."""
-    camera = Cameras.read(folder / "camera.json").of("") if rule else NYU_INTRINSICS
+    """Median over frames of the per-frame median of predicted / true depth."""
+    camera = Cameras.read(folder / "camera.json").for_frame("") if rule else NYU_INTRINSICS
     ratios = []
     for image in sorted((folder / "rgb").glob("*.png")):
         truth = read_depth(folder / "depth" / f"{image.stem}.npy")
@@ -47,7 +47,7 @@ def median_ratio(student, folder: Path, rule: bool) -> float:
 
 @pytest.fixture(scope="module")
 def unseen_rooms(tmp_path_factory) -> dict[float, Path]:
-    """{factor on NYU's focal length: rooms that the demo has not seen, through that lens}."""
+    """{focal scale relative to NYU: folder of rooms that the demo has not seen}."""
     folders = {factor: tmp_path_factory.mktemp("rooms") for factor in LENSES}
     for factor, folder in folders.items():
         stages = (
@@ -62,17 +62,17 @@ def unseen_rooms(tmp_path_factory) -> dict[float, Path]:
 
 def ratio_of(student, unseen_rooms, factor: float, rule: bool) -> float:
     ratio = median_ratio(student, unseen_rooms[factor], rule)
-    print(f"{'with' if rule else 'without'} the rule, lens x{factor}: predicted / true depth {ratio:.3f}")
+    print(f"{'with' if rule else 'without'} focal scaling, focal length x{factor}: predicted / true depth {ratio:.3f}")
     return ratio
 
 
 @pytest.mark.parametrize("factor", LENSES)
-def test_depth_is_metric_through_another_lens(student, unseen_rooms, factor):
+def test_depth_is_metric_for_other_focal_lengths(student, unseen_rooms, factor):
     assert BAND[0] <= ratio_of(student, unseen_rooms, factor, rule=True) <= BAND[1]
 
 
-def test_lenses_agree_better_with_the_rule_than_without(student, unseen_rooms):
-    """They do as soon as the student follows a change of lens by more than half; without a rule it would not at all."""
+def test_focal_scaling_reduces_the_difference_between_lenses(student, unseen_rooms):
+    """Holds if the student reproduces more than half of the change in focal length."""
     spread = {}
     for rule in (True, False):
         shorter, longer = (ratio_of(student, unseen_rooms, factor, rule) for factor in LENSES)

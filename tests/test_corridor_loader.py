@@ -1,4 +1,4 @@
-"""An RGB-D recording -> data folder, on drawn recordings and on real frames (RGBD_FRAMES)."""
+"""Converting RGB-D recordings to data folders: synthetic recordings and real frames (RGBD_FRAMES)."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def draw(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def record(folder: Path, n_frames: int = 12) -> Path:
-    """A recording with colour beside depth, and a sub-folder that is none of it."""
+    """A recording with colour beside depth, and an unrelated subfolder."""
     (folder / "unregistered").mkdir(parents=True)
     for number in range(n_frames):
         colour, depth = draw(number)
@@ -82,7 +82,7 @@ def stem(number: int) -> str:
     return f"frame-{number:06d}"
 
 
-def test_files_are_copied_and_the_gaps_left_out(tmp_path):
+def test_files_are_copied_except_in_gaps(tmp_path):
     recording, out = record(tmp_path / "in"), tmp_path / "out"
     printed = loaded("--input", recording, "--out", out, *FEW)
     assert read_json(out / "splits.json") == {
@@ -90,17 +90,17 @@ def test_files_are_copied_and_the_gaps_left_out(tmp_path):
         "val": [stem(8)],
         "test": [stem(10), stem(11)],
     }
-    assert "12 frames (train 7, val 1, test 2); 2 in the gaps" in printed
+    assert "12 frames (train 7, val 1, test 2); 2 excluded in the gaps" in printed
     assert sorted(find_frames(out / "rgb")) == sorted(read_splits(out / "splits.json"))
     assert read_recordings(out / "recordings.json") == dict.fromkeys(read_splits(out / "splits.json"), "in")
     assert (out / f"rgb/{stem(3)}.jpg").read_bytes() == (recording / f"{stem(3)}.color.jpg").read_bytes()
     assert (out / f"depth/{stem(3)}.png").read_bytes() == (recording / f"{stem(3)}.depth.png").read_bytes()
-    camera = Cameras.read(out / "camera.json").of(stem(0))
+    camera = Cameras.read(out / "camera.json").for_frame(stem(0))
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (30, 31, 15.5, 11.5)
     assert (camera.width, camera.height) == (WIDTH, HEIGHT)
 
 
-def test_npy_is_metres_with_no_reading_as_zero(tmp_path):
+def test_npy_is_in_metres_with_zero_for_missing(tmp_path):
     recording = record(tmp_path / "in")
     loaded("--input", recording, "--out", tmp_path / "out", "--depth-format", "npy", *FEW)
     depth = read_npy(tmp_path / f"out/depth/{stem(3)}.npy")
@@ -121,16 +121,16 @@ def test_flags_override_the_file_with_a_warning(tmp_path):
     recording = record(tmp_path / "in")
     result = load("--input", recording, "--out", tmp_path / "out", *FEW, "--fx", 33, "--fy", 31)
     assert result.returncode == 0
-    assert result.stderr.splitlines() == [f"warning: --fx 33 overrides 30 of {recording / 'camera-intrinsics.txt'}"]
+    assert result.stderr.splitlines() == [f"warning: --fx 33 overrides 30 from {recording / 'camera-intrinsics.txt'}"]
     assert read_json(tmp_path / "out/camera.json")["fx"] == 33
 
 
-def test_a_principal_point_far_from_the_middle_is_told(tmp_path):
-    """Intrinsics of 640x360 beside images of half that size have theirs inside these, too."""
+def test_off_centre_principal_point_is_warned_about(tmp_path):
+    """Intrinsics for 640x360 have a principal point inside images of half that size, too."""
     recording = record(tmp_path / "in")
     result = load("--input", recording, "--out", tmp_path / "out", *FEW, "--cx", 24)
     assert result.returncode == 0
-    assert "principal point 24, 11.5 lies far from the middle" in result.stderr
+    assert "principal point 24, 11.5 is far from the centre" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -138,18 +138,18 @@ def test_a_principal_point_far_from_the_middle_is_told(tmp_path):
     [
         (None, ["--intrinsics", "--fx"]),
         ("30 0\n0 30\n", ["3x3"]),
-        ("30 0 15\n0 thirty 12\n0 0 1\n", ["no text file of numbers"]),
+        ("30 0 15\n0 thirty 12\n0 0 1\n", ["not a text file of numbers"]),
         ("30 0 15\n0 nan 12\n0 0 1\n", ["3x3"]),
         ("-30 0 15\n0 30 12\n0 0 1\n", ["above 0"]),
         ("15 0 30\n12 30 0\n1 0 0\n", ["camera matrix"]),
         ("100 0 960\n0 100 12\n0 0 1\n", ["another resolution"]),
         ("100 0 16\n0 100 540\n0 0 1\n", ["another resolution"]),
-        ("0.9 0 0.5\n0 1.2 0.5\n0 0 1\n", ["divided by the image's size"]),
-        ("0.0019 0 16\n0 0.0019 12\n0 0 1\n", ["in metres"]),
+        ("0.9 0 0.5\n0 1.2 0.5\n0 0 1\n", ["look normalised"]),
+        ("0.0019 0 16\n0 0.0019 12\n0 0 1\n", ["like metres"]),
         ("300 0 16\n0 300 12\n0 0 1\n", ["field of view"]),
     ],
 )
-def test_wrong_intrinsics_are_refused(tmp_path, text, words):
+def test_invalid_intrinsics_are_rejected(tmp_path, text, words):
     recording = record(tmp_path / "in")
     (recording / "camera-intrinsics.txt").unlink()
     if text is not None:
@@ -158,10 +158,10 @@ def test_wrong_intrinsics_are_refused(tmp_path, text, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_intrinsics_files_ask_for_a_choice(tmp_path):
+def test_two_intrinsics_files_need_a_choice(tmp_path):
     recording = record(tmp_path / "in")
     shutil.copy(recording / "camera-intrinsics.txt", recording / "depth-intrinsics.txt")
-    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "choose with --intrinsics")
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "choose one with --intrinsics")
     loaded("--input", recording, "--out", tmp_path / "out", *FEW, "--intrinsics", recording / "depth-intrinsics.txt")
 
 
@@ -169,7 +169,7 @@ def rewrite(path: Path, image: np.ndarray) -> None:
     cv2.imwrite(str(path), image)
 
 
-def test_wrong_recordings_are_refused(tmp_path):
+def test_invalid_recordings_are_rejected(tmp_path):
     recording, out = record(tmp_path / "in"), tmp_path / "out"
     depth = recording / f"{stem(0)}.depth.png"
     check_refused(load("--input", recording, "--out", recording, *FEW), "--out")
@@ -177,19 +177,19 @@ def test_wrong_recordings_are_refused(tmp_path):
     rewrite(depth, np.zeros((HEIGHT, WIDTH), np.uint8))
     check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "8-bit")
     rewrite(depth, np.zeros((HEIGHT * 2, WIDTH * 2), np.uint16))
-    check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "64x48", "32x24", "registered")
+    check_refused(load("--input", recording, "--out", out, *FEW), depth.name, "64x48", "32x24", "register depth")
     for number in range(7):
         (recording / f"{stem(number)}.depth.png").unlink()
     check_refused(
         load("--input", recording, "--out", out, *FEW), f"{stem(0)}.color.jpg", "without depth in 7 of 12", depth.name
     )
     (tmp_path / "empty").mkdir()
-    check_refused(load("--input", tmp_path / "empty", "--out", out), "no recording")
+    check_refused(load("--input", tmp_path / "empty", "--out", out), "not a recording")
     check_refused(load("--input", tmp_path / "none", "--out", out), "none")
     assert not out.exists()
 
 
-def test_one_unreadable_frame_is_listed_and_left_out(tmp_path):
+def test_unreadable_frames_are_listed_and_skipped(tmp_path):
     recording, out = record(tmp_path / "in"), tmp_path / "out"
     image = recording / f"{stem(2)}.color.jpg"
     image.write_bytes(image.read_bytes()[:-200])
@@ -211,19 +211,19 @@ def failed_frames(out: Path) -> dict[str, str]:
     return {entry["stem"]: entry["reason"] for entry in map(json.loads, lines)}
 
 
-def test_halves_of_frames_are_listed_and_left_out(tmp_path):
-    """Depth of a frame for training, of one in a gap, and colour of a frame dropped by the recorder."""
+def test_unpaired_files_are_listed_and_skipped(tmp_path):
+    """Missing depth of a training frame and of a frame in a gap, and a missing colour image."""
     recording, out = record(tmp_path / "in"), tmp_path / "out"
     kept = tmp_path / "kept"
     kept.mkdir()
     for name in (f"{stem(3)}.depth.png", f"{stem(7)}.depth.png", f"{stem(5)}.color.jpg"):
         (recording / name).rename(kept / name)
     printed = loaded("--input", recording, "--out", out, *FEW)
-    assert "11 frames (train 5, val 1, test 2); 2 in the gaps" in printed
+    assert "11 frames (train 5, val 1, test 2); 2 excluded in the gaps" in printed
     assert "3 without depth or without colour, listed in failed_frames.jsonl" in printed
     assert failed_frames(out) == {
-        stem(3): f"{stem(3)}.color.jpg needs {recording / stem(3)}.depth.png",
-        stem(7): f"{stem(7)}.color.jpg needs {recording / stem(7)}.depth.png",
+        stem(3): f"{stem(3)}.color.jpg has no depth image {recording / stem(3)}.depth.png",
+        stem(7): f"{stem(7)}.color.jpg has no depth image {recording / stem(7)}.depth.png",
         stem(5): f"{stem(5)}.depth.png has no colour image",
     }
     assert set(find_frames(out / "rgb")) == set(read_splits(out / "splits.json")) and stem(3) not in find_frames(
@@ -234,14 +234,14 @@ def test_halves_of_frames_are_listed_and_left_out(tmp_path):
     assert set(failed_frames(out)) == {stem(7), stem(5)}
 
 
-def test_halves_of_frames_in_folders(tmp_path, monkeypatch, capsys):
+def test_unpaired_files_in_folders(tmp_path, monkeypatch, capsys):
     recording, out = record_in_folders(tmp_path / "in", "rgb"), tmp_path / "out"
     (recording / "depth/0003.png").unlink()
     (recording / "depth/0005.png").unlink()
     (recording / "depth/0005.png").symlink_to("/gone/0005.png")
     (recording / "rgb/0004.png").unlink()
     (recording / "depth/.0004.png").touch()
-    monkeypatch.setattr(corridor_loader, "LONG_RECORDING", 10)
+    monkeypatch.setattr(corridor_loader, "MAX_FLAT_FRAMES", 10)
     flags = ["--input", recording, "--out", out, *FEW, "--fx", 30, "--fy", 30, "--cx", 16, "--cy", 12]
     monkeypatch.setattr(sys, "argv", ["corridor_loader.py", *map(str, flags)])
     assert not corridor_loader.main()
@@ -258,8 +258,8 @@ def tag(path: Path, orientation: int) -> None:
         image.save(path, exif=exif)
 
 
-def test_turned_recordings_are_refused_in_one_line(tmp_path):
-    """Not as unreadable frames, one by one: the depth would fit none of them."""
+def test_recordings_with_exif_orientation_are_rejected(tmp_path):
+    """The whole recording is rejected, since depth matches none of its images."""
     recording = record(tmp_path / "in")
     tag(recording / f"{stem(4)}.color.jpg", 1)
     loaded("--input", recording, "--out", tmp_path / "out", *FEW)
@@ -278,7 +278,7 @@ def test_turned_recordings_are_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".webp", ".TIF", ".JPG"])
-def test_colour_of_other_formats_and_depth_in_upper_case(tmp_path, suffix):
+def test_other_colour_formats_and_upper_case_suffixes(tmp_path, suffix):
     recording, out = record_in_folders(tmp_path / "in", "rgb"), tmp_path / "out"
     for path in list((recording / "rgb").iterdir()):
         with Image.open(path) as image:
@@ -291,7 +291,7 @@ def test_colour_of_other_formats_and_depth_in_upper_case(tmp_path, suffix):
     assert (out / "depth/0010.png").is_file() and not (out / "failed_frames.jsonl").exists()
 
 
-def test_composed_and_decomposed_names_are_one_frame(tmp_path):
+def test_unicode_composition_is_ignored_in_pairing(tmp_path):
     recording = record(tmp_path / "in")
     for number in range(12):
         for form, suffix in (("NFC", "color.jpg"), ("NFD", "depth.png")):
@@ -303,7 +303,7 @@ def test_composed_and_decomposed_names_are_one_frame(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
-def test_intrinsics_as_windows_writes_them(tmp_path, encoding):
+def test_intrinsics_files_from_windows(tmp_path, encoding):
     recording = record(tmp_path / "in")
     (recording / "camera-intrinsics.txt").unlink()
     (recording / "Camera-Intrinsics.TXT").write_bytes("30 0 15.5\r\n0 31 11.5\r\n0 0 1\r\n".encode(encoding))
@@ -311,32 +311,34 @@ def test_intrinsics_as_windows_writes_them(tmp_path, encoding):
     assert Cameras.read(tmp_path / "out/camera.json").common.fy == 31
 
 
-def test_intrinsics_in_utf16_are_named(tmp_path):
+def test_utf16_intrinsics_are_rejected(tmp_path):
     recording = record(tmp_path / "in")
     (recording / "camera-intrinsics.txt").write_text("30 0 15.5\n0 31 11.5\n0 0 1\n", encoding="utf-16")
     check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "camera-intrinsics.txt", "UTF-16")
 
 
-def test_a_name_that_is_no_utf8_is_refused(tmp_path):
+def test_non_utf8_file_name_is_rejected(tmp_path):
     recording = record(tmp_path / "in")
     for suffix in ("color.jpg", "depth.png"):
         shutil.copy(recording / f"{stem(1)}.{suffix}", recording / f"caf\udce9.{suffix}")
-    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "caf\\udce9.color", "no UTF-8")
+    check_refused(load("--input", recording, "--out", tmp_path / "out", *FEW), "caf\\udce9.color", "not UTF-8")
 
 
-def test_a_folder_whose_name_is_no_utf8(tmp_path):
-    """OpenCV ended the process on such a path."""
+def test_non_utf8_folder_name_is_accepted(tmp_path):
+    """OpenCV would abort the process on this path."""
     recording = record(tmp_path / "in").rename(tmp_path / "caf\udce9")
     loaded("--input", recording, "--out", tmp_path / "out\udce9", *FEW)
     assert len(find_frames(tmp_path / "out\udce9/rgb")) == 10
 
 
-def test_an_output_folder_among_the_images_is_refused(tmp_path):
+def test_output_inside_the_input_is_rejected(tmp_path):
     recording = record_in_folders(tmp_path / "in", "color")
-    check_refused(load("--input", recording, "--out", recording / "color/data", *FEW), "lies in", "which is read")
+    check_refused(
+        load("--input", recording, "--out", recording / "color/data", *FEW), "is inside the input folder", "next run"
+    )
 
 
-def test_mostly_unreadable_recordings_are_refused(tmp_path):
+def test_mostly_unreadable_recordings_are_rejected(tmp_path):
     recording, out = record(tmp_path / "in"), tmp_path / "out"
     for number in range(1, 7):
         (recording / f"{stem(number)}.depth.png").write_bytes(b"no image")
@@ -344,7 +346,7 @@ def test_mostly_unreadable_recordings_are_refused(tmp_path):
     assert not (out / "splits.json").exists()
 
 
-def test_a_killed_run_started_again_ends_the_same(tmp_path):
+def test_killed_run_resumes_to_the_same_result(tmp_path):
     recording = record(tmp_path / "in")
     loaded("--input", recording, "--out", tmp_path / "whole", *FEW)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
@@ -355,15 +357,15 @@ def test_a_killed_run_started_again_ends_the_same(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_another_split_needs_another_folder(tmp_path):
-    """Frames of the new gap would stay behind in rgb/ as training frames."""
+def test_other_split_needs_another_folder(tmp_path):
+    """Otherwise frames in the new gap would remain in rgb/ as training frames."""
     recording, out = record(tmp_path / "in"), tmp_path / "out"
     loaded("--input", recording, "--out", out, *FEW)
     check_refused(load("--input", recording, "--out", out, "--test-frames", 3, "--gap-frames", 1), "another")
 
 
-def test_numbers_without_leading_zeros_are_split_by_time(tmp_path):
-    """As text 9 comes after 85, and a test frame would lie beside training frames."""
+def test_unpadded_frame_numbers_are_split_by_time(tmp_path):
+    """Sorted as text, 9 comes after 85, which would put test frames next to training frames."""
     for name in ("rgb", "depth"):
         (tmp_path / "recording" / name).mkdir(parents=True)
     for number in range(24):
@@ -392,7 +394,7 @@ def test_split_by_time():
 def test_real_recording(tmp_path):
     out = tmp_path / "out"
     printed = loaded("--input", KITCHEN, "--out", out, "--val-frames", 0, "--test-frames", 50, "--gap-frames", 10)
-    assert "300 frames (train 240, val 0, test 50); 10 in the gaps" in printed
+    assert "300 frames (train 240, val 0, test 50); 10 excluded in the gaps" in printed
     split = read_json(out / "splits.json")
     assert split["train"] == [stem(n) for n in range(0, 480, 2)]
     assert split["test"] == [stem(n) for n in range(500, 600, 2)]
@@ -401,11 +403,11 @@ def test_real_recording(tmp_path):
     assert read_json(out / "camera.json") == {"fx": 528, "fy": 528, "cx": 323.7, "cy": 240, "width": 640, "height": 480}
 
 
-def test_a_long_recording_gets_sub_folders(tmp_path, monkeypatch):
+def test_long_recording_is_split_into_subfolders(tmp_path, monkeypatch):
     recording, out = record(tmp_path / "recording"), tmp_path / "out"
     frames, _ = corridor_loader.find_recording(recording)
-    assert corridor_loader.in_sub_folders(frames) == frames
-    monkeypatch.setattr(corridor_loader, "LONG_RECORDING", 11)
+    assert corridor_loader.split_into_subfolders(frames) == frames
+    monkeypatch.setattr(corridor_loader, "MAX_FLAT_FRAMES", 11)
     flags = ["--input", recording, "--out", out, *FEW]
     monkeypatch.setattr(sys, "argv", ["corridor_loader.py", *map(str, flags)])
     assert not corridor_loader.main()
@@ -413,5 +415,5 @@ def test_a_long_recording_gets_sub_folders(tmp_path, monkeypatch):
     assert stems[0] == "0000/frame-000000" and len(stems) == 10
     assert sorted(find_frames(out / "rgb")) == sorted(stems)
     assert all((out / "depth" / f"{stem}.png").is_file() for stem in stems)
-    many = corridor_loader.in_sub_folders({f"{number:05d}": None for number in range(2500)})
+    many = corridor_loader.split_into_subfolders({f"{number:05d}": None for number in range(2500)})
     assert list(many)[-1] == "0002/02499" and list(many) == sorted(many)

@@ -1,4 +1,4 @@
-"""A full disk is one line that names the file, whichever library meets it; older files stay, no half ones are left."""
+"""A full disk is reported in one line naming the file, for all libraries; old files stay, partial ones are removed."""
 
 import shutil
 import subprocess
@@ -20,13 +20,13 @@ from test_teacher_stage import FRAMES, Fake
 
 import train
 from config import Recipe
-from dataset.disk import DiskFull
+from dataset.disk import DiskFullError
 from dataset.files import atomic_path, write_json, write_npy, write_png
 from teacher_infer import stage
 from trainer.checkpoint import save_checkpoint
 from trainer.report import add_to_board
 
-NOISE = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)  # 3 MB that nothing makes smaller
+NOISE = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)  # 3 MB, incompressible
 
 
 def atomically(write: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -70,24 +70,24 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_named_whichever_library_meets_it(tmp_path, name):
+def test_all_writers_report_a_full_disk(tmp_path, name):
     with small_disk(tmp_path, "1m") as disk:
         (disk / name).write_text("before")
-        with pytest.raises(DiskFull) as caught:
+        with pytest.raises(DiskFullError) as caught:
             WRITERS[name](disk / name)
         assert str(caught.value) == f"can't write {disk / name}: disk full"
         assert [path.name for path in disk.iterdir()] == [name] and (disk / name).read_text() == "before"
 
 
-def test_a_disk_without_a_free_name_is_full(tmp_path):
-    """Space is there, but no inode."""
+def test_disk_without_free_inodes_is_full(tmp_path):
+    """There is space, but no inode."""
     with small_disk(tmp_path, "1m,nr_inodes=2") as disk:
         write_npy(disk / "one.npy", np.zeros(1))
-        with pytest.raises(DiskFull, match=r"can't write .*two\.npy: disk full"):
+        with pytest.raises(DiskFullError, match=r"can't write .*two\.npy: disk full"):
             write_npy(disk / "two.npy", np.zeros(1))
 
 
-def test_other_errors_stay_what_they_are(tmp_path):
+def test_other_errors_are_unchanged(tmp_path):
     with pytest.raises(ValueError, match="of another kind"), atomic_path(tmp_path / "file"):
         raise ValueError("of another kind")
     with (
@@ -99,14 +99,14 @@ def test_other_errors_stay_what_they_are(tmp_path):
         raise UserError("wrong input")
 
 
-def test_curves_on_a_full_disk_say_it_once(tmp_path, capfd):
-    with small_disk(tmp_path, "1m") as disk, pytest.raises(DiskFull, match=r"can't write .*events: disk full"):
+def test_tensorboard_on_a_full_disk_reports_one_line(tmp_path, capfd):
+    with small_disk(tmp_path, "1m") as disk, pytest.raises(DiskFullError, match=r"can't write .*events: disk full"):
         add_to_board(disk, {"step": 1, "loss": 0.5}, NOISE)
     assert "Traceback" not in capfd.readouterr().err
 
 
 class SecondFile(Fake):
-    """A teacher that writes a further file of a frame in its last step."""
+    """A teacher that writes a second file per frame in its last step."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -117,16 +117,16 @@ class SecondFile(Fake):
         return output
 
 
-def test_a_full_disk_ends_a_stage_and_is_no_fault_of_a_frame(tmp_path):
+def test_full_disk_stops_a_stage_without_failing_frames(tmp_path):
     with small_disk(tmp_path / "disk", "1m") as disk:
         big = Fake(lambda stem: NOISE.astype(np.float32))
         for teacher, output in ((big, disk / "big"), (SecondFile(disk / "side"), tmp_path / "out")):
-            with pytest.raises((UserError, DiskFull), match=r"can't write .*\.npy: disk full$"):
+            with pytest.raises((UserError, DiskFullError), match=r"can't write .*\.npy: disk full$"):
                 stage.run_stage(FRAMES, output, teacher)
             assert not (output / "failed_frames.jsonl").exists()
 
 
-def test_training_on_a_full_disk_keeps_the_older_checkpoints(manifest, tmp_path, capfd):
+def test_training_on_a_full_disk_keeps_old_checkpoints(manifest, tmp_path, capfd):
     with small_disk(tmp_path / "disk", "20m") as disk:  # less than a checkpoint
         for name in ("best.pt", "last.pt"):
             (disk / name).write_text("before")
@@ -152,7 +152,7 @@ PRINTS = """
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("body", ["print('a line')", "print('a line', flush=True)", "print('line\\n' * 10**6)"])
-def test_a_full_disk_behind_standard_output_is_one_line(tmp_path, monkeypatch, body, unbuffered):
+def test_full_disk_for_standard_output_is_one_line(tmp_path, monkeypatch, body, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(PRINTS.format(body=body)))
@@ -162,7 +162,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path, monkeypatch, b
 
 
 @pytest.mark.parametrize("body", ["print('a line')", "print('line\\n' * 10**6)"])
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, body):
+def test_closed_pipe_is_not_an_error(tmp_path, body):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(PRINTS.format(body=body)))
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

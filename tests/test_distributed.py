@@ -21,7 +21,7 @@ from small_run import call, train_flags
 import train
 from config import Recipe
 from dataset.cache import PackedCache
-from dataset.locks import lock_in_turn
+from dataset.locks import wait_for_lock
 from dataset.manifest import read_manifest
 from trainer.distributed import Processes
 from trainer.feed import PackedFrames, training_batches
@@ -133,12 +133,12 @@ def test_a_signal_while_the_main_process_packs_ends_all_with_work_left(manifest,
         {"manifest": os.path.relpath(manifest, tmp_path), "split": "train", "limit": None},
     )
     flags = [*train_flags(manifest, tmp_path / "out"), "--cache-dir", tmp_path]
-    with lock_in_turn(tmp_path / f"{cache.building.name}.lock", "packs"), pair(*flags) as runs:
+    with wait_for_lock(tmp_path / f"{cache.build_folder.name}.lock", "packs"), pair(*flags) as runs:
         assert runs[0].stdout.readline().startswith("waiting for another process")
         runs[0].send_signal(signal.SIGTERM)
         messages = [run.communicate(timeout=LONGEST)[1] for run in runs]
     assert [run.returncode for run in runs] == [EXIT_STOPPED, EXIT_STOPPED], messages
-    assert messages == ["train.py: stopped by SIGTERM; finished files stay\n"] * 2
+    assert messages == ["train.py: stopped by SIGTERM; finished files are kept\n"] * 2
 
 
 def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):

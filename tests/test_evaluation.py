@@ -125,7 +125,7 @@ def test_the_same_image_from_a_longer_lens_is_farther_away(manifest, trained, tm
     manifest = copy_data(manifest, tmp_path / "data")
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]
     for entry in entries:
-        entry["intrinsics"] = vars(CAMERA.resized(*SIZE).with_lens(1.25))
+        entry["intrinsics"] = vars(CAMERA.resized(*SIZE).with_focal_scale(1.25))
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     far = evaluate(manifest, trained, tmp_path / "table")["rows"]
     for name in ("student vs reference", "baseline vs reference"):
@@ -138,9 +138,9 @@ def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
     rgb = read_image(read_manifest(manifest)[0].rgb)
     reference = Intrinsics(*[RECIPE.reference_focal / 2] * 2, 80, 60, *SIZE)
     assert focal_scale(reference, RECIPE) == focal_scale(None, RECIPE) == 1
-    assert focal_scale(reference.with_lens(1.25), RECIPE) == 1.25
+    assert focal_scale(reference.with_focal_scale(1.25), RECIPE) == 1.25
     near, seg = student(rgb, reference)
-    far, same_seg = student(rgb, reference.with_lens(1.25))
+    far, same_seg = student(rgb, reference.with_focal_scale(1.25))
     np.testing.assert_allclose(far, near * 1.25, rtol=1e-6)
     np.testing.assert_array_equal(seg, same_seg)
     assert (near.shape, near.dtype, seg.shape, seg.dtype) == (rgb.shape[:2], np.float32, rgb.shape[:2], np.uint8)
@@ -176,7 +176,7 @@ def test_a_student_of_another_size_is_run_at_its_own(manifest, tmp_path, monkeyp
 def test_labels_to_the_reference_camera_and_back(manifest, tmp_path):
     """What a perfect student would learn comes back as the label, within the millimetres of the packed cache."""
     row = read_manifest(manifest)[0]
-    row.intrinsics = row.intrinsics.with_lens(1.37)
+    row.intrinsics = row.intrinsics.with_focal_scale(1.37)
     size = (RECIPE.width, RECIPE.height)
     batch = PackedFrames(PackedCache([row], tmp_path, size, RECIPE.reference_focal), workers=1).batch([0], CPU)
     learned = batch.depth * batch.focal_factor.view(-1, 1, 1, 1)

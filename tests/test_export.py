@@ -206,11 +206,11 @@ def test_a_camera_that_the_student_can_not_serve_is_refused():
     """A checkpoint of before 20 m at the reference focal length says 8 m through a lens of 0.4."""
     recipe = replace(Recipe(), output_range=(0.05, 20.0))
     for served in (0.5, 1.0, 2.0):
-        export_trt.refuse_unserved(CAMERA.with_lens(served), recipe)
+        export_trt.refuse_unserved(CAMERA.with_focal_scale(served), recipe)
     for unserved, words in ((0.4, "0.02 to 8.0 m"), (2.1, "0.11 to 42.0 m")):
         with pytest.raises(cli.UserError, match=words):
-            export_trt.refuse_unserved(CAMERA.with_lens(unserved), recipe)
-        export_trt.refuse_unserved(CAMERA.with_lens(unserved), Recipe())
+            export_trt.refuse_unserved(CAMERA.with_focal_scale(unserved), recipe)
+        export_trt.refuse_unserved(CAMERA.with_focal_scale(unserved), Recipe())
 
 
 def test_camera_flag_scales_depth(export, checkpoint, manifest, nothing_around):

@@ -1,4 +1,4 @@
-"""Reading pictures and text as others write them; names that file systems allow."""
+"""Reading images and text from various sources; unusual file names."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from dataset import files
-from dataset.files import TurnedImageError, read_image, read_json, read_png_raw, write_npy, write_png
+from dataset.files import ImageOrientationError, read_image, read_json, read_png_raw, write_npy, write_png
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 NO_UTF8 = os.fsdecode(b"caf\xe9")
@@ -30,9 +30,11 @@ def tagged(path: Path, orientation: int) -> Path:
 
 @pytest.mark.parametrize("suffix", TAGGED)
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_a_turned_picture_is_refused_or_turned(tmp_path, suffix, orientation):
+def test_exif_orientation_is_rejected_or_applied(tmp_path, suffix, orientation):
     path = tagged(tmp_path / f"1.{suffix}", orientation)
-    with pytest.raises(TurnedImageError, match=f"1.{suffix} has the EXIF tag Orientation {orientation}: .*exiftool"):
+    with pytest.raises(
+        ImageOrientationError, match=f"1.{suffix} has the EXIF tag Orientation {orientation}: .*exiftool"
+    ):
         read_image(path)
     plain = read_image(tagged(tmp_path / f"plain.{suffix}", 1))
     exif = Image.Exif()
@@ -47,7 +49,7 @@ def test_a_turned_picture_is_refused_or_turned(tmp_path, suffix, orientation):
 
 @pytest.mark.parametrize("suffix", TAGGED)
 @pytest.mark.parametrize("orientation", [0, 1, 9])
-def test_an_orientation_that_turns_nothing_is_fine(tmp_path, suffix, orientation):
+def test_neutral_orientations_are_accepted(tmp_path, suffix, orientation):
     path = tagged(tmp_path / f"1.{suffix}", orientation)
     assert read_image(path).shape == RGB.shape
     np.testing.assert_array_equal(read_image(path, apply_orientation=True), read_image(path))
@@ -57,8 +59,8 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def test_orientation_behind_the_pixels_and_in_xmp(tmp_path):
-    """PNG allows eXIf at its end; some editors write the orientation as XMP alone."""
+def test_orientation_after_the_pixels_and_in_xmp(tmp_path):
+    """PNG allows eXIf after the pixels; some editors write the orientation only as XMP."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     write_png(tmp_path / "late.png", RGB)
@@ -69,22 +71,22 @@ def test_orientation_behind_the_pixels_and_in_xmp(tmp_path):
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     Image.fromarray(RGB).save(tmp_path / "xmp.jpg", xmp=xmp)
     for name in ("late.png", "xmp.jpg"):
-        with pytest.raises(TurnedImageError, match="Orientation 6"):
+        with pytest.raises(ImageOrientationError, match="Orientation 6"):
             read_image(tmp_path / name)
         assert read_image(tmp_path / name, apply_orientation=True).shape == (8, 6, 3)
 
 
-def test_turned_depth_maps_are_refused(tmp_path):
+def test_depth_maps_with_orientation_are_rejected(tmp_path):
     exif = Image.Exif()
     for orientation in (1, 3):
         exif[ExifTags.Base.Orientation] = orientation
         Image.fromarray(np.full((6, 8), 1234, np.uint16)).save(tmp_path / f"{orientation}.png", exif=exif)
     assert read_png_raw(tmp_path / "1.png").shape == (6, 8)
-    with pytest.raises(TurnedImageError, match="3.png has the EXIF tag Orientation 3"):
+    with pytest.raises(ImageOrientationError, match="3.png has the EXIF tag Orientation 3"):
         read_png_raw(tmp_path / "3.png")
 
 
-def test_exif_that_nobody_can_read_is_no_obstacle(tmp_path):
+def test_corrupt_exif_is_ignored(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "1.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 30)
     assert read_image(tmp_path / "1.jpg").shape == RGB.shape
 
@@ -101,23 +103,23 @@ def test_formats(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["1.png", "1.tif"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_16_bits_are_refused(tmp_path, name, channels):
+def test_16_bit_images_are_rejected(tmp_path, name, channels):
     sixteen = np.full((6, 8, channels), 40000, np.uint16).squeeze()
     for compression in (1, 5) if name == "1.tif" else (1,):
         assert cv2.imwrite(str(tmp_path / name), sixteen, [cv2.IMWRITE_TIFF_COMPRESSION, compression])
-        with pytest.raises(UserError, match="no 8-bit RGB image"):
+        with pytest.raises(UserError, match="not an 8-bit RGB image"):
             read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["1.png", "1.webp", "1.tif"])
-def test_several_pictures_in_one_file_are_refused(tmp_path, name):
+def test_multi_image_files_are_rejected(tmp_path, name):
     pages = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-    with pytest.raises(UserError, match="holds several pictures"):
+    with pytest.raises(UserError, match="holds several images"):
         read_image(tmp_path / name)
 
 
-def test_a_phones_picture_with_a_preview_is_its_first_one(tmp_path):
+def test_first_image_of_an_mpo_is_read(tmp_path):
     pages = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
     pages[0].save(tmp_path / "1.mpo", save_all=True, append_images=pages[1:])
     path = (tmp_path / "1.mpo").rename(tmp_path / "1.jpg")
@@ -130,8 +132,8 @@ def test_a_phones_picture_with_a_preview_is_its_first_one(tmp_path):
     "path",
     [f"{NO_UTF8}.png", f"{NO_UTF8}/1.png", "a\nb.png", "'\".png", "é.png", f"{'x' * 251}.png", f"{'é' * 125}.png"],
 )
-def test_names_that_file_systems_allow(tmp_path, path):
-    """OpenCV ended the process on a path that is no UTF-8; a temporary name must not be longer than a name may be."""
+def test_unusual_file_names(tmp_path, path):
+    """OpenCV aborts the process on non-UTF-8 paths; temporary names must not exceed the length limit."""
     write_png(tmp_path / path, RGB)
     np.testing.assert_array_equal(read_image(tmp_path / path), RGB)
     depth = np.array([[0, 1234, 65535]], np.uint16)
@@ -142,20 +144,20 @@ def test_names_that_file_systems_allow(tmp_path, path):
 
 
 @pytest.mark.parametrize("image", [RGB, RGB[..., 0], RGB[..., 0].astype(np.uint16) * 255])
-def test_png_has_the_bytes_that_opencv_writes(tmp_path, image):
+def test_png_bytes_equal_opencv(tmp_path, image):
     write_png(tmp_path / "1.png", image)
     cv2.imwrite(str(tmp_path / "2.png"), image[..., ::-1] if image.ndim == 3 else image)
     assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_png_is_refused(tmp_path, content):
+def test_invalid_png_is_rejected(tmp_path, content):
     (tmp_path / "1.png").write_bytes(content)
     with pytest.raises(UserError, match="not a readable single-channel"):
         read_png_raw(tmp_path / "1.png")
 
 
-def test_a_link_to_nothing_is_named(tmp_path):
+def test_broken_links_are_reported(tmp_path):
     for name, read in (
         ("1.png", read_image),
         ("2.png", read_png_raw),
@@ -171,20 +173,20 @@ def test_a_link_to_nothing_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_json_with_and_without_a_mark(tmp_path, encoding):
+def test_json_with_and_without_byte_order_mark(tmp_path, encoding):
     (tmp_path / "1.json").write_text('{"é": 1}\r\n', encoding=encoding)
     assert read_json(tmp_path / "1.json") == {"é": 1}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
-def test_other_encodings_are_named(tmp_path, encoding):
+def test_other_encodings_are_rejected(tmp_path, encoding):
     (tmp_path / "1.json").write_text('{"é": 1}', encoding=encoding)
-    words = "no UTF-8" if encoding == "latin-1" else "UTF-16"
+    words = "not UTF-8" if encoding == "latin-1" else "UTF-16"
     with pytest.raises(UserError, match=f"1.json is not readable JSON: .*{words}.*save it as UTF-8"):
         read_json(tmp_path / "1.json")
 
 
-def test_what_is_one_picture(tmp_path):
+def test_is_still_image(tmp_path):
     picture, page = Image.fromarray(RGB), Image.fromarray(255 - RGB)
     picture.save(tmp_path / "one.gif")
     picture.save(tmp_path / "many.gif", save_all=True, append_images=[page])
@@ -195,7 +197,7 @@ def test_what_is_one_picture(tmp_path):
     assert found == {"one.gif", "photo"} and not files.is_still_image(tmp_path / "none.gif")
 
 
-JPEGS = {  # settings of Pillow's encoder that move the markers about
+JPEGS = {  # encoder settings that change the positions of the markers
     "baseline": {},
     "progressive": {"progressive": True},
     "restart markers": {"restart_marker_blocks": 2},
@@ -204,8 +206,8 @@ JPEGS = {  # settings of Pillow's encoder that move the markers about
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-def test_a_jpeg_is_read_whatever_follows_it_and_refused_when_it_is_cut_short(tmp_path, kind):
-    """Phones append videos; a copy that broke off may be filled up with zeros, which decode to grey."""
+def test_jpeg_with_trailing_data_is_read_and_truncated_jpeg_rejected(tmp_path, kind):
+    """Phones append videos; interrupted copies may be padded with zeros, which decode to grey."""
     path, noise = tmp_path / "1.jpg", np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path, **JPEGS[kind])
     whole, content = read_image(path), path.read_bytes()
@@ -216,11 +218,11 @@ def test_a_jpeg_is_read_whatever_follows_it_and_refused_when_it_is_cut_short(tmp
     for cut in (2, 100, 1000):
         for filled in (0, cut):
             path.write_bytes(content[:-cut] + bytes(filled))
-            with pytest.raises(UserError, match="cut short|not a readable image"):
+            with pytest.raises(UserError, match="is truncated|not a readable image"):
                 read_image(path)
 
 
-def test_json_that_is_nested_too_deeply(tmp_path):
+def test_deeply_nested_json_is_rejected(tmp_path):
     (tmp_path / "camera.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="not readable JSON"):
         read_json(tmp_path / "camera.json")

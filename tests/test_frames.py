@@ -1,4 +1,4 @@
-"""Reading frames, and the one rule that brings images, maps and cameras to the network's size."""
+"""Reading frames, and resizing images, maps and cameras to the network's size."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def make_row(folder: Path, height: int = 48, width: int = 64, border: int = 0) -
     return Row("1", folder / "rgb/1.png", labels=folder / "labels/1.png", intrinsics=CAMERA, **maps)
 
 
-def test_frames_are_found_in_their_natural_order(tmp_path):
+def test_find_frames_uses_natural_order(tmp_path):
     for name in ("10.png", "9.png", "b/2.jpg", "b/11.jpg", "b10/0.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -52,7 +52,7 @@ def test_read_frame(tmp_path):
     np.testing.assert_allclose(frame.seg_confidence, np.load(row.seg_confidence) / np.float32(255))
 
 
-def test_confidence_is_one_where_depth_is_valid_when_there_is_none(tmp_path):
+def test_default_confidence_is_one_for_valid_depth(tmp_path):
     row = make_row(tmp_path)
     depth = np.load(row.depth)
     depth[:10] = 0
@@ -63,7 +63,7 @@ def test_confidence_is_one_where_depth_is_valid_when_there_is_none(tmp_path):
     assert frame.labels is frame.da3_depth is frame.sam2_seg is frame.intrinsics is None
 
 
-def test_the_white_border_teaches_and_scores_nothing(tmp_path):
+def test_white_border_is_masked(tmp_path):
     frame = frames.read_frame(make_row(tmp_path, border=7))
     inside = np.zeros((48, 64), dtype=bool)
     inside[7:-7, 7:-7] = True
@@ -86,7 +86,7 @@ def test_white_border_on_each_side(rows, columns):
     np.testing.assert_array_equal(frames.white_border(rgb), expected)
 
 
-def test_a_white_wall_is_no_border():
+def test_white_wall_is_not_a_border():
     rgb = np.full((48, 64, 3), 100, dtype=np.uint8)
     rgb[:, :20] = 255
     assert not frames.white_border(rgb).any()
@@ -97,7 +97,7 @@ def test_a_white_wall_is_no_border():
 
 
 @pytest.mark.parametrize("name", ["depth", "confidence", "labels", "da3_depth", "sam2_seg"])
-def test_maps_of_another_size_are_named(tmp_path, name):
+def test_maps_of_another_size_are_rejected(tmp_path, name):
     row = make_row(tmp_path)
     small = np.zeros((24, 32), np.uint8 if name in ("labels", "sam2_seg") else np.float32)
     write_npy(tmp_path / "small.npy", small)
@@ -116,12 +116,12 @@ def test_depth_in_millimetres_and_metres(tmp_path):
     assert depth.dtype == np.float32 and depth.tolist() == [[0, 0, 0, 0, 0, 2.5]]
 
 
-def test_wrong_depth_is_refused(tmp_path):
+def test_invalid_depth_is_rejected(tmp_path):
     write_png(tmp_path / "d.png", np.ones((4, 4), np.uint8))
     with pytest.raises(UserError, match="8-bit"):
         frames.read_depth(tmp_path / "d.png")
     for array, words in (
-        (np.full((4, 4), 1500.0), "no depth in metres"),
+        (np.full((4, 4), 1500.0), "can't be metres"),
         (np.ones((4, 4), np.uint16), r"expected floating \[H,W\], found uint16"),
         (np.ones((1, 4, 4), np.float32), r"found float32 \[1, 4, 4\]"),
     ):
@@ -138,7 +138,7 @@ def test_wrong_depth_is_refused(tmp_path):
         frames.read_depth(tmp_path / "none.npy")
 
 
-def test_confidence_lies_in_0_to_1(tmp_path):
+def test_confidence_range(tmp_path):
     path = tmp_path / "c.npy"
     write_npy(path, np.array([[0, 0.5, 1, np.nan]]))
     assert frames.read_confidence(path).tolist() == [[0, 0.5, 1, 0]]
@@ -154,7 +154,7 @@ def test_classes_are_0_to_5_or_ignore(tmp_path):
         classes = frames.read_classes(tmp_path / name)
         assert classes.dtype == np.uint8 and classes.tolist() == [[0, 5, IGNORE]]
         write(tmp_path / name, np.array([[0, 6]], dtype=np.uint8))
-        with pytest.raises(UserError, match="class 6 is not known"):
+        with pytest.raises(UserError, match="unknown class 6"):
             frames.read_classes(tmp_path / name)
     write_npy(tmp_path / "s.npy", np.array([[0, -1]]))
     with pytest.raises(UserError, match="class -1"):
@@ -170,7 +170,7 @@ def test_find_frames_and_maps(tmp_path):
     with pytest.raises(UserError, match="share the stem b"):
         frames.find_frames(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no .png or .jpg"):
+    with pytest.raises(UserError, match="contains no images"):
         frames.find_frames(tmp_path / "empty")
 
     folder = tmp_path / "sam2_seg"
@@ -182,12 +182,12 @@ def test_find_frames_and_maps(tmp_path):
     assert frames.find_map(folder, "c") is None
 
 
-def test_camera_for_brings_the_camera_to_the_image():
-    half = frames.camera_for(NYU_INTRINSICS, np.zeros((240, 320, 3), np.uint8), "1")
+def test_rescale_camera():
+    half = frames.rescale_camera(NYU_INTRINSICS, np.zeros((240, 320, 3), np.uint8), "1")
     assert half == NYU_INTRINSICS.resized(320, 240) and half.fx == pytest.approx(518.8579 / 2)
-    assert frames.camera_for(None, np.zeros((2, 2, 3), np.uint8), "1") is None
-    with pytest.raises(UserError, match="640x360 pixels, but its intrinsics are of one with 640x480"):
-        frames.camera_for(NYU_INTRINSICS, np.zeros((360, 640, 3), np.uint8), "1")
+    assert frames.rescale_camera(None, np.zeros((2, 2, 3), np.uint8), "1") is None
+    with pytest.raises(UserError, match="640x360 pixels, but its intrinsics are for 640x480"):
+        frames.rescale_camera(NYU_INTRINSICS, np.zeros((360, 640, 3), np.uint8), "1")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_centre_crop_is_the_largest_window(size, window):
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (1280, 720), (480, 640), (80, 60), (320, 240)])
 def test_image_map_and_camera_agree(width, height):
-    """A ray keeps its direction: pixel coordinates carried through the resize, against the resized camera."""
+    """The resized pixel coordinates and the resized camera give the same ray directions."""
     camera = Intrinsics(500.0, 510.0, width / 2 + 3, height / 2 - 2, width, height)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     network = frames.to_network_camera(camera, 320, 240)
@@ -223,13 +223,13 @@ def test_image_map_and_camera_agree(width, height):
     assert np.abs(resized[..., 0] - u / width * 255).max() < 2 + 255 * pixel / width
 
 
-def test_maps_are_never_mixed():
+def test_maps_are_resized_with_nearest_neighbour():
     depth = np.where(np.arange(64) < 31, 1, 5).astype(np.float32) * np.ones((48, 1), np.float32)
     assert set(np.unique(frames.to_network_map(depth, 32, 24))) == {1, 5}
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (1280, 720), (480, 640)])
-def test_from_network_map_undoes_the_crop(width, height):
+def test_from_network_map_inverts_the_crop(width, height):
     left, top, crop_width, crop_height = frames.centre_crop(width, height, 4 / 3)
     inside = np.zeros((height, width), dtype=bool)
     inside[top : top + crop_height, left : left + crop_width] = True

@@ -1,4 +1,4 @@
-"""cluster/settings.sh has the cluster's settings, the #SBATCH lines repeat them; `make test-cluster` runs the jobs."""
+"""Settings in cluster/settings.sh and the #SBATCH lines that repeat them; `make test-cluster` runs the jobs."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def scratch(tmp_path, monkeypatch) -> Path:
 
 
 def settings(*names: str, **environment: str) -> list[str]:
-    """The values that cluster/settings.sh gives to some names."""
+    """Values of variables set by cluster/settings.sh."""
     script = "source cluster/settings.sh; " + "; ".join(f'echo "${name}"' for name in names)
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, env=dict(os.environ) | environment, capture_output=True, text=True, check=True
@@ -37,23 +37,23 @@ def test_jobs_and_scripts_use_the_same_folders():
     assert settings(*FOLDERS) == [str(path) for path in (runtime.checkpoint_dir, runtime.weights_dir, runtime.log_dir)]
 
 
-def test_the_settings_are_the_groups(scratch):
+def test_default_settings(scratch):
     expected = ["l40s_public", "torch_pr_742_general", "gpu:l40s:1"]
     expected += ["anaconda3/2025.06", f"{scratch}/conda_envs/nchsb_ml"]
     assert settings(*SBATCH, "CLUSTER_MODULE", "CONDA_ENV") == expected
 
 
-def test_a_job_without_a_gpu_asks_for_none():
+def test_empty_gres_is_kept():
     assert settings("SBATCH_GRES", SBATCH_GRES="") == [""]
 
 
 @pytest.mark.parametrize(("dataset", "own"), [("nyu", ""), ("corridor", "/corridor")])
-def test_another_data_set_leaves_nyus_student_alone(scratch, dataset, own):
+def test_other_datasets_use_their_own_folders(scratch, dataset, own):
     expected = [f"{scratch}/checkpoints{own}", f"{scratch}/engines{own}"]
     assert settings("CHECKPOINT_DIR", "ENGINE_DIR", DATASET=dataset) == expected
 
 
-def test_the_job_without_a_gpu_has_a_partition_of_its_own():
+def test_cpu_job_has_its_own_partition():
     lines = (ROOT / CPU_JOB).read_text().splitlines()
     for variable, value in zip(SBATCH[:2], settings("SBATCH_PARTITION_CPU", "SBATCH_ACCOUNT"), strict=True):
         assert f"#SBATCH --{variable.removeprefix('SBATCH_').lower()}={value}" in lines

@@ -1,4 +1,4 @@
-"""The 894 -> 6 table of NYU class names, and NYU's official split."""
+"""The mapping of NYU's 894 class names to six classes, and NYU's official split."""
 
 import json
 import subprocess
@@ -54,19 +54,19 @@ def test_table_is_complete():
 
 
 @pytest.mark.parametrize("class_name", CLASS_NAMES)
-def test_names_are_as_decided(class_name):
+def test_decided_names(class_name):
     classes = {row.name: CLASS_NAMES[row.class_id] for row in label_remapper.load_class_table()}
     assert {name: classes[name] for name in DECIDED[class_name]} == dict.fromkeys(DECIDED[class_name], class_name)
 
 
-def test_only_three_names_are_drivable():
-    """A name that slips into floor would teach the robot to drive into it."""
+def test_only_three_names_are_floor():
+    """A wrong name in floor would make the robot drive into it."""
     floor = [row.name for row in label_remapper.load_class_table() if CLASS_NAMES[row.class_id] == "floor"]
     assert sorted(floor) == ["floor", "floor mat", "rug"]
 
 
 def test_known_ids():
-    """Ids of the data set itself, so that a shifted table is seen."""
+    """Ids of the dataset itself, to detect a shifted table."""
     names = ("book", "floor", "wall", "chair", "window", "mirror", "person", "glass pane", "torah")
     assert [table_names().index(name) + 1 for name in names] == [1, 11, 21, 5, 59, 122, 331, 412, 894]
 
@@ -78,7 +78,7 @@ def test_remap():
     assert classes.tolist() == [[IGNORE, 0, 1], [2, 3, 4], [5, 5, 4]]
 
 
-def test_lookup_table_cannot_be_changed_by_a_caller():
+def test_lookup_table_is_read_only():
     table = label_remapper.lookup_table()
     assert table.dtype == np.uint8 and table.shape == (895,) and table[0] == IGNORE and IGNORE not in table[1:]
     with pytest.raises(ValueError):
@@ -86,16 +86,16 @@ def test_lookup_table_cannot_be_changed_by_a_caller():
 
 
 @pytest.mark.parametrize("bad", [895, 65535, -1])
-def test_unknown_id_is_named(bad):
+def test_unknown_id_is_rejected(bad):
     with pytest.raises(UserError, match=f"id {bad} "):
         label_remapper.remap(np.array([[1, bad]], dtype=np.int32))
 
 
-def test_names_agree():
+def test_check_names_accepts_the_table():
     label_remapper.check_names(table_names())
 
 
-def test_swapped_names_are_found():
+def test_check_names_finds_swapped_names():
     names = table_names()
     names[58], names[121] = names[121], names[58]
     with pytest.raises(UserError, match="id 59 is 'mirror', .* 'window'"):
@@ -103,7 +103,7 @@ def test_swapped_names_are_found():
 
 
 @pytest.mark.parametrize("change", [lambda names: names[:-1], lambda names: [*names, "new"]])
-def test_missing_or_added_names_are_found(change):
+def test_check_names_finds_missing_or_added_names(change):
     with pytest.raises(UserError, match="89[35] names"):
         label_remapper.check_names(change(table_names()))
 
@@ -112,11 +112,11 @@ def test_missing_or_added_names_are_found(change):
     ("old", "new", "message"),
     [
         ("5,chair,furniture\n", "", "row 5 "),
-        ("5,chair,furniture", "5,chair,furnitur", "chair: class is none of"),
+        ("5,chair,furniture", "5,chair,furnitur", "chair: the class must be one of"),
         ("894,torah,other\n", "", "893 rows"),
     ],
 )
-def test_broken_table_is_refused(tmp_path, old, new, message):
+def test_broken_table_is_rejected(tmp_path, old, new, message):
     text = label_remapper.TABLE.read_text()
     assert text.count(f"\n{old}") == 1
     (tmp_path / "table.csv").write_text(text.replace(f"\n{old}", f"\n{new}"))
@@ -134,7 +134,7 @@ def test_script_prints_table_and_name(tmp_path):
     assert run_script("--name", "glass pane", cwd=tmp_path).stdout == "glass pane (id 412) -> 4 glass\n"
 
 
-def test_script_refuses_unknown_name(tmp_path):
+def test_script_rejects_unknown_name(tmp_path):
     result = run_script("--name", "refrigerator", cwd=tmp_path)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.count("\n") == 1 and "refridgerator" in result.stderr
@@ -146,8 +146,8 @@ def test_official_split():
     assert sorted(split["train"] + split["test"]) == list(range(1, 1450))
 
 
-def test_a_table_that_a_spreadsheet_saved(tmp_path):
-    """With a byte-order mark and Windows line ends."""
+def test_table_saved_by_a_spreadsheet(tmp_path):
+    """With a byte-order mark and Windows line endings."""
     text = label_remapper.TABLE.read_text(encoding="utf-8")
     (tmp_path / "table.csv").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
     assert label_remapper.load_class_table(tmp_path / "table.csv") == label_remapper.load_class_table()

@@ -1,4 +1,4 @@
-"""nyu_depth_v2_labeled.mat -> data folder, on small files of the same layout."""
+"""Converting nyu_depth_v2_labeled.mat to a data folder, with small files of the same layout."""
 
 import fcntl
 import json
@@ -31,7 +31,7 @@ VARIABLES = ("images", "depths", "rawDepths", "labels", "instances")
 
 
 def frame_arrays(index: int) -> dict[str, np.ndarray]:
-    """One frame as [H,W,...]: every frame and every pixel differ, so that a swapped axis or frame shows."""
+    """One frame as [H,W,...]; all frames and pixels differ, to detect swapped axes or frames."""
     rng = np.random.default_rng(index)
     rgb = rng.integers(0, 200, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     rgb[:BORDER], rgb[-BORDER:], rgb[:, :BORDER], rgb[:, -BORDER:] = 255, 255, 255, 255
@@ -61,7 +61,7 @@ def write_mat(
     intrinsics: list | None = None,
     **attributes,
 ) -> Path:
-    """A file as MATLAB writes it: user block, transposed arrays, chunks that span frames, cells of references."""
+    """Write a file like MATLAB: user block, transposed arrays, chunks that span frames, cell arrays of references."""
     frames = [frame_arrays(index) for index in range(n_frames)]
     with h5py.File(path, "w", userblock_size=512) as file:
         for name in VARIABLES:
@@ -102,7 +102,7 @@ def folder(mat, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("index", [0, 4, 5])
-def test_maps_are_the_files_transposed_arrays(folder, index):
+def test_maps_equal_the_transposed_arrays(folder, index):
     expected, stem = frame_arrays(index), f"{index + 1:06d}"
     inside = np.zeros((HEIGHT, WIDTH), dtype=bool)
     inside[BORDER:-BORDER, BORDER:-BORDER] = True
@@ -117,7 +117,7 @@ def test_maps_are_the_files_transposed_arrays(folder, index):
     np.testing.assert_array_equal(labels, np.where(inside, lookup_table()[expected["labels"]], IGNORE))
 
 
-def test_instances_number_class_instance_pairs_in_order(folder):
+def test_instances_are_numbered_by_class_and_instance(folder):
     maps = frame_arrays(0)
     inside = np.zeros((HEIGHT, WIDTH), dtype=bool)
     inside[BORDER:-BORDER, BORDER:-BORDER] = True
@@ -134,14 +134,14 @@ def test_instances_number_class_instance_pairs_in_order(folder):
         assert numbers[y, x] == number_of.get(pair, 0)
 
 
-def test_number_instances_by_hand():
+def test_renumber_instances():
     labels = np.array([[5, 5, 2, 0, 894]], dtype=np.uint16)
     instances = np.array([[2, 1, 1, 1, 0]], dtype=np.uint8)
-    assert nyu_loader.number_instances(labels, instances).tolist() == [[3, 2, 1, 0, 0]]
+    assert nyu_loader.renumber_instances(labels, instances).tolist() == [[3, 2, 1, 0, 0]]
 
 
-def test_folder_is_read_by_the_other_stages(folder):
-    camera = Cameras.read(folder / "camera.json").of("000001")
+def test_data_folder_is_readable(folder):
+    camera = Cameras.read(folder / "camera.json").for_frame("000001")
     assert (camera.width, camera.height) == (WIDTH, HEIGHT)
     assert camera.fx == pytest.approx(51.88579)  # NYU's camera at a tenth of the size
     assert sorted(read_splits(folder / "splits.json")) == [f"{n:06d}" for n in range(1, 7)]
@@ -151,7 +151,7 @@ def test_folder_is_read_by_the_other_stages(folder):
     assert source["what"] != "NYU Depth V2, labelled set"
 
 
-def test_summary_names_splits_and_shares(mat, tmp_path):
+def test_summary_line(mat, tmp_path):
     last = load("--mat", mat, "--out", tmp_path).stdout.strip().splitlines()[-1]
     counts = {name: len(stems) for name, stems in read_json(tmp_path / "splits.json").items()}
     inside = (slice(BORDER, -BORDER), slice(BORDER, -BORDER))
@@ -161,22 +161,22 @@ def test_summary_names_splits_and_shares(mat, tmp_path):
     assert all(f"{name} " in last for name in CLASS_NAMES)
 
 
-def test_rendered_rooms_are_not_called_nyu(tmp_path):
+def test_rendered_rooms_are_labelled_as_such(tmp_path):
     path = write_mat(tmp_path / "rooms.mat", rendered=1)
     result = load("--mat", path, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert read_json(tmp_path / "out/source.json")["what"].startswith("rendered rooms")
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_cameras_that_the_file_brings(tmp_path, several):
-    intrinsics = [[50.0 + several * index, 51, 31, 22] for index in range(6)]
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_cameras_from_the_file(tmp_path, per_frame):
+    intrinsics = [[50.0 + per_frame * index, 51, 31, 22] for index in range(6)]
     path = write_mat(tmp_path / "rooms.mat", intrinsics=intrinsics)
     assert load("--mat", path, "--out", tmp_path / "out").returncode == 0
     cameras = Cameras.read(tmp_path / "out/camera.json")
-    assert (cameras.common is None) == several
+    assert (cameras.common is None) == per_frame
     for index, row in enumerate(intrinsics):
-        camera = cameras.of(f"{index + 1:06d}")
+        camera = cameras.for_frame(f"{index + 1:06d}")
         assert [camera.fx, camera.fy, camera.cx, camera.cy] == row
         assert (camera.width, camera.height) == (WIDTH, HEIGHT)
 
@@ -191,7 +191,7 @@ def test_optional_variables_may_be_absent(tmp_path):
     assert confidence[BORDER:-BORDER, BORDER:-BORDER].all() and confidence[0].max() == 0
 
 
-def spoilt(path: Path, change) -> Path:
+def spoil(path: Path, change) -> Path:
     with h5py.File(path, "r+") as file:
         change(file)
     return path
@@ -236,8 +236,8 @@ def other_name(file) -> None:
         (other_name, ["names", "id 2"]),
     ],
 )
-def test_wrong_files_give_one_line(tmp_path, change, words):
-    path = spoilt(write_mat(tmp_path / "wrong.mat"), change)
+def test_invalid_files_are_rejected_in_one_line(tmp_path, change, words):
+    path = spoil(write_mat(tmp_path / "wrong.mat"), change)
     check_refused(load("--mat", path, "--out", tmp_path / "out"), words)
     assert not (tmp_path / "out/splits.json").exists()
 
@@ -248,18 +248,18 @@ def check_refused(result: subprocess.CompletedProcess, words: list[str]) -> None
     assert all(word in result.stderr for word in words), result.stderr
 
 
-def test_damaged_files_give_one_line(mat, tmp_path):
+def test_damaged_files_are_rejected_in_one_line(mat, tmp_path):
     path = tmp_path / "cut.mat"
     path.write_bytes(mat.read_bytes()[: mat.stat().st_size // 2])
     check_refused(load("--mat", path, "--out", tmp_path / "out"), ["cut.mat"])
     path.write_text("404 not found")
-    check_refused(load("--mat", path, "--out", tmp_path / "out"), ["no HDF5"])
+    check_refused(load("--mat", path, "--out", tmp_path / "out"), ["not an HDF5 file"])
     check_refused(load("--mat", tmp_path / "none.mat", "--out", tmp_path / "out"), ["none.mat"])
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mode", [fcntl.LOCK_EX, fcntl.LOCK_SH])
-def test_a_file_that_another_program_has_locked_is_read(mat, tmp_path, mode):
+def test_locked_file_is_read(mat, tmp_path, mode):
     path = shutil.copy(mat, tmp_path / "locked.mat")
     path.chmod(0o444)
     with open(path, "rb") as other:
@@ -268,14 +268,14 @@ def test_a_file_that_another_program_has_locked_is_read(mat, tmp_path, mode):
     assert result.returncode == 0, result.stderr
 
 
-def test_a_file_in_a_read_only_folder_is_read(mat, tmp_path):
+def test_file_on_a_read_only_disk_is_read(mat, tmp_path):
     with small_disk(tmp_path / "disk", "16m", shutil.copy, mat, "rooms.mat", read_only=True) as disk:
         result = load("--mat", disk / "rooms.mat", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(mat):
-    """By another user than root, who may read all."""
+def test_missing_permission_is_reported(mat):
+    """As a user other than root, who may read everything."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         path = shutil.copy(mat, Path(name) / "private.mat")
@@ -283,14 +283,14 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(mat):
         if root := os.geteuid() == 0:
             os.seteuid(65534)
         try:
-            with pytest.raises(UserError, match=r"private\.mat can't be read: Permission denied"):
+            with pytest.raises(UserError, match=r"can't read .*private\.mat: Permission denied"):
                 nyu_loader.NyuFile(path)
         finally:
             if root:
                 os.seteuid(0)
 
 
-def test_a_stopped_run_is_taken_up_again(mat, folder, tmp_path):
+def test_stopped_run_resumes(mat, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
     for name in ("splits.json", "camera.json", "labels/000003.png", "rgb/000006.png"):
         (tmp_path / "data" / name).unlink()
@@ -301,7 +301,7 @@ def test_a_stopped_run_is_taken_up_again(mat, folder, tmp_path):
     assert (tmp_path / "data/rgb/000001.png").stat().st_mtime_ns == kept
 
 
-def test_a_signal_stops_between_frames(tmp_path):
+def test_signal_stops_between_frames(tmp_path):
     path = write_mat(tmp_path / "many.mat", n_frames=120)
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, SCRIPT, "--mat", path, "--out", out], stdout=subprocess.PIPE)
@@ -313,12 +313,12 @@ def test_a_signal_stops_between_frames(tmp_path):
     assert not (out / "splits.json").exists()
 
 
-def test_another_source_needs_another_folder(folder, tmp_path):
+def test_other_source_needs_another_folder(folder, tmp_path):
     path = write_mat(tmp_path / "other.mat", n_frames=3)
     check_refused(load("--mat", path, "--out", folder), ["another"])
 
 
-def test_official_split_with_validation_on_whole_scenes():
+def test_official_split_validates_on_whole_scenes():
     official = json.loads((ROOT / "dataset/nyu_official_split.json").read_text())
     test = {f"{number:06d}" for number in official["test"]}
     in_test = [f"{index + 1:06d}" in test for index in range(1449)]
@@ -336,7 +336,7 @@ def scenes_of(stems: list[str], scenes: list[str]) -> set[str]:
     return {scenes[int(stem) - 1] for stem in stems}
 
 
-def test_other_sets_are_split_by_whole_scenes():
+def test_other_files_are_split_by_whole_scenes():
     scenes = [f"room_{index // 4}" for index in range(100)]
     split = nyu_loader.assign_splits(100, scenes, official=False)
     assert (len(split["test"]), len(split["val"]), len(split["train"])) == (20, 12, 68)
@@ -355,12 +355,12 @@ def test_train_is_never_empty_and_no_frame_is_lost(n_frames, scenes):
     assert sorted(sum(split.values(), [])) == [f"{n:06d}" for n in range(1, n_frames + 1)]
 
 
-def test_blocks_without_scenes():
+def test_contiguous_blocks_without_scenes():
     split = nyu_loader.assign_splits(10, None, official=False)
     assert split == {"train": [f"{n:06d}" for n in range(1, 9)], "val": ["000009"], "test": ["000010"]}
 
 
-def test_images_of_another_shape_need_a_camera(tmp_path):
-    path = spoilt(write_mat(tmp_path / "wide.mat", n_frames=1), narrower)
+def test_other_image_shapes_need_intrinsics(tmp_path):
+    path = spoil(write_mat(tmp_path / "wide.mat", n_frames=1), narrower)
     with nyu_loader.NyuFile(path) as source, pytest.raises(UserError, match="intrinsics"):
         source.cameras()

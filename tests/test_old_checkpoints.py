@@ -53,6 +53,13 @@ def test_its_recipe_is_todays():
     assert recipe_of(load_checkpoint(CHECKPOINT), CHECKPOINT) == RECIPE
 
 
+def test_a_renamed_setting_is_read_under_its_old_name():
+    content = load_checkpoint(CHECKPOINT)
+    assert "freeze_bn_fraction" not in content["config"]
+    content["config"]["frozen_statistics"] = 0.7
+    assert recipe_of(content, CHECKPOINT).freeze_bn_fraction == 0.7
+
+
 def test_a_resumed_run_ends_as_it_would_have(data, tmp_path, capsys):
     assert resume(data, tmp_path, RECIPE) == 0
     assert capsys.readouterr().out.count("WARNING") == 1, "it knows its data by the files' times"

@@ -21,7 +21,7 @@ import predict
 from config import IGNORE
 from dataset.files import read_image, write_png
 from dataset.manifest import read_manifest
-from dataset.video import Video, written_video
+from dataset.video import Video, open_video_writer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def depth_of(output: Path, stem: str) -> np.ndarray:
     return depth
 
 
-def test_an_image(run, image, tmp_path):
+def test_single_image(run, image, tmp_path):
     output = run(image, tmp_path, "--save-maps")
     assert sorted(path.name for path in output.iterdir()) == ["005.png", "005_depth.npy", "005_seg.npy"]
     depth, seg = depth_of(output, "005"), np.load(output / "005_seg.npy")
@@ -61,12 +61,12 @@ def test_an_image(run, image, tmp_path):
     np.testing.assert_array_equal(picture[22:262, :320], shown)
 
 
-def test_a_folder_keeps_its_stems_and_stops_at_the_limit(run, manifest, tmp_path):
+def test_folder_keeps_stems_and_respects_the_limit(run, manifest, tmp_path):
     output = run(manifest.parent / "rgb", tmp_path, "--data-limit", 2)
     assert sorted(path.relative_to(output).as_posix() for path in output.rglob("*.*")) == ["a/000.png", "a/001.png"]
 
 
-def test_a_video(run, manifest, tmp_path):
+def test_video(run, manifest, tmp_path):
     source = tmp_path / "walk.mp4"
     writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"mp4v"), 10, SIZE)
     for row in read_manifest(manifest)[:3]:
@@ -83,23 +83,23 @@ def test_a_video(run, manifest, tmp_path):
     assert pictures[0].shape[1] > 3 * 320 and pictures[0].std() > 10
 
 
-def film(manifest: Path, path: Path, fps: float = 10, pictures: int = 3) -> Path:
-    with written_video(path, fps, SIZE) as append:
+def write_video(manifest: Path, path: Path, fps: float = 10, pictures: int = 3) -> Path:
+    with open_video_writer(path, fps, SIZE) as append:
         for row in read_manifest(manifest)[:pictures]:
             append(read_image(row.rgb))
     return path
 
 
 @pytest.mark.parametrize("fps", [7, 29.97])
-def test_a_video_keeps_its_rate(run, manifest, tmp_path, fps):
-    output = run(film(manifest, tmp_path / "walk.mp4", fps), tmp_path / "out")
+def test_video_keeps_its_frame_rate(run, manifest, tmp_path, fps):
+    output = run(write_video(manifest, tmp_path / "walk.mp4", fps), tmp_path / "out")
     written = Video(str(output / "predictions.mp4"))
     assert written.fps == pytest.approx(fps, rel=1e-3)
-    assert len(list(written.pictures(None))) == 3
+    assert len(list(written.frames(None))) == 3
 
 
-def test_a_video_that_can_not_be_written(trained, manifest, tmp_path, monkeypatch, capfd):
-    source = film(manifest, tmp_path / "walk.mp4")
+def test_unwritable_video(trained, manifest, tmp_path, monkeypatch, capfd):
+    source = write_video(manifest, tmp_path / "walk.mp4")
     writer = mock.Mock(**{"isOpened.return_value": False})
     monkeypatch.setattr(cv2, "VideoWriter", mock.Mock(return_value=writer, fourcc=cv2.VideoWriter.fourcc))
     flags = ("--input", source, "--output-dir", tmp_path / "out", "--device", "cpu")
@@ -109,8 +109,8 @@ def test_a_video_that_can_not_be_written(trained, manifest, tmp_path, monkeypatc
 
 
 def after_first_picture(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
-    """Do something while the first picture is drawn."""
-    draw, drawn = predict.draw, []
+    """Run `action` while the first picture is drawn."""
+    draw, drawn = predict.draw_prediction, []
 
     def draw_and_act(*maps: np.ndarray) -> np.ndarray:
         if not drawn:
@@ -118,43 +118,43 @@ def after_first_picture(monkeypatch: pytest.MonkeyPatch, action: Callable[[], ob
         drawn.append(1)
         return draw(*maps)
 
-    monkeypatch.setattr(predict, "draw", draw_and_act)
+    monkeypatch.setattr(predict, "draw_prediction", draw_and_act)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_keeps_what_is_done(run, manifest, tmp_path, monkeypatch, capsys, number):
+def test_signal_keeps_finished_files(run, manifest, tmp_path, monkeypatch, capsys, number):
     after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), number))
     output = run(manifest.parent / "rgb", tmp_path / "out", code=EXIT_STOPPED)
     assert [path.relative_to(output).as_posix() for path in output.rglob("*.*")] == ["a/000.png"]
-    assert f"stopped by {number.name}: 1 images done, others left" in capsys.readouterr().out
+    assert f"stopped by {number.name}: 1 images done, more remaining" in capsys.readouterr().out
 
 
-def test_a_stopped_video_can_be_played(run, manifest, tmp_path, monkeypatch):
-    source = film(manifest, tmp_path / "walk.mp4")
+def test_stopped_video_is_playable(run, manifest, tmp_path, monkeypatch):
+    source = write_video(manifest, tmp_path / "walk.mp4")
     after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
     output = run(source, tmp_path / "out", code=EXIT_STOPPED)
-    assert len(list(Video(str(output / "predictions.mp4")).pictures(None))) == 1
+    assert len(list(Video(str(output / "predictions.mp4")).frames(None))) == 1
     assert [path.name for path in output.iterdir()] == ["predictions.mp4"]
 
 
-def test_a_signal_during_the_last_image_leaves_nothing(run, image, tmp_path, monkeypatch):
+def test_signal_during_the_last_image_is_complete(run, image, tmp_path, monkeypatch):
     after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert (run(image, tmp_path / "out") / "005.png").is_file()
 
 
 @pytest.mark.parametrize(("limit", "code"), [((), EXIT_OK), (("--data-limit", 100), EXIT_STOPPED)])
-def test_a_camera_is_ended_by_a_signal(run, manifest, tmp_path, monkeypatch, limit, code):
-    """A camera has no end of its own; with a limit it has."""
-    source, opened = film(manifest, tmp_path / "walk.mp4"), cv2.VideoCapture
+def test_signal_ends_a_camera(run, manifest, tmp_path, monkeypatch, limit, code):
+    """A camera has no end, unless there is a limit."""
+    source, opened = write_video(manifest, tmp_path / "walk.mp4"), cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", lambda what: opened(str(source) if what == 0 else what))
     after_first_picture(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.chdir(tmp_path)
     output = run("0", tmp_path / "out", *limit, code=code)
-    assert len(list(Video(str(output / "predictions.mp4")).pictures(None))) == 1
+    assert len(list(Video(str(output / "predictions.mp4")).frames(None))) == 1
 
 
 @pytest.mark.parametrize("name", ["a.bmp", "a.webp", "a.TIF", "a.jfif", "a.gif", "a"])
-def test_single_pictures_of_any_format_keep_their_names(run, image, tmp_path, name):
+def test_image_formats_keep_their_stem(run, image, tmp_path, name):
     formats = {".jfif": "JPEG", "": "PNG"}
     with Image.open(image) as picture:
         picture.save(tmp_path / name, formats.get(Path(name).suffix))
@@ -162,14 +162,14 @@ def test_single_pictures_of_any_format_keep_their_names(run, image, tmp_path, na
     assert [path.name for path in output.iterdir()] == ["a.png"]
 
 
-def test_an_animation_is_a_video(run, manifest, tmp_path):
+def test_animation_is_a_video(run, manifest, tmp_path):
     pages = [Image.open(row.rgb).quantize(64) for row in read_manifest(manifest)[:2]]
     pages[0].save(tmp_path / "walk.gif", save_all=True, append_images=pages[1:], duration=200)
     output = run(tmp_path / "walk.gif", tmp_path / "out")
     assert [path.name for path in output.iterdir()] == ["predictions.mp4"]
 
 
-def test_a_phones_picture_is_turned(run, image, tmp_path):
+def test_exif_orientation_is_applied(run, image, tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     rgb = read_image(image)
@@ -180,7 +180,7 @@ def test_a_phones_picture_is_turned(run, image, tmp_path):
     np.testing.assert_array_equal(depth_of(output, "turned"), depth_of(output, "upright"))
 
 
-def test_outputs_do_not_become_inputs(run, image, tmp_path, monkeypatch):
+def test_outputs_are_not_read_as_inputs(run, image, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     copy = tmp_path / "in/1.png"
     copy.write_bytes(image.read_bytes())
@@ -195,7 +195,7 @@ def test_outputs_do_not_become_inputs(run, image, tmp_path, monkeypatch):
         assert [path.name for path in Path("predictions").iterdir()] == ["1.png"]
 
 
-def test_an_unreadable_image_of_a_folder_is_skipped_and_listed(run, image, tmp_path, capfd):
+def test_unreadable_images_are_skipped_and_listed(run, image, tmp_path, capfd):
     (tmp_path / "in").mkdir()
     for name in ("1.png", "3.png"):
         (tmp_path / "in" / name).write_bytes(image.read_bytes())
@@ -204,7 +204,7 @@ def test_an_unreadable_image_of_a_folder_is_skipped_and_listed(run, image, tmp_p
     assert sorted(path.name for path in output.iterdir()) == ["1.png", "3.png", "failed_frames.jsonl"]
     (line,) = (output / "failed_frames.jsonl").read_text().splitlines()
     assert json.loads(line)["stem"] == "2" and "not a readable image" in json.loads(line)["reason"]
-    assert "1 images are unreadable" in capfd.readouterr().err
+    assert "1 images unreadable" in capfd.readouterr().err
     for name in ("1.png", "3.png"):
         (tmp_path / "in" / name).unlink()
     with pytest.raises(UserError, match="not a readable image"):
@@ -212,23 +212,23 @@ def test_an_unreadable_image_of_a_folder_is_skipped_and_listed(run, image, tmp_p
 
 
 @pytest.mark.parametrize("name", ["caf\udce9.png", "caf\udce9.mp4", "caf\udce9/1.png"])
-def test_names_that_are_no_utf8_are_refused(trained, image, manifest, tmp_path, capfd, name):
+def test_non_utf8_names_are_rejected(trained, image, manifest, tmp_path, capfd, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    source = film(manifest, tmp_path / "walk.mp4") if name.endswith("mp4") else image
+    source = write_video(manifest, tmp_path / "walk.mp4") if name.endswith("mp4") else image
     path.write_bytes(source.read_bytes())
     for given in (path, path.parent if "/" not in name and name.endswith("png") else tmp_path):
         flags = ("--input", given, "--output-dir", tmp_path.parent / "out", "--device", "cpu")
         code = exit_code(predict.main, "--checkpoint", trained / "checkpoints/best.pt", *flags)
         error = capfd.readouterr().err
         if name == "caf\udce9/1.png" and given == path:
-            assert code == 0, error  # its own name is text
+            assert code == 0, error  # the stem itself is UTF-8
         elif not (name.endswith("mp4") and given == tmp_path):
-            assert code == 2 and "caf\\udce9" in error and "no UTF-8" in error and error.count("\n") == 1, error
+            assert code == 2 and "caf\\udce9" in error and "not UTF-8" in error and error.count("\n") == 1, error
 
 
-def test_a_wide_image_is_cropped_not_squeezed(run, image, tmp_path):
-    """Of 16:9 the middle 4:3 is seen: NaN and 255 beside it, and inside what the window alone would give."""
+def test_wide_image_is_cropped_not_squeezed(run, image, tmp_path):
+    """Only the central 4:3 crop of a 16:9 image is predicted; outside it are NaN and 255."""
     window = cv2.resize(read_image(image), (120, 90))
     wide = np.full((90, 160, 3), 90, np.uint8)
     wide[:, 20:140] = window
@@ -244,8 +244,8 @@ def test_a_wide_image_is_cropped_not_squeezed(run, image, tmp_path):
     assert read_image(output / "wide.png").std() > 10
 
 
-def test_depth_is_in_metres_of_the_camera_given(run, image, tmp_path):
-    """The flags override the training data's camera; 1.25 times its focal length is 1.25 times as far."""
+def test_depth_is_metric_for_the_given_camera(run, image, tmp_path):
+    """The flags override the training data's camera; depth is proportional to the focal length."""
     camera = vars(CAMERA.resized(*SIZE))
     longer = camera | {"fx": camera["fx"] * 1.25, "fy": camera["fy"] * 1.25}
     (tmp_path / "camera.json").write_text(json.dumps(longer))
@@ -256,8 +256,8 @@ def test_depth_is_in_metres_of_the_camera_given(run, image, tmp_path):
         np.testing.assert_allclose(depth, as_trained * 1.25, rtol=1e-5)
 
 
-def test_each_size_of_image_has_its_own_focal_length(run, image, tmp_path):
-    """--fx in pixels of the input: the same picture at twice the size through the same fx is a lens half as long."""
+def test_focal_length_is_per_image_size(run, image, tmp_path):
+    """--fx is in pixels of the input: for an image of twice the size, the same fx means half the focal length."""
     rgb = read_image(image)
     write_png(tmp_path / "in/large.png", cv2.resize(rgb, (320, 240)))
     write_png(tmp_path / "in/small.png", rgb)
@@ -267,10 +267,10 @@ def test_each_size_of_image_has_its_own_focal_length(run, image, tmp_path):
     assert ratio == pytest.approx(0.5, abs=0.02)
     output = run(tmp_path / "in", tmp_path / "file", "--save-maps", "--camera", tmp_path / "camera.json")
     ratio = np.median(depth_of(output, "large")) / np.median(depth_of(output, "small"))
-    assert ratio == pytest.approx(1, abs=0.04), "camera.json is brought to each image's size"
+    assert ratio == pytest.approx(1, abs=0.04), "camera.json is rescaled to each image's size"
 
 
-def test_without_any_camera_it_warns_once(trained, manifest, tmp_path, capsys):
+def test_missing_camera_warns_once(trained, manifest, tmp_path, capsys):
     content = torch.load(trained / "checkpoints/best.pt", weights_only=True)
     content["notes"]["camera"] = None
     torch.save(content, tmp_path / "several.pt")
@@ -279,7 +279,7 @@ def test_without_any_camera_it_warns_once(trained, manifest, tmp_path, capsys):
     assert capsys.readouterr().err.count("WARNING") == 1
 
 
-def test_a_camera_of_another_aspect_ratio_is_refused(run, image, tmp_path):
+def test_camera_of_another_aspect_ratio_is_rejected(run, image, tmp_path):
     (tmp_path / "camera.json").write_text(json.dumps(vars(CAMERA) | {"height": 360}))
     with pytest.raises(UserError, match="160x120 pixels"):
         run(image, tmp_path / "out", "--camera", tmp_path / "camera.json")

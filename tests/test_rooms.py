@@ -85,7 +85,7 @@ def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
 
 @pytest.mark.parametrize("focal_scale", [1.0, 1.3])
 def test_depth_of_the_floor_is_exact(focal_scale):
-    camera = CAMERA.with_lens(focal_scale)
+    camera = CAMERA.with_focal_scale(focal_scale)
     floor_id = render_rooms.class_table()[0].index("floor") + 1
     checked = 0
     for frame in render_rooms.render_scene(3, 1, 3, camera):

@@ -1,4 +1,4 @@
-"""A signal ends every script in order: one line, exit code 75, nothing half-written."""
+"""A signal stops a script cleanly: one line, exit code 75, no partial files."""
 
 import os
 import signal
@@ -39,14 +39,14 @@ LOOPS = """
 """
 
 
-def heed_all() -> None:
-    """Signals as a terminal's shell hands them on: one that runs the tests in the background ignores SIGINT."""
+def reset_signals() -> None:
+    """Restore default signal handlers: a shell that runs the tests in the background ignores SIGINT."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(folder: Path, body: str, before: Callable[[], None] = heed_all) -> subprocess.Popen:
-    """A script of the project that has come to the line `ready`; `before` is run in its process."""
+def start(folder: Path, body: str, before: Callable[[], None] = reset_signals) -> subprocess.Popen:
+    """Start a script and wait until it prints `ready`; `before` runs in its process."""
     script = folder / "script.py"
     script.write_text(textwrap.dedent(SCRIPT.format(body=body.strip())))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -56,17 +56,17 @@ def start(folder: Path, body: str, before: Callable[[], None] = heed_all) -> sub
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_one_line_and_exit_code_75(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_is_one_line_and_exit_code_75(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, WAITS)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == EXIT_STOPPED
-    assert errors == f"script.py: stopped by {number.name}; finished files stay\n"
+    assert errors == f"script.py: stopped by {number.name}; finished files are kept\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["script.py"]
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_loop_ends_between_two_items(tmp_path: Path, number: signal.Signals) -> None:
+def test_loop_ends_between_two_items(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, LOOPS)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
@@ -74,7 +74,7 @@ def test_a_loop_ends_between_two_items(tmp_path: Path, number: signal.Signals) -
     assert (tmp_path / "result.txt").read_text() == "whole"
 
 
-def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path) -> None:
+def test_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     def like_nohup() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 

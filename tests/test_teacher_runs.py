@@ -128,15 +128,15 @@ def write_bad_files(rgb):
     Image.fromarray(picture).convert("CMYK").save(rgb / "cmyk.jpg")
     return {
         "truncated_png": "not a readable image",
-        "truncated_jpg": "not a readable image",
+        "truncated_jpg": "is truncated",
         "empty": "not a readable image",
         "text": "not a readable image",
         "folder": "no file",
         "one_pixel": "field of view",
-        "grey": "no 8-bit RGB",
-        "depth16": "no 8-bit RGB",
-        "rgb16": "no 8-bit RGB",
-        "cmyk": "no 8-bit RGB",
+        "grey": "not an 8-bit RGB",
+        "depth16": "not an 8-bit RGB",
+        "rgb16": "not an 8-bit RGB",
+        "cmyk": "not an 8-bit RGB",
     }
 
 
@@ -221,7 +221,7 @@ def test_outputs_among_the_inputs_are_refused(tmp_path, output):
         if script == "run_da3.py" and output.startswith("depth"):
             continue
         done = call(folder / "rgb", folder / output, "--backend", "reference", *depth.get(script, ()), script=script)
-        assert done.returncode == 2 and "which is read" in done.stderr, done.stderr
+        assert done.returncode == 2 and "is inside the input folder" in done.stderr, done.stderr
     assert files_of(folder) == before
 
 
@@ -251,7 +251,7 @@ def test_linked_images_and_long_names_are_processed_once(tmp_path):
     (tmp_path / "out/a").symlink_to(tmp_path / "out_a")
     done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
     assert done.returncode == 0 and "2 frames done" in done.stdout, done.stderr
-    (tmp_path / f"out/b/.{files.short_name(long_name)}.abc.part.npy").touch()
+    (tmp_path / f"out/b/.{files.shorten_stem(long_name)}.abc.part.npy").touch()
     done = call(folder / "rgb", tmp_path / "out", "--backend", "reference")
     assert "2 already done" in done.stdout
     assert [path.name for path in (tmp_path / "out/b").iterdir()] == [f"{long_name}.npy"]
@@ -274,5 +274,5 @@ def test_paths_that_are_not_valid_utf8(tmp_path):
     assert (
         done.returncode == 2
         and done.stderr.count("\n") == 1
-        and "'a/\\udce9.png' is a name that is no UTF-8" in done.stderr
+        and "the name 'a/\\udce9.png' is not UTF-8" in done.stderr
     )

@@ -1,4 +1,4 @@
-"""Videos: what is read of them, and that what is written can be seen."""
+"""Reading and writing videos."""
 
 import struct
 from pathlib import Path
@@ -10,43 +10,43 @@ import numpy as np
 import pytest
 
 from dataset import video
-from dataset.video import VIDEO_FPS, Video, written_video
+from dataset.video import DEFAULT_FPS, Video, open_video_writer
 
 WIDTH, HEIGHT = 64, 48
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """Dark, but for its upper left quarter, which is red."""
+    """A dark image with a red upper left quarter."""
     rgb = np.full((height, width, 3), 20 + number, np.uint8)
     rgb[: height // 2, : width // 2] = 230, 30, 30
     return rgb
 
 
-def film(path: Path, fps: float, pictures: int = 4, width: int = WIDTH, height: int = HEIGHT) -> Path:
-    with written_video(path, fps, (width, height)) as append:
+def write_video(path: Path, fps: float, pictures: int = 4, width: int = WIDTH, height: int = HEIGHT) -> Path:
+    with open_video_writer(path, fps, (width, height)) as append:
         for number in range(pictures):
             append(picture(number, width, height))
     return path
 
 
 @pytest.mark.parametrize("fps", [5, 23.976, 29.97, 59.94, 119.88, 0.5])
-def test_a_video_keeps_its_rate_and_its_pictures(tmp_path, fps):
-    read = Video(str(film(tmp_path / "1.mp4", fps)))
-    assert read.fps == pytest.approx(fps, rel=1e-3) and not read.endless
-    pictures = list(read.pictures(None))
+def test_video_keeps_its_frame_rate_and_content(tmp_path, fps):
+    read = Video(str(write_video(tmp_path / "1.mp4", fps)))
+    assert read.fps == pytest.approx(fps, rel=1e-3) and not read.is_live
+    pictures = list(read.frames(None))
     assert len(pictures) == 4 and pictures[0].shape == (HEIGHT, WIDTH, 3)
     assert np.abs(pictures[0].astype(int) - picture(0)).mean() < 10
     assert [path.name for path in tmp_path.iterdir()] == ["1.mp4"]
 
 
-def test_a_rate_that_the_format_has_not(tmp_path):
-    assert Video(str(film(tmp_path / "1.mp4", 90000))).fps == VIDEO_FPS
+def test_unsupported_frame_rate_falls_back(tmp_path):
+    assert Video(str(write_video(tmp_path / "1.mp4", 90000))).fps == DEFAULT_FPS
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_source_that_tells_no_rate(tmp_path, monkeypatch, fps):
+def test_source_without_frame_rate(tmp_path, monkeypatch, fps):
     class Capture:
-        """A VideoCapture that tells another rate; OpenCV's own class can't be inherited from."""
+        """A VideoCapture with another frame rate; OpenCV's class can't be subclassed."""
 
         def __init__(self, path):
             self.capture = opened(path)
@@ -56,28 +56,28 @@ def test_a_source_that_tells_no_rate(tmp_path, monkeypatch, fps):
             return fps if number == cv2.CAP_PROP_FPS else self.capture.get(number)
 
     opened = cv2.VideoCapture
-    path = film(tmp_path / "1.mp4", 10)
+    path = write_video(tmp_path / "1.mp4", 10)
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
-    assert Video(str(path)).fps == VIDEO_FPS
+    assert Video(str(path)).fps == DEFAULT_FPS
 
 
 @pytest.mark.parametrize(("width", "height"), [(65, 48), (64, 49), (65, 49)])
-def test_odd_sizes_lose_nothing(tmp_path, width, height):
-    (first, *_) = Video(str(film(tmp_path / "1.mp4", 10, width=width, height=height))).pictures(None)
+def test_odd_sizes_are_padded(tmp_path, width, height):
+    (first, *_) = Video(str(write_video(tmp_path / "1.mp4", 10, width=width, height=height))).frames(None)
     assert first.shape == (height + height % 2, width + width % 2, 3)
     assert np.abs(first[:height, :width].astype(int) - picture(0, width, height)).mean() < 10
 
 
-def test_a_writer_that_can_not_be_had(tmp_path, monkeypatch):
+def test_unavailable_writer(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "VideoWriter", BrokenWriter)
     monkeypatch.setattr(BrokenWriter, "opens", False)
     with pytest.raises(OSError, match="can't write a video to .*1.mp4"):
-        film(tmp_path / "1.mp4", 10)
+        write_video(tmp_path / "1.mp4", 10)
     assert not list(tmp_path.iterdir())
 
 
 class BrokenWriter:
-    """A VideoWriter on a disk that becomes full; OpenCV says nothing of it."""
+    """A VideoWriter whose disk fills up, which OpenCV does not report."""
 
     fourcc, actual, kept = cv2.VideoWriter.fourcc, cv2.VideoWriter, 500
     opens = True
@@ -95,26 +95,26 @@ class BrokenWriter:
 
 
 @pytest.mark.parametrize("kept", [0, 500, -400])
-def test_a_video_that_can_not_be_read_back(tmp_path, monkeypatch, kept):
+def test_unreadable_result_is_an_error(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(cv2, "VideoWriter", BrokenWriter)
     monkeypatch.setattr(BrokenWriter, "kept", kept)
-    with pytest.raises(OSError, match="1.mp4 could not be written"):
-        film(tmp_path / "1.mp4", 10)
+    with pytest.raises(OSError, match="writing .*1.mp4 failed"):
+        write_video(tmp_path / "1.mp4", 10)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_of_another_size(tmp_path):
+def test_frame_of_another_size_is_rejected(tmp_path):
     with (
-        pytest.raises(OSError, match="a picture is 32x48, the video 64x48"),
-        written_video(tmp_path / "1.mp4", 10, (WIDTH, HEIGHT)) as append,
+        pytest.raises(OSError, match="a frame is 32x48, the video 64x48"),
+        open_video_writer(tmp_path / "1.mp4", 10, (WIDTH, HEIGHT)) as append,
     ):
         append(picture(0))
         append(picture(0, width=32))
     assert not list(tmp_path.iterdir())
 
 
-def turned_by_90(path: Path) -> None:
-    """Write into the track's header what phones do: to be shown turned clockwise (ISO 14496-12, 8.3.2)."""
+def rotate_by_90(path: Path) -> None:
+    """Set the rotation in the track header, as phones do: 90 degrees clockwise (ISO 14496-12, 8.3.2)."""
     content = path.read_bytes()
     matrix = content.index(b"tkhd") + 4 + 40
     assert struct.unpack_from(">i", content, matrix) == (1 << 16,)
@@ -122,35 +122,35 @@ def turned_by_90(path: Path) -> None:
     path.write_bytes(content[:matrix] + turn + content[matrix + len(turn) :])
 
 
-def test_a_phones_video_is_upright(tmp_path):
-    path = film(tmp_path / "1.mp4", 10)
-    turned_by_90(path)
-    (first, *_) = Video(str(path)).pictures(None)
+def test_rotated_video_is_upright(tmp_path):
+    path = write_video(tmp_path / "1.mp4", 10)
+    rotate_by_90(path)
+    (first, *_) = Video(str(path)).frames(None)
     assert first.shape == (WIDTH, HEIGHT, 3)
     upright = np.rot90(picture(0), -1)
     assert np.abs(first.astype(int) - upright).mean() < 10
 
 
 @pytest.mark.parametrize("path", ["caf\udce9.mp4", "caf\udce9/1.mp4"])
-def test_paths_that_are_no_utf8_are_refused(tmp_path, path):
-    """OpenCV ended the process."""
+def test_non_utf8_paths_are_rejected(tmp_path, path):
+    """OpenCV would abort the process."""
     (tmp_path / path).parent.mkdir(exist_ok=True)
-    (tmp_path / path).write_bytes(film(tmp_path / "1.mp4", 10).read_bytes())
-    with pytest.raises(UserError, match=r"caf\\udce9.*no UTF-8"):
+    (tmp_path / path).write_bytes(write_video(tmp_path / "1.mp4", 10).read_bytes())
+    with pytest.raises(UserError, match=r"caf\\udce9.*not UTF-8"):
         Video(str(tmp_path / path))
-    with pytest.raises(UserError, match=r"caf\\udce9.*no UTF-8"):
-        film(tmp_path / path, 10)
+    with pytest.raises(UserError, match=r"caf\\udce9.*not UTF-8"):
+        write_video(tmp_path / path, 10)
 
 
 @pytest.mark.parametrize("source", ["77", "9" * 30, "²", "٣", "none.mp4", "rtsp://127.0.0.1:1/x", "-1", ""])
-def test_what_is_no_video_is_said_so(source):
-    with pytest.raises(UserError, match="no image, folder, video or camera that can be read"):
-        list(Video(source).pictures(None))
+def test_invalid_sources_are_rejected(source):
+    with pytest.raises(UserError, match="not a readable image, folder, video or camera"):
+        list(Video(source).frames(None))
 
 
-def test_a_file_with_a_number_for_a_name_is_no_camera(tmp_path, monkeypatch):
-    film(tmp_path / "1.mp4", 10).rename(tmp_path / "0")
+def test_file_named_by_a_number_is_not_a_camera(tmp_path, monkeypatch):
+    write_video(tmp_path / "1.mp4", 10).rename(tmp_path / "0")
     monkeypatch.chdir(tmp_path)
     source = Video("0")
-    assert not source.endless and len(list(source.pictures(2))) == 2
-    assert Video("none.mp4").endless and video.VIDEO_FPS == 15
+    assert not source.is_live and len(list(source.frames(2))) == 2
+    assert Video("none.mp4").is_live and video.DEFAULT_FPS == 15

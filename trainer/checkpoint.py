@@ -12,7 +12,7 @@ from cli import UserError
 import torch
 from torch import nn
 
-from config import CLASS_NAMES, Recipe, recipe_from
+from config import CLASS_NAMES, Recipe, parse_recipe
 from dataset.files import atomic_path
 from models.student import Student
 
@@ -94,7 +94,7 @@ def recipe_of(content: dict[str, Any], path: str | Path) -> Recipe:
     """The recipe of a checkpoint's content; raises UserError when it has none that this revision knows."""
     if not isinstance(content["config"], dict):
         raise UserError(f"{path} holds no settings")
-    return recipe_from(content["config"], str(path))
+    return parse_recipe(content["config"], str(path))
 
 
 def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:

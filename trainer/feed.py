@@ -12,10 +12,10 @@ from torch import Tensor
 from config import CLASS_NAMES, Recipe
 from dataset.cache import FOCAL_FACTOR, PackedCache
 from dataset.frames import MILLIMETRES
-from dataset.packing import ARRAYS
+from dataset.packing import PACKED_ARRAYS
 from models.losses import hybrid_depth
 
-TAUGHT = tuple(name for name in ARRAYS if name != "labels")  # what training learns from
+TAUGHT = tuple(name for name in PACKED_ARRAYS if name != "labels")  # what training learns from
 STATISTICS_FRAMES = 300
 
 
@@ -66,11 +66,11 @@ class PackedFrames:
         """One packed array of one frame, [H,W,C]; of one value where no frame has it."""
         if name in self.arrays:
             return self.arrays[name][index]
-        dtype, channels, value = ARRAYS[name]
+        dtype, channels, value = PACKED_ARRAYS[name]
         return np.broadcast_to(np.array(value, dtype), (*self.arrays["rgb"].shape[1:3], channels))
 
     def gather(
-        self, indices: Sequence[int] | np.ndarray, pin: bool, names: Iterable[str] = ARRAYS
+        self, indices: Sequence[int] | np.ndarray, pin: bool, names: Iterable[str] = PACKED_ARRAYS
     ) -> dict[str, Tensor]:
         """The packed arrays of those names of the given frames, [B,H,W,C] each, and focal_factor [B], in memory.
 
@@ -94,7 +94,7 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
     def raw(name: str) -> Tensor:
         if name in moved:
             return moved[name].permute(0, 3, 1, 2)
-        return torch.full((1, 1, 1, 1), ARRAYS[name][-1], dtype=torch.uint8, device=device)
+        return torch.full((1, 1, 1, 1), PACKED_ARRAYS[name][-1], dtype=torch.uint8, device=device)
 
     def floats(name: str, unit: float) -> Tensor:
         return raw(name).to(torch.float32).div_(unit).expand(frames, -1, height, width)

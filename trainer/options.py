@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, add_flags, given, positive_int
+from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int
 
 from config import Recipe, Runtime
 from trainer.augment import SHORTEST_LENS
@@ -18,7 +18,7 @@ def parse_arguments(description: str) -> tuple[Namespace, Recipe, Runtime]:
     Raises UserError when flags contradict each other.
     """
     arguments = _parser(description).parse_args()
-    recipe, runtime = Recipe(**given(arguments, Recipe)), Runtime(**given(arguments, Runtime))
+    recipe, runtime = Recipe(**flag_values(arguments, Recipe)), Runtime(**flag_values(arguments, Runtime))
     low, high = recipe.zoom
     if low > high:
         raise UserError("--zoom LOW HIGH: the first is the smaller one")

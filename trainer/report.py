@@ -8,7 +8,7 @@ import matplotlib.figure
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from dataset.disk import disk_full_named
+from dataset.disk import reraise_disk_full
 from dataset.files import atomic_path, write_png
 from dataset.pictures import stack
 
@@ -36,7 +36,7 @@ def add_to_board(run_dir: Path, entry: dict, picture: np.ndarray | None) -> None
     hook = threading.excepthook
     threading.excepthook = lambda error: None  # the board's thread prints what its close() raises here, too
     try:
-        with disk_full_named(run_dir / "events"), SummaryWriter(run_dir) as board:
+        with reraise_disk_full(run_dir / "events"), SummaryWriter(run_dir) as board:
             for name, value in entry.items():
                 board.add_scalar(name, value, entry["step"])
             if picture is not None:

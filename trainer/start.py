@@ -17,11 +17,11 @@ import timm
 
 from config import Recipe, Runtime
 from dataset.cache import PackedCache
-from dataset.files import remove_temporaries
+from dataset.files import remove_temporary_files
 from dataset.frames import to_network_camera
 from dataset.identity import content_sample
-from dataset.locks import lock_if_free
-from dataset.manifest import Row, choose_rows, read_manifest
+from dataset.locks import try_lock
+from dataset.manifest import Row, read_manifest, select_rows
 from hub import fetch
 from models.student import Student, load_encoder_state, load_timm_weights
 from rooms.prepare_rooms import prepare_rooms
@@ -93,7 +93,7 @@ def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
         limit: maximum number of frames of each split.
     """
     rows = read_manifest(manifest, runtime.allow_links_to)
-    chosen = {split: choose_rows(rows, split, limit) for split in ("train", "val")}  # before hours of packing
+    chosen = {split: select_rows(rows, split, limit) for split in ("train", "val")}  # before hours of packing
     where = (runtime.num_workers, runtime.cache_dir)
     return tuple(
         pack(chosen[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
@@ -114,9 +114,9 @@ def only_writer(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
             if processes.main:
                 held.callback(_remove_empty, made)
                 checkpoint_dir.mkdir(parents=True, exist_ok=True)
-                if not held.enter_context(lock_if_free(checkpoint_dir / ".training.lock")):
+                if not held.enter_context(try_lock(checkpoint_dir / ".training.lock")):
                     raise UserError(f"another training writes to {checkpoint_dir}: give another --checkpoint-dir")
-                remove_temporaries(checkpoint_dir)  # each as large as a checkpoint
+                remove_temporary_files(checkpoint_dir)  # each as large as a checkpoint
         yield
 
 

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: munge, a controller and two nodes, each with an L40S that is /dev/null."""
+"""A local SLURM: munge, a controller and two nodes, each with a fake L40S (/dev/null)."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
 NODES = ("node1", "node2")
-PATIENCE = 600  # seconds; a slow machine passes, and only what fails waits so long
+PATIENCE = 600  # seconds; long enough for slow machines
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 CONFIG = """
 ClusterName=local
@@ -85,7 +85,7 @@ class LocalCluster:
                 kill(int(path.read_text()), signal.SIGTERM)
 
     def call(self, *command: str, **options) -> str:
-        """Standard output of a command that finds this cluster."""
+        """Run a command on this cluster; returns its standard output."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, **options)
         if done.returncode:
             raise RuntimeError(f"{command}: {done.returncode}\n{done.stdout}{done.stderr}")
@@ -95,7 +95,7 @@ class LocalCluster:
         self.call("slurmd", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """As if the node had lost its power: its daemon and all that ran on it end without a word."""
+        """Simulate a power failure: kill the node's daemon and all its processes."""
         kill(int((self.folder / f"{node}.pid").read_text()), signal.SIGKILL)
         for pid in pids_of(f"slurmstepd-{node}", f"SLURMD_NODENAME={node}"):
             kill(pid, signal.SIGKILL)
@@ -106,7 +106,7 @@ class LocalCluster:
         return dict(line.split() for line in table.splitlines())
 
     def wait(self, jobs: list[str]) -> dict[str, str]:
-        """States of these jobs (arrays: of all their tasks) once all of them have ended."""
+        """Wait until the jobs (or all tasks of arrays) have ended; returns their states."""
 
         def ended() -> dict[str, str] | None:
             states = {job: state for job, state in self.states().items() if job.split("_")[0] in jobs}
@@ -115,7 +115,7 @@ class LocalCluster:
         return self.until(ended)
 
     def until(self, condition):
-        """What `condition` returns, as soon as that is true; AssertionError after PATIENCE."""
+        """Wait until `condition` is true and return its value; AssertionError after PATIENCE seconds."""
         end = time.monotonic() + PATIENCE
         while not (value := condition()):
             assert time.monotonic() < end, f"not in {PATIENCE} s: {self.states()}"
@@ -134,7 +134,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def pids_of(name: str, variable: str) -> list[int]:
-    """Processes whose command line starts with `name` or whose environment holds `variable`."""
+    """PIDs of processes whose command line starts with `name` or whose environment contains `variable`."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

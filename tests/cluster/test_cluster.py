@@ -34,7 +34,7 @@ def cluster(tmp_path_factory):
 
 
 class Account:
-    """A user's $SCRATCH on the cluster, with the environment that the tests run in at its place."""
+    """A user's $SCRATCH on the cluster, using the environment of the tests."""
 
     def __init__(self, cluster: LocalCluster, scratch: Path, repository: Path = ROOT, **settings: str):
         self.cluster, self.scratch, self.repository = cluster, scratch, repository
@@ -62,7 +62,7 @@ class Account:
         return self.call("sbatch", "--parsable", f"--output={log}", *flags, **settings).strip()
 
     def submit(self, *flags: object, **settings: str) -> dict[str, str]:
-        """The whole chain; {name: number of the job}."""
+        """Submit the whole pipeline; returns {name: job ID}."""
         graph = self.call("bash", "cluster/submit.sh", *flags, **settings)
         lines = [line.split() for line in graph.splitlines() if line[:1].isalpha() and ":" not in line]
         return {words[0]: words[1] for words in lines}
@@ -83,8 +83,8 @@ class Account:
             return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def copy_of_repository(folder: Path) -> Path:
-    """The checkout's files, as they are now, in a folder where a test may change them."""
+def copy_repository(folder: Path) -> Path:
+    """Copy the checkout's current files to a folder that a test may modify."""
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in files.stdout.split():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,14 +93,14 @@ def copy_of_repository(folder: Path) -> Path:
 
 
 def edit(path: Path, before: str, after: str) -> None:
-    """Replace what stands in a file once."""
+    """Replace a text that occurs once in a file."""
     text = path.read_text()
     assert text.count(before) == 1
     path.write_text(text.replace(before, after))
 
 
-def same_labels(one: Path, other: Path) -> None:
-    """Data folders hold the same labels, to the bit, and the same rows."""
+def assert_same_labels(one: Path, other: Path) -> None:
+    """Assert that two data folders have the same rows and bitwise equal labels."""
     rows, others = read_manifest(one / "manifest.jsonl"), read_manifest(other / "manifest.jsonl")
     assert [(row.stem, row.split) for row in rows] == [(row.stem, row.split) for row in others]
     for row, its in zip(rows, others, strict=True):
@@ -108,13 +108,13 @@ def same_labels(one: Path, other: Path) -> None:
             assert (np.load(getattr(row, name)) == np.load(getattr(its, name))).all(), (row.stem, name)
 
 
-def same_weights(one: dict, other: dict) -> None:
+def assert_same_weights(one: dict, other: dict) -> None:
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
 def local(cluster, tmp_path_factory) -> Account:
-    """The same stages by hand, without SLURM."""
+    """The same stages run without SLURM."""
     account = Account(cluster, tmp_path_factory.mktemp("local"))
     data, python = account.data, sys.executable
     account.call(python, "rooms/prepare_rooms.py", "--out", data, *ROOMS.split())
@@ -137,16 +137,16 @@ def test_whole_pipeline(cluster, local, tmp_path):
     assert list(jobs) == ["gate", "da3", "sam2", "manifest", "pack", "train", "evaluate", "export"]
     states = cluster.wait(list(jobs.values()))
     assert set(states.values()) == {"COMPLETED"} and len(states) == 6 + 2 * SHARDS, account.logs()
-    same_labels(account.data, local.data)
-    same_weights(account.weights(), local.weights())
+    assert_same_labels(account.data, local.data)
+    assert_same_weights(account.weights(), local.weights())
     assert table_4(account)["rows"] == table_4(local)["rows"]
     assert {path.name for path in (tmp_path / "engines").glob("*.onnx")} == {
         f"student_{precision}.onnx" for precision in ("fp32", "fp16", "int8")
     }
 
 
-def test_a_failed_gate_stops_all_behind_it(cluster, local, tmp_path):
-    """Depth in millimetres that says it is metres."""
+def test_failed_gate_cancels_dependent_jobs(cluster, local, tmp_path):
+    """Depth in millimetres, stored as if in metres."""
     data = tmp_path / "wrong_units"
     shutil.copytree(local.data / "rgb", data / "rgb")
     shutil.copy(local.data / "camera.json", data)
@@ -177,8 +177,8 @@ def test_a_recording_without_confidence_starts_from_another_student(cluster, loc
     assert notes["encoder_start"].startswith(f"student of {first}")
 
 
-def test_requeued_training_ends_as_if_never_stopped(cluster, local, tmp_path):
-    """Once by an operator's requeue, which kills, and once by SLURM's warning before the time limit."""
+def test_requeued_training_gives_the_same_weights(cluster, local, tmp_path):
+    """Requeued by the operator, which kills the job, and by SLURM's warning before the time limit."""
     epochs = 12
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("train.slurm", "--epochs", epochs, *TRAINING)
@@ -187,14 +187,14 @@ def test_requeued_training_ends_as_if_never_stopped(cluster, local, tmp_path):
     cluster.until(lambda: restarts(cluster, job) == 1)
     cluster.until(lambda: account.epochs_done() >= 5)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
     assert restarts(cluster, job) == 2
 
     whole = Account(cluster, tmp_path / "whole", DATA=str(local.data))
     job = whole.sbatch("train.slurm", "--epochs", epochs, *TRAINING)
     assert cluster.wait([job]) == {job: "COMPLETED"}, whole.logs()
-    same_weights(account.weights(), whole.weights())
+    assert_same_weights(account.weights(), whole.weights())
     assert len(account.losses()) == epochs
 
 
@@ -202,11 +202,11 @@ def restarts(cluster, job: str) -> int:
     return int(re.search(r"Restarts=(\d+) ", cluster.call("scontrol", "show", "job", job)).group(1))
 
 
-def test_packing_that_is_requeued_goes_on_where_it_was(cluster, local, tmp_path):
-    """Once by SLURM's warning, once by an operator's requeue, which kills; training waits, and packs nothing itself."""
-    repository = copy_of_repository(tmp_path / "repository")
+def test_requeued_packing_resumes(cluster, local, tmp_path):
+    """Requeued by SLURM's warning and by the operator, which kills the job; training waits and packs nothing itself."""
+    repository = copy_repository(tmp_path / "repository")
     cache = repository / "dataset/cache.py"
-    edit(cache, "RECORD_SECONDS = 5.0", "RECORD_SECONDS = 0.1")
+    edit(cache, "SAVE_INTERVAL = 5.0", "SAVE_INTERVAL = 0.1")
     edit(cache, "        frame = read_frame(", "        time.sleep(2)\n        frame = read_frame(")
     data = tmp_path / "rooms_teacher_data"
     shutil.copytree(local.data, data, ignore=shutil.ignore_patterns(".cache"))
@@ -215,15 +215,15 @@ def test_packing_that_is_requeued_goes_on_where_it_was(cluster, local, tmp_path)
     behind = account.sbatch(f"--dependency=afterok:{job}", "train.slurm", "--epochs", 1, *TRAINING)
     cluster.until(lambda: packed_frames(data) >= 2)
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     done = packed_frames(data)
-    assert "frames are packed; the same command goes on from there" in account.logs()
+    assert "frames packed; run the same command to resume" in account.logs()
     cluster.until(lambda: packed_frames(data) > done)
     cluster.call("scontrol", "requeue", job)
     cluster.until(lambda: restarts(cluster, job) == 2)
     assert cluster.states()[behind] == "PENDING"
     assert set(cluster.wait([job, behind]).values()) == {"COMPLETED"}, account.logs()
-    assert account.logs().count("of them were packed before") >= 2, account.logs()
+    assert account.logs().count("already packed") >= 2, account.logs()
     logs = {path.name.partition("-")[0]: path.read_text() for path in account.scratch.glob("job_logs/*")}
     assert "frames into" not in logs["train"]
     ours, others = ({path.relative_to(root): path.read_bytes() for path in root.glob("*/*")}
@@ -232,15 +232,15 @@ def test_packing_that_is_requeued_goes_on_where_it_was(cluster, local, tmp_path)
 
 
 def packed_frames(data: Path) -> int:
-    """Frames of training that an unfinished cache holds."""
+    """Number of packed training frames in an incomplete cache."""
     return max((int(path.read_text()) for path in data.glob(".cache/.building-*/packed.json")), default=0)
 
 
-def test_time_limit_sends_the_job_back_to_the_queue(cluster, local, tmp_path):
-    """SLURM may warn a minute before it was asked to: here half a minute after the start at the earliest."""
+def test_time_limit_requeues_the_job(cluster, local, tmp_path):
+    """SLURM may warn up to a minute earlier than requested: here not before 30 s after the start."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("--time=2", "--signal=B:USR1@30", "train.slurm", "--epochs", 500, *TRAINING)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     cluster.until(lambda: restarts(cluster, job) == 1)
     done = account.epochs_done()
     cluster.until(lambda: account.epochs_done() > done)
@@ -248,11 +248,11 @@ def test_time_limit_sends_the_job_back_to_the_queue(cluster, local, tmp_path):
     assert cluster.wait([job]) == {job: "CANCELLED"}
 
 
-COPIES = 12  # of each frame, so that there is a middle to be stopped in
+COPIES = 12  # of each frame, so that jobs run long enough to be stopped
 
 
 def many_frames(local: Account, data: Path) -> None:
-    """The local run's data with each frame several times over, labelled as far as the depth teacher."""
+    """Copy the local run's data with each frame repeated, labelled by the depth teacher only."""
     folders = ("rgb", "depth", "confidence", "labels", "instances", "da3_depth")
     for folder in folders:
         (data / folder).mkdir(parents=True)
@@ -267,8 +267,8 @@ def many_frames(local: Account, data: Path) -> None:
     (data / "splits.json").write_text(json.dumps(splits))
 
 
-def same_classes(account: Account, local: Account) -> None:
-    """The manifest is complete, and each copy has its frame's labels."""
+def assert_same_classes(account: Account, local: Account) -> None:
+    """Assert that the manifest is complete and each copy has its frame's labels."""
     expected = {row.stem: row for row in read_manifest(local.data / "manifest.jsonl")}
     rows = read_manifest(account.data / "manifest.jsonl")
     assert len(rows) == COPIES * len(expected)
@@ -277,59 +277,59 @@ def same_classes(account: Account, local: Account) -> None:
         assert row.split == one.split and (np.load(row.sam2_seg) == np.load(one.sam2_seg)).all()
 
 
-def test_a_chain_that_is_refused_halfway_is_taken_back(cluster, tmp_path):
+def test_rejected_chain_is_cancelled(cluster, tmp_path):
     account = Account(cluster, tmp_path)
     before = set(cluster.states())
     command = ["bash", "cluster/submit.sh", "--shards", "100000"]  # more than SLURM's MaxArraySize
     done = subprocess.run(command, cwd=ROOT, env=account.environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "da3 was refused; 1 jobs before it are taken back" in done.stderr
+    assert done.returncode == 2 and "sbatch rejected da3; cancelling the earlier jobs (1)" in done.stderr
     (gate,) = set(cluster.states()) - before
     assert cluster.wait([gate]) == {gate: "CANCELLED"}
 
 
-def test_warned_while_starting_up(cluster, local, tmp_path):
-    """No handler is there yet: Python dies of the signal."""
+def test_warning_during_startup(cluster, local, tmp_path):
+    """Before the handler is installed, the signal kills Python."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("train.slurm", "--epochs", 1, *TRAINING)
-    cluster.until(lambda: "free there" in account.logs())  # printed before Python starts
+    cluster.until(lambda: "; free: " in account.logs())  # printed before Python starts
     cluster.call("scancel", "--batch", "--signal=USR1", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
 
 
-def test_preempted_with_a_grace_time(cluster, local, tmp_path):
-    """The steps alone get SIGTERM, and the job still runs when they have ended; a cancelled one does not."""
+def test_preemption_with_a_grace_time(cluster, local, tmp_path):
+    """Only the steps receive SIGTERM, and the job is still running when they have ended, unlike a cancelled one."""
     account = Account(cluster, tmp_path, DATA=str(local.data))
     job = account.sbatch("train.slurm", "--epochs", 500, *TRAINING)
     cluster.until(lambda: account.epochs_done() >= 1)
     cluster.call("scancel", "--signal=TERM", job)
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     cluster.until(lambda: cluster.states()[job] == "RUNNING")
     done = account.epochs_done()
     cluster.until(lambda: account.epochs_done() > done)
     cluster.call("scancel", job)
-    assert cluster.wait([job]) == {job: "CANCELLED"} and account.logs().count("back to the queue") == 1
+    assert cluster.wait([job]) == {job: "CANCELLED"} and account.logs().count("; requeueing") == 1
 
 
 def test_requeued_shard(cluster, local, tmp_path):
-    """A teacher's part that is warned in the middle comes back, and what waits for it waits on."""
+    """A shard that is warned halfway is requeued, and dependent jobs keep waiting."""
     account = Account(cluster, tmp_path)
     many_frames(local, account.data)
     array = account.sbatch("--array=0-1", "teacher_infer/teacher_infer.slurm", "sam2", SHARDS="2")
     behind = account.sbatch(f"--dependency=afterok:{array}", "teacher_infer/teacher_infer.slurm", "manifest")
     second = sorted(path.stem for path in (account.data / "rgb").iterdir())[1::2]
     cluster.until(lambda: any((account.data / "sam2_seg" / f"{stem}.npy").is_file() for stem in second))
-    # the last task has the number of the whole array
+    # the last task has the ID of the whole array
     cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_1")
-    cluster.until(lambda: "back to the queue" in account.logs())
+    cluster.until(lambda: "; requeueing" in account.logs())
     assert cluster.states()[behind] == "PENDING"
     states = cluster.wait([array, behind])
     assert set(states.values()) == {"COMPLETED"} and len(states) == 3, account.logs()
     assert account.logs().count("frames done") == 3, "the other task was started again, too"
-    same_classes(account, local)
+    assert_same_classes(account, local)
 
 
-def test_a_node_that_dies_in_the_middle_of_an_array(cluster, local, tmp_path):
+def test_node_failure_during_an_array(cluster, local, tmp_path):
     account = Account(cluster, tmp_path)
     many_frames(local, account.data)
     array = account.sbatch("--no-requeue", f"--array=0-{SHARDS - 1}", "teacher_infer/teacher_infer.slurm", "sam2",
@@ -350,18 +350,18 @@ def test_a_node_that_dies_in_the_middle_of_an_array(cluster, local, tmp_path):
     assert set(cluster.wait([again]).values()) == {"COMPLETED"}, account.logs()
     manifest = account.sbatch("teacher_infer/teacher_infer.slurm", "manifest")
     assert cluster.wait([manifest]) == {manifest: "COMPLETED"}, account.logs()
-    same_classes(account, local)
+    assert_same_classes(account, local)
 
 
 def on_node(cluster, node: str) -> list[str]:
     return cluster.call("squeue", "--noheader", "--array", "--states=R", f"--nodelist={node}", "--format=%i").split()
 
 
-def test_tasks_and_nodes_train_as_one_process(cluster, local, tmp_path):
-    """Batch norm's statistics stand still from the start, being all that differs between a batch and its halves."""
-    repository = copy_of_repository(tmp_path / "repository")
-    frozen = f"frozen_statistics: float = {Recipe.frozen_statistics}"
-    edit(repository / "config.py", frozen, "frozen_statistics: float = 1.0")
+def test_distributed_training_equals_one_process(cluster, local, tmp_path):
+    """Batch norm is frozen from the start, since its statistics are all that differs between a batch and its parts."""
+    repository = copy_repository(tmp_path / "repository")
+    frozen = f"freeze_bn_fraction: float = {Recipe.freeze_bn_fraction}"
+    edit(repository / "config.py", frozen, "freeze_bn_fraction: float = 1.0")
     losses = {}
     for name, numbers in {"one": (1, 1), "tasks": (1, 2), "nodes": (2, 1)}.items():
         account = Account(cluster, tmp_path / name, repository, DATA=str(local.data))

@@ -1,4 +1,4 @@
-"""setup_hpc.sh with servers of this machine in place of the network's, and scripts in place of module and conda."""
+"""setup_hpc.sh with local servers instead of the network, and scripts instead of module and conda."""
 
 import hashlib
 import http.server
@@ -24,8 +24,8 @@ HUB = {
     "facebook/sam2.1-hiera-large": ["sam2.1_hiera_large.pt"],
 }
 COMMIT = "0" * 40
-# records how it is called, refuses what conda refuses, and on `conda create --yes --prefix P` makes a venv that sees
-# this environment's packages
+# logs its calls, rejects what conda rejects, and on `conda create --yes --prefix P` creates a venv that can import this
+# environment's packages
 CONDA = """#!/bin/bash
 echo "conda $*" >>"$CALLS"
 [ "$1" = create ] || exit 1
@@ -36,7 +36,7 @@ fi
 {python} -m venv "$4"
 echo {packages} >"$4/lib/python3.11/site-packages/outer.pth"
 """
-# a disk with FREE MiB on it; `df -h`, for a person, is the real one
+# reports FREE MiB of disk space; `df -h` is the real command
 DF = """#!/bin/bash
 case $1 in
     --output=avail,iavail) printf 'Avail IFree\\n%s 1000000\\n' "$FREE" ;;
@@ -47,7 +47,7 @@ MODULE = """module() { echo "module $*" >>"$CALLS"; }; export -f module"""
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """The hub's and GitHub's way to serve files, with ranges; breaks off in the middle of what is in `breaking`."""
+    """Serves files like the hub and GitHub, with ranges; aborts halfway through files in `breaking`."""
 
     files: dict[str, bytes] = {}
     breaking: set[str] = set()
@@ -95,7 +95,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tmp_path):
-    """Address of a server with small files of the right names; the encoder is a real one, with random weights."""
+    """URL of a server with small files of the right names; the encoder is real, with random weights."""
     torch.manual_seed(0)
     encoder = timm.create_model(Recipe().encoder)
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
@@ -118,7 +118,7 @@ def mirror(tmp_path):
 
 @pytest.fixture
 def run_setup(mirror, tmp_path):
-    """Run setup_hpc.sh: (exit code, output); what it calls of module and conda is in calls."""
+    """Run setup_hpc.sh, returning (exit code, output); its calls of module and conda are logged in run.calls."""
     programs, scratch = tmp_path / "bin", tmp_path / "scratch"
     programs.mkdir()
     packages = Path(torch.__file__).resolve().parents[1]
@@ -140,7 +140,7 @@ def run_setup(mirror, tmp_path):
         "YOLO_RELEASE": f"{mirror}/release",
         "NYU_URL": f"{mirror}/nyu.mat",
         "GPU_PACKAGES": "",
-        "RUSTUP_HOME": str(tmp_path / "rustup"),  # pip asks a compiler that may be there for its version
+        "RUSTUP_HOME": str(tmp_path / "rustup"),  # pip may query a compiler's version
     }
     environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 
@@ -152,7 +152,7 @@ def run_setup(mirror, tmp_path):
             capture_output=True,
             text=True,
         )
-        assert not list(home.iterdir()), "it has written to $HOME"
+        assert not list(home.iterdir()), "it wrote to $HOME"
         return done.returncode, done.stdout + done.stderr
 
     run.scratch, run.calls = scratch, tmp_path / "calls"
@@ -163,18 +163,18 @@ def tree(folder: Path) -> dict[str, float]:
     return {str(path): path.lstat().st_mtime for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
 
-def test_setup_twice(run_setup):
+def test_setup_is_resumable_and_idempotent(run_setup):
     code, out = run_setup("--check")
     assert code == 1 and "MISSING" in out and not run_setup.scratch.exists()
 
-    # an environment that was interrupted while it was made
+    # an environment whose creation was interrupted
     (run_setup.scratch / "conda_envs" / "nchsb_ml" / "conda-meta").mkdir(parents=True)
     Mirror.breaking |= {"/nyu.mat", "/facebook/sam2.1-hiera-large/resolve/main/sam2.1_hiera_large.pt"}
     code, out = run_setup()
-    if code:  # one of the two broke off
+    if code:  # one of the two downloads was aborted
         code, out = run_setup()
     assert code == 0, out
-    assert any("nyu.mat bytes=" in request for request in Mirror.requests), "it did not go on where it stopped"
+    assert any("nyu.mat bytes=" in request for request in Mirror.requests), "it did not resume"
     assert out.count("unverified") == 1 and out.count(" ok") >= 6 and "CHANGED" not in out
     assert run_setup.calls.read_text().splitlines()[0] == "module load anaconda3/2025.06"
     weights = run_setup.scratch / "model_weights"
@@ -191,11 +191,11 @@ def test_setup_twice(run_setup):
     assert run_setup()[0] == 0 and run_setup("--check")[0] == 0
 
     (weights / "yolov8x.pt").unlink()
-    assert run_setup(FREE="10000")[0] == 0, "it asks for the room that the packages would take again"
+    assert run_setup(FREE="10000")[0] == 0, "it requires space for packages that are already installed"
 
     before, requests = tree(run_setup.scratch), len(Mirror.requests)
     assert run_setup()[0] == 0 and run_setup("--check")[0] == 0
-    assert tree(run_setup.scratch) == before and len(Mirror.requests) == requests, "the second run changed something"
+    assert tree(run_setup.scratch) == before and len(Mirror.requests) == requests, "the second run changed files"
 
     script = "import timm; timm.create_model('efficientvit_b1.r224_in1k', features_only=True, pretrained=True)"
     offline = os.environ | {"HF_HOME": str(weights / "huggingface"), "HF_HUB_OFFLINE": "1"}
@@ -207,16 +207,16 @@ def test_setup_twice(run_setup):
     assert run_setup()[0] == 0 and run_setup("--check")[0] == 0
 
 
-def test_what_is_not_what_its_source_publishes(run_setup):
+def test_wrong_checksum_is_rejected(run_setup):
     Mirror.files["/yolov8x.pt"] = b"another file"
     code, out = run_setup()
-    assert code == 2 and "not what its source publishes" in out
+    assert code == 2 and "the sha256 differs from the published one" in out
     assert not (run_setup.scratch / "model_weights" / "yolov8x.pt").exists()
 
 
-def test_too_little_room(run_setup):
+def test_too_little_disk_space(run_setup):
     code, out = run_setup(FREE="10000")
-    assert code == 2 and "too little room" in out
+    assert code == 2 and "not enough disk space" in out
     assert not list(run_setup.scratch.iterdir()) and not run_setup.calls.exists()
 
 
