@@ -1,9 +1,11 @@
 """Check what README.md, CONTRIBUTING.md and docs/*.md say against the repository.
 
 Every link and its anchor, every file, make target and flag must exist, and every section of README.md and
-docs/results.md with a measured figure must name a command.
+docs/results.md with a measured figure must name a command. Every message that docs/troubleshooting.md quotes must be a
+script's.
 """
 
+import ast
 import re
 import subprocess
 import sys
@@ -41,6 +43,10 @@ def check_page(page: Path, text: str) -> list[str]:
         for part in code:
             found += [*check_files(part), *check_targets(part), *check_flags(part)]
         faults += [f"{page.relative_to(ROOT)}, line {number}: {fault}" for fault in found]
+    if page.name == "troubleshooting.md":
+        quoted = [row.split("|")[1] for row in lines if row.startswith("| `")]
+        missing = [message for cell in quoted for message in re.findall(r"`([^`]+)`", cell) if not is_message(message)]
+        faults += [f"{page.relative_to(ROOT)}: no script prints {message!r}" for message in missing]
     if page.name in WITH_FIGURES:
         faults += [f"{page.relative_to(ROOT)}: {fault}" for fault in check_figures(lines)]
     return faults
@@ -128,6 +134,35 @@ def all_flags() -> set[str]:
     for path in (*ROOT.glob("*.sh"), *ROOT.glob("*.slurm"), *ROOT.glob("*/*.sh"), *ROOT.glob("*/*.slurm")):
         flags |= set(re.findall(r"--[a-z][a-z0-9-]*", path.read_text(encoding="utf-8")))
     return flags | OTHER_FLAGS
+
+
+def is_message(quoted: str) -> bool:
+    """Whether a script has this message; '...' and a number stand for whatever it fills in."""
+    pattern = re.sub(r"(?<=\\ )\d+(?=\\ )", "\0", re.escape(quoted).replace(r"\.\.\.", "[^\n]*?"))
+    return re.search(pattern, all_messages()) is not None
+
+
+@cache
+def all_messages() -> str:
+    """The texts in the scripts' sources, one a line, with a NUL for each value that is filled in."""
+    texts = []
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")):
+        if path.parent.name not in ("docs", "tests", "benchmarks"):
+            texts += [text_of(node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    for path in (*ROOT.glob("*.sh"), *ROOT.glob("*.slurm"), *ROOT.glob("*/*.sh"), *ROOT.glob("*/*.slurm")):
+        texts.append(re.sub(r"\$\{[^}]*\}|\$\w+", "\0", path.read_text(encoding="utf-8")))
+    return "\n".join(texts)
+
+
+def text_of(node: ast.AST) -> str:
+    """The text of a string, an f-string or a sum of them; a NUL for any other expression."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(text_of, node.values))
+    if isinstance(node, ast.BinOp):
+        return text_of(node.left) + text_of(node.right)
+    return "\0"
 
 
 def check_figures(lines: list[str]) -> list[str]:

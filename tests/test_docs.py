@@ -82,3 +82,10 @@ FAULTS = {
 def test_a_wrong_page_is_found(checker, text):
     (fault,) = checker.check_page(ROOT / "docs/results.md", f"# Page\n\n{text}\n")
     assert FAULTS[text] in fault
+
+
+def test_a_message_that_no_script_prints_is_found(checker):
+    page = ROOT / "docs/troubleshooting.md"
+    rows = "| `module ... is not installed` | a | b |\n| `module ... has gone fishing` | a | b |\n"
+    (fault,) = checker.check_page(page, f"# Page\n\n{rows}")
+    assert "no script prints 'module ... has gone fishing'" in fault
