@@ -35,9 +35,9 @@ from dataset.frames import to_network_camera
 from dataset.manifest import Cameras
 from deployment.agreement import TOLERANCES
 from deployment.engine import build, import_tensorrt, layer_types
-from deployment.graph import DEPTH, INPUT, LARGEST_HALF, SEG, Deployed
+from deployment.graph import DEPTH, INPUT, MAX_FP16_VALUE, SEG, ExportedStudent
 from deployment.images import calibration_images, find_manifest, random_images
-from deployment.proof import Examiner, print_proof, prove
+from deployment.proof import PrecisionValidator, print_validation, validate_precisions
 from evaluation.held_out import evaluation_frames, find_test_rows, write_evaluation_frames
 from trainer.checkpoint import load_student
 
@@ -66,7 +66,7 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
     )
 
 
-def refuse_unserved(camera: Intrinsics, recipe: Recipe) -> None:
+def check_depth_range(camera: Intrinsics, recipe: Recipe) -> None:
     """Raise UserError when a student can't say the depth that it is scored on through a camera's lens."""
     factor = camera.focal / recipe.reference_focal
     nearest, farthest = (metres * factor for metres in recipe.output_range)
@@ -78,7 +78,7 @@ def refuse_unserved(camera: Intrinsics, recipe: Recipe) -> None:
         )
 
 
-def remove_stale(path: Path) -> None:
+def remove_outdated(path: Path) -> None:
     """Remove a file that this export does not make, if there is one."""
     if path.is_file():
         path.unlink()
@@ -87,7 +87,7 @@ def remove_stale(path: Path) -> None:
 
 def write_graph(path: Path, graph: bytes) -> None:
     """Write an ONNX file; an engine beside it goes away, since it was built from an earlier one."""
-    remove_stale(path.with_suffix(".engine"))
+    remove_outdated(path.with_suffix(".engine"))
     with atomic_path(path) as temporary:
         temporary.write_bytes(graph)
 
@@ -167,8 +167,8 @@ def main() -> int:
     student, recipe, content = load_student(arguments.checkpoint)
     notes = content.get("notes", {})
     camera = target_camera(arguments.camera, notes.get("camera"), recipe)
-    refuse_unserved(camera, recipe)
-    model = Deployed(student, camera.focal / recipe.reference_focal, arguments.uint8_input)
+    check_depth_range(camera, recipe)
+    model = ExportedStudent(student, camera.focal / recipe.reference_focal, arguments.uint8_input)
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     manifest = find_manifest(arguments.manifest, runtime)
@@ -185,17 +185,17 @@ def main() -> int:
             "left out. ***"
         )
     images = frames["rgb"] if frames else random_images(recipe.height, recipe.width)
-    examiner = Examiner(model, images, frames, camera.focal, recipe)
-    graphs, precisions = prove(model, examiner, calibration, recipe)
-    print_proof(precisions, images_are)
+    validator = PrecisionValidator(model, images, frames, camera.focal, recipe)
+    graphs, precisions = validate_precisions(model, validator, calibration, recipe)
+    print_validation(precisions, images_are)
     if failed := [entry["precision"] for entry in precisions if not entry["passed"]]:
         bounds = ", ".join(f"{precision}: {TOLERANCES[precision]}" for precision in failed)
-        print(f"FAILED: {bounds}, no half-precision value above {LARGEST_HALF:.0f}; nothing was written")
+        print(f"FAILED: {bounds}, no half-precision value above {MAX_FP16_VALUE:.0f}; nothing was written")
         return EXIT_GATE_FAILED
 
     for precision in TOLERANCES.keys() - graphs.keys():
         for suffix in (".onnx", ".engine"):
-            remove_stale(runtime.engine_dir / f"student_{precision}{suffix}")
+            remove_outdated(runtime.engine_dir / f"student_{precision}{suffix}")
     for entry in precisions:
         path = runtime.engine_dir / f"student_{entry['precision']}.onnx"
         write_graph(path, graphs[entry["precision"]])

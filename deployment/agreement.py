@@ -9,7 +9,7 @@ import torch
 
 from config import CLASS_NAMES, IGNORE, Recipe
 from dataset.frames import MILLIMETRES
-from deployment.graph import DEPTH, INPUT, SEG, Deployed, as_input, open_session, takes_uint8
+from deployment.graph import DEPTH, INPUT, SEG, ExportedStudent, as_input, open_session, takes_uint8
 from evaluation.metrics import ConfusionMatrix, DepthMetrics
 
 
@@ -37,14 +37,14 @@ TOLERANCES = {  # by precision, in the order of export
 Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # uint8 [H,W,3] to depth [1,1,H,W] and seg [1,6,H,W]
 
 
-def by_onnx_runtime(graph: bytes) -> Answer:
+def run_onnx_runtime(graph: bytes) -> Answer:
     """What answers for a serialised ONNX model: ONNX Runtime on the CPU."""
     session = open_session(graph)
     uint8_input = takes_uint8(session)
     return lambda image: tuple(session.run([DEPTH, SEG], {INPUT: as_input(image, uint8_input)}))
 
 
-def by_pytorch(model: Deployed) -> Answer:
+def run_pytorch(model: ExportedStudent) -> Answer:
     """What answers for a model: PyTorch on the CPU."""
 
     @torch.inference_mode()

@@ -17,10 +17,10 @@ from models.student import Student
 
 OPSET = 17  # the newest that the parsers of TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) read
 INPUT, DEPTH, SEG = "rgb", "depth", "seg"
-LARGEST_HALF = 16_000.0  # what a float16 tensor may hold: a quarter of what overflows, for frames that nobody has seen
+MAX_FP16_VALUE = 16_000.0  # largest stored fp16 value: a quarter of what overflows, as a margin for unseen frames
 
 
-class Deployed(nn.Module):
+class ExportedStudent(nn.Module):
     """The student behind one camera: an image to depth in metres of that camera and class logits, both float32.
 
     The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras give it. In half precision float32 remain the
@@ -42,7 +42,7 @@ class Deployed(nn.Module):
         return depth * self.depth_factor, seg
 
 
-def in_half(model: Deployed) -> Deployed:
+def to_half(model: ExportedStudent) -> ExportedStudent:
     """A copy whose weights are float16, but for the decoders' heads."""
     copied = copy.deepcopy(model)
     copied.student.half()
@@ -52,7 +52,7 @@ def in_half(model: Deployed) -> Deployed:
     return copied
 
 
-def export_graph(model: Deployed, height: int, width: int) -> onnx.ModelProto:
+def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelProto:
     """The graph of a model in the precision of its weights, simplified, in one piece, opset 17.
 
     torch.export's exporter writes opset 18 whatever is asked for; the TorchScript one writes 17, in three times the
@@ -94,11 +94,11 @@ def check_graph(graph: onnx.ModelProto, height: int, width: int, uint8_input: bo
         raise RuntimeError(f"the exporter wrote inputs and outputs {written}, not {contract}")
 
 
-def half_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
+def fp16_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     """The largest absolute value of every tensor that a graph stores as float16; inf and NaN count as inf.
 
     ONNX Runtime computes float16 nodes in float32 on a CPU, so what overflows within a node does not show; between two
-    nodes it does, because each tensor is stored as the graph says. in_half(model) run by PyTorch shows the rest.
+    nodes it does, because each tensor is stored as the graph says. to_half(model) run by PyTorch shows the rest.
 
     Args:
         graph: one of export_graph() or Quantiser.

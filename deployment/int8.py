@@ -21,13 +21,13 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from deployment.graph import INPUT, as_input
 
 # In the names of convolutions that stay in half precision: attention's, as timm names it.
-LEFT_OUT = "/context_module/"
+ATTENTION_PREFIX = "/context_module/"
 # Float32 in the fp16 graph, too: the image's normalisation, attention's products, and the heads with what follows them.
 FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div")
 HEAD = "ConvTranspose"
 
 
-class Frames(CalibrationDataReader):
+class CalibrationImages(CalibrationDataReader):
     """Calibration frames as ONNX Runtime wants them; images: uint8 [N,H,W,3]."""
 
     def __init__(self, images: np.ndarray, uint8_input: bool):
@@ -45,7 +45,7 @@ class Quantiser:
         """images: calibration frames, uint8 [N,H,W,3], N >= 1."""
         self.images, self.uint8_input = images, uint8_input
         convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-        self.layers = [name for name in convolutions if LEFT_OUT not in name]
+        self.layers = [name for name in convolutions if ATTENTION_PREFIX not in name]
         self.folder = tempfile.TemporaryDirectory()
         self.source = Path(self.folder.name) / "float32.onnx"  # a graph in memory would be changed
         onnx.save(graph, self.source)
@@ -60,7 +60,7 @@ class Quantiser:
 
     def make(self, layers: Sequence[str]) -> onnx.ModelProto:
         """The graph with these convolutions, one or more, in int8 and the others in float16."""
-        return in_half_around(self.quantise(layers), set(layers))
+        return convert_rest_to_half(self.quantise(layers), set(layers))
 
     def quantise(self, layers: Sequence[str]) -> onnx.ModelProto:
         """The graph with these convolutions, one or more, in int8 and all else in float32."""
@@ -71,7 +71,7 @@ class Quantiser:
             quantize_static(
                 self.source,
                 path,
-                Frames(self.images, self.uint8_input),
+                CalibrationImages(self.images, self.uint8_input),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],  # not the heads, transposed: 256 steps would be too coarse for answers
                 nodes_to_quantize=list(layers),
@@ -93,11 +93,11 @@ class Quantiser:
         return onnx.load(path)
 
 
-def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
+def convert_rest_to_half(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
     """A quantised graph with float16 where it need not be float32; layers: its quantised convolutions."""
     whole = {node.name for node in quantised.graph.node if node.op_type in FLOAT32_OPS or node.name in layers}
     whole |= between(quantised, "MatMul", "Div")  # attention's sums, that only the division makes small again
-    whole |= from_on(quantised, HEAD)
+    whole |= nodes_downstream(quantised, HEAD)
     kinds = ["QuantizeLinear", "DequantizeLinear"]
     half = convert_float_to_float16(quantised, keep_io_types=True, op_block_list=kinds, node_block_list=list(whole))
     skip_double_casts(half)
@@ -106,7 +106,7 @@ def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelPr
     return onnxslim.slim(model.model)
 
 
-def readers_of(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+def find_consumers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     """{tensor: the nodes that read it}."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
@@ -115,9 +115,9 @@ def readers_of(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     return readers
 
 
-def from_on(graph: onnx.ModelProto, first: str) -> set[str]:
+def nodes_downstream(graph: onnx.ModelProto, first: str) -> set[str]:
     """Names of the operators `first` and of all nodes that depend on them."""
-    readers, found = readers_of(graph), set()
+    readers, found = find_consumers(graph), set()
     waiting = [node for node in graph.graph.node if node.op_type == first]
     while waiting:
         node = waiting.pop()
@@ -129,7 +129,7 @@ def from_on(graph: onnx.ModelProto, first: str) -> set[str]:
 
 def between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
     """Names of the nodes on the ways from operators `first` to `last` that meet no convolution, those included."""
-    readers = readers_of(graph)
+    readers = find_consumers(graph)
 
     def to_last(node: onnx.NodeProto) -> set[str]:
         if node.op_type in (last, "Conv"):

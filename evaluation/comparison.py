@@ -48,14 +48,14 @@ class Comparison:
 
     Args:
         recipe: the student's.
-        leave_holes_out: whether a pixel without an answer is left out rather than wrong: a teacher's holes are no
+        mask_holes: whether a pixel without an answer is left out rather than wrong: a teacher's holes are no
             mistakes, they teach nothing.
     """
 
-    def __init__(self, recipe: Recipe, leave_holes_out: bool = False):
+    def __init__(self, recipe: Recipe, mask_holes: bool = False):
         self.depth = DepthMetrics(recipe.min_depth, recipe.max_depth)
         self.seg = ConfusionMatrix(len(CLASS_NAMES))
-        self.leave_holes_out = leave_holes_out
+        self.mask_holes = mask_holes
         self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # predicted, scored
 
     def update(self, answer: Maps, truth: Truth) -> None:
@@ -71,7 +71,7 @@ class Comparison:
     def _scored(self, part: str, counts: np.ndarray, answered: np.ndarray) -> np.ndarray:
         both = counts & answered
         self.pixels[part] += (np.count_nonzero(both), np.count_nonzero(counts))
-        return both if self.leave_holes_out else counts
+        return both if self.mask_holes else counts
 
     def results(self) -> dict[str, dict]:
         """Metrics of what was compared: 'depth' and 'seg', each absent when no pixel was.
@@ -90,7 +90,7 @@ class Comparison:
         return float(answered / counted)
 
 
-def truths_of(frame: Frame, recipe: Recipe) -> dict[str, Truth]:
+def references_of(frame: Frame, recipe: Recipe) -> dict[str, Truth]:
     """The truths of a frame by the names that the table's rows give them."""
     camera = frame.intrinsics
     nothing = np.zeros(frame.rgb.shape[:2], dtype=bool)
@@ -128,7 +128,7 @@ def compare(
             "baseline": baseline(frame.rgb.shape[:2], focal_scale(frame.intrinsics, recipe), notes),
             "teacher": Maps(frame.da3_depth, frame.sam2_seg),
         }
-        truths = truths_of(frame, recipe)
+        truths = references_of(frame, recipe)
         for name, comparison in table.items():
             answer, truth = name.split(" vs ")
             if truth in truths:

@@ -29,7 +29,7 @@ def is_nyu(camera: Intrinsics | None) -> bool:
     return camera is not None and camera == NYU_INTRINSICS.resized(camera.width, camera.height)
 
 
-def seen(height: int, width: int, recipe: Recipe) -> tuple[slice, slice]:
+def student_window(height: int, width: int, recipe: Recipe) -> tuple[slice, slice]:
     """Rows and columns of an image of the given size that the student sees: those of its input's aspect ratio."""
     left, top, seen_width, seen_height = centre_crop(width, height, recipe.width / recipe.height)
     return slice(top, top + seen_height), slice(left, left + seen_width)
@@ -48,14 +48,14 @@ def scored_depth(depth: Map, confidence: Map | None, recipe: Recipe, camera: Int
     counts = (depth >= recipe.min_depth) & (depth <= recipe.max_depth)
     if confidence is not None:
         counts = counts & (confidence >= recipe.confidence_threshold)
-    counts = _inside(counts, seen(height, width, recipe))
+    counts = _inside(counts, student_window(height, width, recipe))
     return _inside(counts, eigen_crop(height, width)) if is_nyu(camera) else counts
 
 
 def scored_classes(classes: Map, recipe: Recipe) -> Map:
     """Where the classes of a truth, integers [...,H,W], count: bool, of their shape."""
     height, width = classes.shape[-2:]
-    return _inside(classes != IGNORE, seen(height, width, recipe))
+    return _inside(classes != IGNORE, student_window(height, width, recipe))
 
 
 def _inside(counts: Map, window: tuple[slice, slice]) -> Map:

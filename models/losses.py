@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = 255  # class of pixels that teach nothing
-SMALLEST_SHARE = 1e-3  # of the pixels: a class that is rarer counts no more, so that a few wrong labels don't lead
+MIN_CLASS_SHARE = 1e-3  # of the pixels: a class that is rarer counts no more, so that a few wrong labels don't lead
 
 
 @dataclass
@@ -83,14 +83,14 @@ def dice_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     known = target != IGNORE
     of_target = probability.gather(1, torch.where(known, target, 0).long()[:, None])
     classes = logits.shape[1]
-    labelled = sums_by_class(weight, target)[:, :classes]
-    intersection = sums_by_class(weight * of_target, target)[:, :classes]
+    labelled = sum_per_class(weight, target)[:, :classes]
+    intersection = sum_per_class(weight * of_target, target)[:, :classes]
     predicted = (probability * torch.where(known[:, None], weight, 0)).sum(dim=(2, 3))
     total = (labelled + predicted).clamp(min=torch.finfo(predicted.dtype).tiny)
     return masked_mean(1 - 2 * intersection / total, labelled > 0)
 
 
-def sums_by_class(values: Tensor, target: Tensor) -> Tensor:
+def sum_per_class(values: Tensor, target: Tensor) -> Tensor:
     """Sums of values [B,1,H,W] over the pixels of each class of each frame: [B,255]; target: integers [B,H,W]."""
     sums = values.new_zeros(len(values), IGNORE + 1)
     return sums.scatter_add(1, target.flatten(1).long(), values.flatten(1))[:, :IGNORE]
@@ -123,7 +123,7 @@ def class_weights(shares: Tensor, balance: float) -> Tensor:
 
     Returns: float32 [256], to be indexed by class maps; 0 for what is no class.
     """
-    rareness = shares.clamp(min=SMALLEST_SHARE).pow(-balance)
+    rareness = shares.clamp(min=MIN_CLASS_SHARE).pow(-balance)
     weights = rareness / (rareness * shares).sum() if shares.any() else torch.ones_like(shares)
     return F.pad(weights, (0, IGNORE + 1 - len(shares)))
 
@@ -135,7 +135,7 @@ def target_counts(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) 
     of all frames, frames.
     """
     pixels = (depth_target > 0).sum().to(depth_target)
-    by_class = sums_by_class(seg_weight, seg_target)
+    by_class = sum_per_class(seg_weight, seg_target)
     frames = depth_target.new_full((), len(depth_target))  # new_tensor() would wait for the device
     return torch.stack([pixels, by_class.sum(), (by_class > 0).sum().to(depth_target), frames])
 
