@@ -3,7 +3,7 @@
 Reads   a manifest and what it lists (default: manifest.jsonl of $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data);
         a checkpoint with --resume or --init.
 Writes  <checkpoint-dir>/last.pt and best.pt; <log-dir>/<start time>/: config.json, history.csv, curves.png,
-        validation.png and TensorBoard events; not_finite.pt, a batch, when training diverges.
+        validation.png and TensorBoard events; not_finite.pt, the last batch, if training diverges.
 
 Without NYU data it trains on rendered rooms and says so; --require-data makes missing data an error. SIGTERM, SIGHUP,
 SIGUSR1 and Ctrl-C end it after the current step with exit code 75; --resume continues as if it had not been stopped.
@@ -26,18 +26,17 @@ from config import Recipe, Runtime
 from dataset.files import atomic_path, write_json
 from dataset.identity import fingerprint
 from models.losses import LossWeights, class_weights, distillation_loss, target_counts
-from trainer.augment import SIZES, augment
+from trainer.augment import N_SIZES, augment
 from trainer.checkpoint import (
     MovingAverage,
     build_student,
     freeze_batch_norm,
     load_checkpoint,
-    recipe_of,
+    recipe_from_checkpoint,
     save_checkpoint,
 )
 from trainer.compilation import compile_for_sizes
-from trainer.distributed import Processes
-from trainer.distributed import processes as processes_of
+from trainer.distributed import Processes, process_group
 from trainer.feed import (
     Batch,
     PackedFrames,
@@ -53,9 +52,9 @@ from trainer.report import log_epoch
 from trainer.start import (
     check_same_data,
     check_same_recipe,
-    checkpoint_to_resume,
     create_run_dir,
-    describe,
+    describe_data,
+    find_checkpoint,
     find_manifest,
     git_revision,
     load_initial_weights,
@@ -69,12 +68,12 @@ from trainer.validation import best_score, validate
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
-    with processes_of(runtime.device) as (processes, device), lock_checkpoint_dir(runtime.checkpoint_dir, processes):
+    with process_group(runtime.device) as (processes, device), lock_checkpoint_dir(runtime.checkpoint_dir, processes):
         return train(arguments, recipe, runtime, processes, device)
 
 
 def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Processes, device: torch.device) -> int:
-    """Train in one of the processes of a run; returns the exit code."""
+    """Train, as one process of a run; returns the exit code."""
     if device.type == "cpu":
         keep_freed_memory()
     if runtime.compile:
@@ -83,11 +82,11 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
         frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit)
-    checkpoint = checkpoint_to_resume(arguments.resume, runtime.checkpoint_dir)
+    checkpoint = find_checkpoint(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
     data = fingerprint([*frames.rows, *val_frames.rows])
     trainer = Trainer(recipe, runtime, device, frames, val_frames, data, processes)
-    description = describe(frames.rows, recipe)
+    description = describe_data(frames.rows, recipe)
     if checkpoint:
         trainer.resume(checkpoint, description)
     else:
@@ -96,10 +95,10 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
             raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
         trainer.start(arguments.init or arguments.encoder_weights or "auto", description | statistics)
     if runtime.compile:
-        compile_for_sizes(trainer.model, SIZES)
-    tell: Callable[[str], None] = print if processes.is_main else lambda text: None
-    tell(
-        f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.size} "
+        compile_for_sizes(trainer.model, N_SIZES)
+    print_main: Callable[[str], None] = print if processes.is_main else lambda text: None
+    print_main(
+        f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.world_size} "
         f"process(es), encoder start {trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, "
         f"log {trainer.run_dir}"
     )
@@ -107,20 +106,20 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         for epoch in range(len(trainer.notes["history"]), recipe.epochs):
             if trainer.train_epoch(epoch, stop):
                 trainer.save("last.pt")
-                tell(f"stopped by a signal at step {trainer.step}; go on with --resume auto")
+                print_main(f"stopped by a signal at step {trainer.step}; continue with --resume auto")
                 return EXIT_STOPPED
             trainer.finish_epoch(epoch)
     if len(val_frames) and trainer.notes["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch's student has a score; use a lower --lr")
-    best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "nothing to validate on"
-    tell(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
+    best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "no validation frames"
+    print_main(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
-        tell(rooms_notice)
+        print_main(rooms_notice)
     return 0
 
 
 class Trainer:
-    """A model in training. All randomness comes from (seed, step), so the weights and the step are its whole state."""
+    """The training state and its steps. Random numbers depend on (seed, step) only: no generator state is saved."""
 
     def __init__(
         self,
@@ -129,21 +128,21 @@ class Trainer:
         device: torch.device,
         frames: PackedFrames,
         val_frames: PackedFrames,
-        data: str,
+        data_fingerprint: str,
         processes: Processes | None = None,
     ):
         self.recipe, self.runtime, self.device = recipe, runtime, device
         self.frames, self.val_frames = frames, val_frames
         self.processes = processes or Processes()
-        if min(recipe.batch_size, len(frames)) % self.processes.size:
+        if min(recipe.batch_size, len(frames)) % self.processes.world_size:
             raise UserError(
-                f"--batch-size {recipe.batch_size} of {len(frames)} frames can't be shared evenly by "
-                f"{self.processes.size} processes"
+                f"--batch-size {recipe.batch_size} with {len(frames)} frames can't be split evenly over "
+                f"{self.processes.world_size} processes"
             )
         self.steps_per_epoch = batches_per_epoch(len(frames), recipe.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.freeze_bn_step = (1 - recipe.freeze_bn_fraction) * self.total_steps  # batch norm is frozen from here on
-        self.weights = LossWeights(
+        self.loss_weights = LossWeights(
             recipe.depth_weight, recipe.segmentation_weight, recipe.dice_weight, recipe.smoothness_weight
         )
         self.target_statistics = target_statistics(frames, recipe)
@@ -153,11 +152,11 @@ class Trainer:
         # cuDNN and the CPU's kernels prefer channels_last
         self.model = build_student(recipe).to(device).to(memory_format=torch.channels_last)
         if "sam2_seg" not in frames.arrays:
-            self.weights.segmentation = self.weights.dice = 0.0
-        # no gradient for a decoder without a loss: it keeps its initial weights
-        self.model.depth_decoder.requires_grad_(bool(self.weights.depth or self.weights.smoothness))
-        self.model.seg_decoder.requires_grad_(bool(self.weights.segmentation or self.weights.dice))
-        self.parallel = self.processes.data_parallel(self.model, device)
+            self.loss_weights.segmentation = self.loss_weights.dice = 0.0
+        # a decoder without a loss is frozen at its initial weights
+        self.model.depth_decoder.requires_grad_(bool(self.loss_weights.depth or self.loss_weights.smoothness))
+        self.model.seg_decoder.requires_grad_(bool(self.loss_weights.segmentation or self.loss_weights.dice))
+        self.ddp_model = self.processes.data_parallel(self.model, device)
         encoder = list(self.model.encoder.parameters())
         others = [weight for name, weight in self.model.named_parameters() if not name.startswith("encoder.")]
         groups = [{"params": encoder}, {"params": others}]
@@ -169,18 +168,18 @@ class Trainer:
             total_steps=self.total_steps + 1,
             pct_start=max(recipe.warmup_fraction, 2 / (self.total_steps + 1)),  # a warm-up of 0 steps divides by zero
         )
-        self.average = MovingAverage(self.model, recipe.ema_decay)
+        self.ema = MovingAverage(self.model, recipe.ema_decay)
         self.step = 0
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the current epoch
-        self.shown_loss = torch.zeros((), pin_memory=device.type == "cuda")
-        self.notes: dict[str, Any] = {"data_fingerprint": data, "history": [], "best_score": float("-inf")}
+        self.displayed_loss = torch.zeros((), pin_memory=device.type == "cuda")
+        self.notes: dict[str, Any] = {"data_fingerprint": data_fingerprint, "history": [], "best_score": float("-inf")}
 
     def start(self, weights: str | Path, description: dict) -> None:
         """Start a new run: load the initial weights (see load_initial_weights) and create the run folder."""
         start = load_initial_weights(self.model, self.recipe, weights)
         self.processes.broadcast_weights(self.model)  # some processes may not have reached the hub
-        self.average = MovingAverage(self.model, self.recipe.ema_decay)
-        revision = {"git_revision": git_revision(), "processes": self.processes.size}
+        self.ema = MovingAverage(self.model, self.recipe.ema_decay)
+        revision = {"git_revision": git_revision(), "processes": self.processes.world_size}
         run = create_run_dir(self.runtime.log_dir) if self.processes.is_main else None
         self.notes |= {"encoder_start": start, "run": run} | revision | description
         self.notes = self.processes.broadcast_from_main(self.notes)
@@ -201,11 +200,11 @@ class Trainer:
             description: of the training data, see trainer.start.describe().
         """
         content = load_checkpoint(path)
-        check_same_recipe(path, recipe_of(content, path), self.recipe)
+        check_same_recipe(path, recipe_from_checkpoint(content, path), self.recipe)
         try:
             check_same_data(path, content["notes"], self.notes | description)
             self.model.load_state_dict(content["model"])
-            self.average.model.load_state_dict(content["ema"])
+            self.ema.model.load_state_dict(content["ema"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.schedule.load_state_dict(content["schedule"])
             self.guard.load_state_dict(content["guard"])
@@ -222,22 +221,22 @@ class Trainer:
     def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
         """Train the remaining steps of an epoch; returns whether a signal stopped it."""
         self.model.train()
-        done = self.step - epoch * self.steps_per_epoch
+        steps_done = self.step - epoch * self.steps_per_epoch
         start, images = time.perf_counter(), 0
         stopped = self.processes.any_rank(bool(stop))[0]
-        with self.progress(epoch, done) as bar:
-            for batch in self.batches(epoch, done, self.device):
+        with self.progress_bar(epoch, steps_done) as bar:
+            for batch in self.batches(epoch, steps_done, self.device):
                 if self.step >= self.freeze_bn_step:
                     freeze_batch_norm(self.model)
                 loss = self.train_step(batch)
                 self.epoch_loss += loss
-                self.shown_loss.copy_(loss, non_blocking=True)
-                bar.set_postfix(self.shown(), refresh=False)
-                bar.update(len(batch) * self.processes.size)
-                images += len(batch) * self.processes.size
-                stopped, gave_up = self.processes.any_rank(bool(stop), self.guard.gave_up)
-                if gave_up:
-                    raise self.divergence()
+                self.displayed_loss.copy_(loss, non_blocking=True)
+                bar.set_postfix(self.progress_values(), refresh=False)
+                bar.update(len(batch) * self.processes.world_size)
+                images += len(batch) * self.processes.world_size
+                stopped, diverged = self.processes.any_rank(bool(stop), self.guard.diverged)
+                if diverged:
+                    raise self.divergence_error()
                 if stopped:
                     break
         if self.device.type == "cuda":
@@ -245,16 +244,16 @@ class Trainer:
         self.images_per_second = images / (time.perf_counter() - start)
         return stopped
 
-    def progress(self, epoch: int, done: int) -> tqdm:
+    def progress_bar(self, epoch: int, steps_done: int) -> tqdm:
         """Progress bar of an epoch, in images, with `done` steps already finished."""
         batch_size = min(self.recipe.batch_size, len(self.frames))
-        quiet = None if self.processes.is_main else True
-        total, initial = self.steps_per_epoch * batch_size, done * batch_size
-        return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=quiet)
+        disable = None if self.processes.is_main else True
+        total, initial = self.steps_per_epoch * batch_size, steps_done * batch_size
+        return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=disable)
 
-    def shown(self) -> dict[str, str]:
+    def progress_values(self) -> dict[str, str]:
         """Values beside the progress bar: the latest loss copied from the device, and the last validation metrics."""
-        values = {"loss": float(self.shown_loss)}
+        values = {"loss": float(self.displayed_loss)}
         for entry in self.notes["history"][-1:]:
             values |= {"RMSE": entry["rmse"], "mIoU": entry["miou"]}
         return {name: f"{value:.3f}" for name, value in values.items() if not math.isnan(value)}
@@ -262,35 +261,35 @@ class Trainer:
     def batches(self, epoch: int, skip: int, device: torch.device) -> Iterator[Batch]:
         """This rank's slice of each batch of an epoch."""
         order = (self.recipe.batch_size, self.recipe.seed, epoch, skip)
-        return training_batches(self.frames, *order, device, self.processes.rank, self.processes.size)
+        return training_batches(self.frames, *order, device, self.processes.rank, self.processes.world_size)
 
-    def augmented(self, batch: Batch, step: int) -> Batch:
+    def augment_batch(self, batch: Batch, step: int) -> Batch:
         """The augmented batch of a step."""
         size, order = (self.recipe.height, self.recipe.width), (self.recipe.seed, step, self.recipe.texture)
-        return augment(batch, self.recipe.zoom, size, *order, self.processes.rank, self.processes.size)
+        return augment(batch, self.recipe.zoom, size, *order, self.processes.rank, self.processes.world_size)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
-        """One optimizer step; returns the total loss without waiting for the device."""
-        parts = self.augmented(batch, self.step).split(self.recipe.accumulation_steps)
-        targets = [self.targets(part) for part in parts]
+        """Run one optimizer step; returns the total loss without waiting for the device."""
+        micro_batches = self.augment_batch(batch, self.step).split(self.recipe.accumulation_steps)
+        targets = [self.targets(micro_batch) for micro_batch in micro_batches]
         counts = torch.stack([target_counts(*target) for target in targets])
-        shares = counts / self.processes.all_reduce_mean(counts.sum(dim=0)).clamp(min=1)
+        scales = counts / self.processes.all_reduce_mean(counts.sum(dim=0)).clamp(min=1)
         self.guard.begin_step()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
-        for number, (part, target, share) in enumerate(zip(parts, targets, shares, strict=True), start=1):
-            with self.processes.gradient_sync(self.parallel, complete=number == len(parts)):
+        for index, (micro_batch, target, scale) in enumerate(zip(micro_batches, targets, scales, strict=True), start=1):
+            with self.processes.gradient_sync(self.ddp_model, enabled=index == len(micro_batches)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                    depth, seg = self.parallel(part.rgb.contiguous(memory_format=torch.channels_last))
-                part_loss = distillation_loss(depth, seg, part.rgb, *target, self.weights, share)["total"]
-                part_loss.backward()
-            loss += part_loss.detach()
+                    depth, seg = self.ddp_model(micro_batch.rgb.contiguous(memory_format=torch.channels_last))
+                micro_loss = distillation_loss(depth, seg, micro_batch.rgb, *target, self.loss_weights, scale)["total"]
+                micro_loss.backward()
+            loss += micro_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
         loss = self.guard.skip_if_not_finite(self.processes.all_reduce_mean(loss), norm, self.step)
         self.optimizer.step()
         self.schedule.step()
-        self.processes.average_running_statistics(self.guard.statistics)
-        self.average.update(self.step)
+        self.processes.average_running_statistics(self.guard.running_statistics)
+        self.ema.update(self.step)
         self.step += 1
         return loss
 
@@ -300,13 +299,13 @@ class Trainer:
         weight = batch.seg_confidence * self.class_weights.take(batch.sam2_seg.long())[:, None]
         return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, weight
 
-    def divergence(self) -> UserError:
-        """The error to raise after repeated non-finite losses; writes this rank's slice of the last such batch."""
-        step = self.guard.last_skipped
+    def divergence_error(self) -> UserError:
+        """Save this rank's slice of the last skipped batch; returns the error to raise."""
+        step = self.guard.last_skipped_step
         batch = next(self.batches(*divmod(step, self.steps_per_epoch), torch.device("cpu")))
         path = self.run_dir / f"not_finite{self.processes.rank or ''}.pt"
         with atomic_path(path) as temporary:
-            torch.save(vars(self.augmented(batch, step)), temporary)
+            torch.save(vars(self.augment_batch(batch, step)), temporary)
         return UserError(
             f"training has diverged, the loss was not finite in {self.guard.most_consecutive_skips} steps in a row; "
             f"the batch of step {step} is in {path}: use a lower --lr"
@@ -316,20 +315,20 @@ class Trainer:
         """Validate, print, log and save."""
         skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.notes["history"])
         if self.guard.most_consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
-            raise self.divergence()
-        metrics, panels = validate(self.average.model, self.val_frames, self.recipe, self.device, self.processes)
+            raise self.divergence_error()
+        metrics, panels = validate(self.ema.model, self.val_frames, self.recipe, self.device, self.processes)
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
-            "loss": self.epoch_loss.item() / counted if (counted := self.steps_per_epoch - skipped) else math.nan,
+            "loss": self.epoch_loss.item() / finite if (finite := self.steps_per_epoch - skipped) else math.nan,
             "skipped_steps": skipped,
-            "ema_decay": self.average.decay_of(self.step - 1),
+            "ema_decay": self.ema.decay_at(self.step - 1),
             "images_per_second": self.images_per_second,
         } | metrics
         self.epoch_loss.zero_()
         self.notes["history"].append(entry)
         if self.processes.is_main:
-            print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # without NaN
+            print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # no NaN
             log_epoch(self.run_dir, self.notes["history"], panels)
         self.notes["best_score"] = best_score(self.notes["history"], self.freeze_bn_step)
         if metrics["score"] == self.notes["best_score"] or not self.val_frames:
@@ -337,19 +336,19 @@ class Trainer:
         self.save("last.pt")
 
     def save(self, name: str) -> None:
-        """Write a checkpoint; the other processes wait, because the first one to exit would end the writer."""
+        """Write a checkpoint; the other processes wait, because a launcher may kill all processes when one exits."""
         with self.processes.main_process_first():
             if self.processes.is_main:
                 self.write_checkpoint(name)
 
     def write_checkpoint(self, name: str) -> None:
-        """Write a checkpoint from this process."""
+        """Write a checkpoint, on the main process."""
         save_checkpoint(
             self.runtime.checkpoint_dir / name,
             self.recipe,
             {
                 "model": self.model.state_dict(),
-                "ema": self.average.model.state_dict(),
+                "ema": self.ema.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "guard": self.guard.state_dict(),

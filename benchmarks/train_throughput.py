@@ -45,7 +45,7 @@ from config import Recipe, Runtime
 from dataset.manifest import Row, read_manifest
 from models.losses import distillation_loss
 from train import Trainer
-from trainer.feed import Batch, gathered_batches
+from trainer.feed import Batch, host_batches
 from trainer.memory import keep_freed_memory
 from trainer.start import pack
 
@@ -83,7 +83,7 @@ class Ours(TimedMethods):
         frames = pack(rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
         self.trainer, self.device = Trainer(recipe, runtime, device, frames, frames, "benchmark"), device
         self.trainer.model.train()
-        self.in_memory = [self.trainer.augmented(batch, step) for step, batch in self.batches()]
+        self.in_memory = [self.trainer.augment_batch(batch, step) for step, batch in self.batches()]
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch) of the first epoch."""
@@ -123,13 +123,13 @@ class Ours(TimedMethods):
         """Load batches from the packed cache to host memory."""
         recipe = self.trainer.recipe
         pinned = self.device.type == "cuda"
-        for _ in gathered_batches(self.trainer.frames, recipe.batch_size, recipe.seed, 0, 0, pinned):
+        for _ in host_batches(self.trainer.frames, recipe.batch_size, recipe.seed, 0, 0, pinned):
             pass
 
     def feed(self) -> None:
         """Load batches to the device and augment them there."""
         for step, batch in self.batches():
-            self.trainer.augmented(batch, step)
+            self.trainer.augment_batch(batch, step)
 
     def gpu_share(self) -> float:
         """Share of a training round in which the GPU computes or copies."""

@@ -200,7 +200,7 @@ def test_frames_are_changed_alike_however_many_processes_share_them(monkeypatch)
     batch = plane_batch(4)
     whole = augment(batch, MIXED, SIZE, seed=3, step=5)
     for rank, part in enumerate(batch.split(2)):
-        changed = augment(part, MIXED, SIZE, seed=3, step=5, rank=rank, processes=2)
+        changed = augment(part, MIXED, SIZE, seed=3, step=5, rank=rank, world_size=2)
         for field in fields(Batch):
             torch.testing.assert_close(
                 getattr(changed, field.name), getattr(whole, field.name)[2 * rank : 2 * rank + 2]

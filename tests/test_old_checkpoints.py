@@ -24,7 +24,7 @@ import predict
 import train
 from config import Recipe, Runtime
 from dataset.files import read_json
-from trainer.checkpoint import load_checkpoint, load_student, recipe_of
+from trainer.checkpoint import load_checkpoint, load_student, recipe_from_checkpoint
 from trainer.distributed import Processes
 
 CHECKPOINT = Path(__file__).with_name("data") / "format_1.pt"
@@ -50,14 +50,14 @@ def resume(data: Path, out: Path, recipe: Recipe) -> int:
 
 
 def test_its_recipe_is_todays():
-    assert recipe_of(load_checkpoint(CHECKPOINT), CHECKPOINT) == RECIPE
+    assert recipe_from_checkpoint(load_checkpoint(CHECKPOINT), CHECKPOINT) == RECIPE
 
 
 def test_a_renamed_setting_is_read_under_its_old_name():
     content = load_checkpoint(CHECKPOINT)
     assert "freeze_bn_fraction" not in content["config"]
     content["config"]["frozen_statistics"] = 0.7
-    assert recipe_of(content, CHECKPOINT).freeze_bn_fraction == 0.7
+    assert recipe_from_checkpoint(content, CHECKPOINT).freeze_bn_fraction == 0.7
 
 
 def test_a_resumed_run_ends_as_it_would_have(data, tmp_path, capsys):

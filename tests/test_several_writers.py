@@ -15,7 +15,7 @@ import torch
 from small_run import call, exit_code, train_flags
 
 import train
-from trainer.distributed import Processes, processes
+from trainer.distributed import Processes, process_group
 from trainer.start import create_run_dir, lock_checkpoint_dir
 
 
@@ -96,8 +96,8 @@ def test_slurms_tasks_without_ranks_would_each_train_alone(manifest, tmp_path, m
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if not refused:
-        with processes("cpu") as (group, _):
-            assert group.size == 1
+        with process_group("cpu") as (group, _):
+            assert group.world_size == 1
         return
     assert exit_code(train.main, *train_flags(manifest, tmp_path / "out")) == EXIT_USAGE
     error = capfd.readouterr().err

@@ -26,7 +26,7 @@ from dataset.frames import read_frame, to_network_map, to_network_rgb
 from dataset.manifest import Row, read_manifest, select_rows
 from models.student import bounded_depth
 from trainer import start
-from trainer.augment import SIZES, augment
+from trainer.augment import N_SIZES, augment
 from trainer.checkpoint import build_student
 from trainer.compilation import compile_for_sizes
 from trainer.feed import PackedFrames, depth_target, target_statistics, training_batches
@@ -334,7 +334,7 @@ def test_resume_takes_no_checkpoint_of_another_model(manifest, trained, tmp_path
 def test_resume_auto_without_a_checkpoint_starts_anew_and_a_named_one_must_exist(manifest, tmp_path):
     frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
     trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
-    assert start.checkpoint_to_resume("auto", tmp_path) is None and start.checkpoint_to_resume(None, tmp_path) is None
+    assert start.find_checkpoint("auto", tmp_path) is None and start.find_checkpoint(None, tmp_path) is None
     with pytest.raises(UserError, match=r"no checkpoint .*gone\.pt"):
         trainer.resume(tmp_path / "gone.pt", {})
 
@@ -392,16 +392,16 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(manifest
     assert all(torch.equal(v, before[n]) for n, v in trainer.model.state_dict().items() if n not in counters)
     after = [state["exp_avg"] for state in trainer.optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
-    assert trainer.guard.skipped == 1 and trainer.guard.last_skipped == 1 and not trainer.guard.gave_up
+    assert trainer.guard.skipped == 1 and trainer.guard.last_skipped_step == 1 and not trainer.guard.diverged
     assert trainer.train_step(batch).item() > 0
     assert not torch.equal(trainer.model.state_dict()["depth_decoder.head.weight"], before["depth_decoder.head.weight"])
     with monkeypatch.context() as patch:
         patch.setattr(train, "distillation_loss", lambda *a: {"total": loss(*a)["total"] / 0})
         for row in (1, 2, 3):
-            assert not trainer.guard.gave_up
+            assert not trainer.guard.diverged
             trainer.train_step(batch)
             assert trainer.guard.skipped == 1 + row
-    assert trainer.guard.gave_up
+    assert trainer.guard.diverged
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 20])
@@ -445,7 +445,7 @@ def test_encoder_weights(manifest, tmp_path):
     trainer.start(str(tmp_path / "encoder.pt"), {})
     assert trainer.notes["encoder_start"] == str(tmp_path / "encoder.pt")
     assert all((weight == 0.5).all() for weight in trainer.model.encoder.parameters())
-    assert all((weight == 0.5).all() for weight in trainer.average.model.encoder.parameters())
+    assert all((weight == 0.5).all() for weight in trainer.ema.model.encoder.parameters())
     encoder, others = trainer.optimizer.param_groups
     for _ in range(trainer.total_steps):
         assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr * others["lr"])
@@ -468,7 +468,7 @@ def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
     trainer.start(best, {})
     for name, weight in checkpoint(trained, "best.pt")["ema"].items():
         assert torch.equal(trainer.model.state_dict()[name], weight)
-        assert torch.equal(trainer.average.model.state_dict()[name], weight)
+        assert torch.equal(trainer.ema.model.state_dict()[name], weight)
     assert str(best) in trainer.notes["encoder_start"] and trainer.step == 0
     flags = train_flags(manifest, tmp_path / "next")
     with pytest.raises(UserError, match="--encoder-weights"):
@@ -495,12 +495,12 @@ def test_every_image_size_of_a_wide_zoom_has_its_graph():
         return graph.forward
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    compile_for_sizes(model, SIZES, counting)
+    compile_for_sizes(model, N_SIZES, counting)
     for frozen in (False, True):
         model[1].train(not frozen)
-        for tenths in range(1, SIZES + 1):
+        for tenths in range(1, N_SIZES + 1):
             model(torch.rand(1, 3, 24 * tenths, 32 * tenths))
-    assert len(graphs) == 2 * SIZES
+    assert len(graphs) == 2 * N_SIZES
 
 
 def test_the_student_can_say_what_it_is_taught_through_any_lens_of_its_data(manifest, trained, tmp_path):

@@ -16,23 +16,23 @@ from trainer.feed import Batch
 
 FLIP_PROBABILITY = 0.5
 MIN_ZOOM = 0.2  # smallest fraction of the network's size that survives the encoder's stride of 32
-SIZES = 10  # image sizes are multiples of 1/10 of the network's size: a GPU compiles or tunes for each
-SAMPLES = 2  # samples per pixel and axis: no pixel of a frame of twice the network's size is missed down to zoom 0.5
-BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # largest relative change
-GAMMA = 0.2  # largest change of log gamma
-# Sharpness and noise depend on lens, zoom and camera. A student that sees one kind uses them as a cue for distance.
-# At texture = 1:
+N_SIZES = 10  # image sizes are multiples of 1/10 of the network's size; few, since a GPU compiles or tunes for each
+SAMPLES_PER_AXIS = 2  # per pixel: a frame of twice the network's size is sampled without gaps at zooms down to 0.5
+BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # maximum relative change
+GAMMA = 0.2  # maximum change of log gamma
+# Sharpness and noise depend on lens, zoom and camera. A student that sees only one kind uses them as a cue for
+# distance. At texture = 1:
 SHARPNESS = 1.0  # maximum relative change of the detail that a blur removes: from blurred to twice as sharp
 NOISE = 0.03  # maximum standard deviation of the noise; white is 1
-BLUR = 4  # box filters per axis, an even number; together close to a Gaussian with a sigma of one pixel
+BLUR_PASSES = 4  # 2-tap box filters per axis, an even number; together close to a Gaussian with a sigma of one pixel
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass
 class RandomDraws:
-    """Random numbers for one rank's frames, from number `first` on, of a batch of `total` frames.
+    """Random numbers for one rank's `count` frames, starting at index `first` of a batch of `total` frames.
 
-    They are drawn for the whole batch, so that the augmentation of a frame does not depend on the number of processes.
+    They are drawn for the whole batch, so that a frame's augmentation does not depend on the number of processes.
     """
 
     generator: torch.Generator
@@ -40,9 +40,9 @@ class RandomDraws:
     count: int
     total: int
 
-    def uniform(self, kinds: int) -> Tensor:
-        """float32 [kinds,count] in 0..1."""
-        drawn = torch.rand(kinds, self.total, generator=self.generator)
+    def uniform(self, numbers: int) -> Tensor:
+        """Uniform random numbers in 0..1: float32 [numbers,count]."""
+        drawn = torch.rand(numbers, self.total, generator=self.generator)
         return drawn[:, self.first : self.first + self.count]
 
     def normal(self, like: Tensor) -> Tensor:
@@ -63,29 +63,29 @@ def augment(
     step: int,
     texture: float = 1.0,
     rank: int = 0,
-    processes: int = 1,
+    world_size: int = 1,
 ) -> Batch:
-    """An augmented copy of the batch. Random numbers depend on seed and step only; noise also on the kind of device.
+    """Return an augmented copy of the batch. It depends on seed and step only, and the noise on the device type.
 
     Args:
-        batch: from the feed, at least as large as the result. An enlarged crop would be blurred, and the student would
-            use the blur as a cue for the zoom.
-        zoom: range of the factor on the focal length, from MIN_ZOOM on.
-        size: (height, width) of the network; the result has a fraction of it.
-        seed: of the run.
+        batch: from the feed, with images at least as large as the result. An enlarged crop would be blurred, and the
+            student would use the blur as a cue for the zoom.
+        zoom: range of the factor on the focal length, MIN_ZOOM or more.
+        size: (height, width) of the network. The result is as large, or smaller: see draw_size_fraction().
+        seed: seed of the run.
         step: number of the step in the run.
-        texture: how much sharpness and noise vary, 0 (not at all) to 1.
-        rank: which slice of the step's batch this is.
-        processes: number of slices.
+        texture: strength of the changes of sharpness and noise, 0 (none) to 1.
+        rank: rank whose slice of the batch this is.
+        world_size: number of ranks.
     """
     generator, frames = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63), len(batch)
-    draws = RandomDraws(generator, rank * frames, frames, processes * frames)
-    share = draw_size_fraction(generator, zoom)
-    window, factor = draw_window(draws, zoom, share)
+    draws = RandomDraws(generator, rank * frames, frames, world_size * frames)
+    fraction = draw_size_fraction(generator, zoom)
+    window, factor = draw_window(draws, zoom, fraction)
     window, factor = window.to(batch.rgb.device), factor.to(batch.rgb.device)
-    height, width = (round(share * side) for side in size)
-    rgb = jitter_colour(_average(batch.rgb, window, height, width), draws)
-    index = _nearest(*_sample_positions(window, height, width), *batch.depth.shape[-2:])
+    height, width = (round(fraction * side) for side in size)
+    rgb = jitter_colour(_resample_rgb(batch.rgb, window, height, width), draws)
+    index = _nearest_indices(*_sample_positions(window, height, width), *batch.depth.shape[-2:])
     return Batch(
         rgb=jitter_texture(rgb, texture, draws) if texture else rgb,
         depth=_take(batch.depth, index),
@@ -101,24 +101,24 @@ def augment(
 def draw_size_fraction(generator: torch.Generator, zoom: tuple[float, float]) -> float:
     """Draw a step's image size as a fraction of the network's size, in tenths.
 
-    It lies between the minimum zoom, rounded down, and the maximum zoom or 1, whichever is less.
+    It lies between the minimum and the maximum zoom, both rounded down, and is at most 1.
     """
-    least, most = (min(int(SIZES * limit + 1e-6), SIZES) for limit in zoom)
-    return int(torch.randint(least, most + 1, (), generator=generator)) / SIZES
+    smallest, largest = (min(int(N_SIZES * limit + 1e-6), N_SIZES) for limit in zoom)
+    return int(torch.randint(smallest, largest + 1, (), generator=generator)) / N_SIZES
 
 
-def draw_window(draws: RandomDraws, zoom: tuple[float, float], share: float) -> tuple[Tensor, Tensor]:
-    """Draw the window that is cropped from each frame, [3,B], and its zoom, [B].
+def draw_window(draws: RandomDraws, zoom: tuple[float, float], fraction: float) -> tuple[Tensor, Tensor]:
+    """Draw the window to crop from each frame, [3,B], and its zoom, [B].
 
-    A window is its half width, negative if flipped, its half height, and the x coordinate of its centre; the image
-    spans -1..1. The zoom is log-uniform. Zooms below `share` are left to steps with smaller images. The window is not
-    shifted vertically: where an object meets the floor, relative to the horizon, gives its distance through any lens,
-    as long as the optical axis stays at the image's centre.
+    A window is its half width (negative: flipped), its half height, and the x coordinate of its centre; the frame spans
+    -1..1. The zoom is log-uniform and not below `fraction`: smaller zooms need smaller images. The window is never
+    shifted vertically: while the optical axis stays at the image centre, how far below the horizon an object meets the
+    floor gives its distance through any lens.
     """
     draw = draws.uniform(3)
-    low, high = math.log(max(zoom[0], share)), math.log(max(zoom[1], share))
+    low, high = math.log(max(zoom[0], fraction)), math.log(max(zoom[1], fraction))
     factor = torch.exp(low + (high - low) * draw[0])
-    half = share / factor
+    half = fraction / factor
     direction = torch.where(draw[1] < FLIP_PROBABILITY, -1.0, 1.0)
     return torch.stack([direction * half, half, (1 - half) * (2 * draw[2] - 1)]), factor
 
@@ -129,8 +129,8 @@ def _sample_positions(window: Tensor, height: int, width: int) -> tuple[Tensor, 
     def centres(size: int) -> Tensor:
         return (2 * torch.arange(size, device=window.device) + 1) / size - 1
 
-    half_width, half_height, middle = window.unsqueeze(-1)
-    return middle + half_width * centres(width), half_height * centres(height)
+    half_width, half_height, centre = window.unsqueeze(-1)
+    return centre + half_width * centres(width), half_height * centres(height)
 
 
 def jitter_colour(rgb: Tensor, draws: RandomDraws) -> Tensor:
@@ -149,57 +149,58 @@ def jitter_colour(rgb: Tensor, draws: RandomDraws) -> Tensor:
 def jitter_texture(rgb: Tensor, texture: float, draws: RandomDraws) -> Tensor:
     """Random sharpness and noise per frame; rgb float32 [B,3,H,W] in 0..1, texture as for augment()."""
     draw = texture * draws.uniform(2).view(2, -1, 1, 1, 1).to(rgb.device)
-    blurred = F.pad(rgb, (BLUR // 2,) * 4, mode="replicate")
+    blurred = F.pad(rgb, (BLUR_PASSES // 2,) * 4, mode="replicate")
     for axis in (2, 3):
-        for _ in range(BLUR):
+        for _ in range(BLUR_PASSES):
             neighbours = blurred.shape[axis] - 1
             blurred = blurred.narrow(axis, 0, neighbours) + blurred.narrow(axis, 1, neighbours)
-    changed = rgb.lerp(blurred.div_(4**BLUR), SHARPNESS * (texture - 2 * draw[0]))
+    changed = rgb.lerp(blurred.div_(4**BLUR_PASSES), SHARPNESS * (texture - 2 * draw[0]))
     return changed.addcmul_(NOISE * draw[1], draws.normal(rgb)).clamp_(0, 1)
 
 
-def _average(rgb: Tensor, window: Tensor, height: int, width: int) -> Tensor:
-    """Resample the window of frames [B,3,h,w] to [B,3,height,width], with SAMPLES x SAMPLES bilinear samples per pixel.
+def _resample_rgb(rgb: Tensor, window: Tensor, height: int, width: int) -> Tensor:
+    """Resample the window of frames [B,3,h,w] to [B,3,height,width].
 
-    Equals the mean of that many grid_sample() results. An axis-aligned window can be resampled separably: rows, then
-    columns. Frames in channels_last, as the feed provides them, are not copied.
+    Equals grid_sample(padding_mode="border", align_corners=False) at SAMPLES_PER_AXIS times the size, then avg_pool2d()
+    by it. An axis-aligned window is separable, so rows come first, then columns. Frames in channels_last, as the feed
+    provides them, are not copied.
     """
-    columns, rows = _sample_positions(window, SAMPLES * height, SAMPLES * width)
+    columns, rows = _sample_positions(window, SAMPLES_PER_AXIS * height, SAMPLES_PER_AXIS * width)
     frames, _, full_height, full_width = rgb.shape
-    lines = _resample(rgb.permute(0, 2, 3, 1).reshape(frames, full_height, -1), rows)
+    lines = _resample_lines(rgb.permute(0, 2, 3, 1).reshape(frames, full_height, -1), rows)
     lines = lines.view(frames, height, full_width, -1).permute(0, 2, 3, 1).reshape(frames, full_width, -1)
-    return _resample(lines, columns).view(frames, width, -1, height).permute(0, 2, 3, 1)
+    return _resample_lines(lines, columns).view(frames, width, -1, height).permute(0, 2, 3, 1)
 
 
-def _resample(lines: Tensor, places: Tensor) -> Tensor:
-    """Resample lines [B,L,C] to [B,N,C]; each is the mean of SAMPLES linear interpolations.
+def _resample_lines(lines: Tensor, positions: Tensor) -> Tensor:
+    """Resample lines [B,L,C] to [B,N,C]; each is the mean of SAMPLES_PER_AXIS linear interpolations.
 
     Equals grid_sample() along one axis (half-pixel centres, border padding), written with embedding_bag(), which reads
-    whole lines. places: positions [B,SAMPLES*N], -1..1 from the outer edge of the first line to that of the last.
+    whole lines. positions: [B,SAMPLES_PER_AXIS*N], -1..1 from the outer edge of the first line to that of the last.
     """
     frames, count, _ = lines.shape
-    # border padding: the half pixel beyond the outermost centres
-    position = ((places * count + count - 1) / 2).clamp(0, count - 1).view(frames, -1, SAMPLES)
-    before = position.floor().clamp(max=count - 2)
-    after = position - before
-    number = before.long() + count * torch.arange(frames, device=lines.device).view(-1, 1, 1)
-    numbers, weights = torch.cat([number, number + 1], dim=-1), torch.cat([1 - after, after], dim=-1) / SAMPLES
-    bags = (numbers.flatten(0, 1), lines.flatten(0, 1))
+    # border padding for the half line beyond the outermost centres
+    position = ((positions * count + count - 1) / 2).clamp(0, count - 1).view(frames, -1, SAMPLES_PER_AXIS)
+    lower = position.floor().clamp(max=count - 2)
+    weight = position - lower
+    index = lower.long() + count * torch.arange(frames, device=lines.device).view(-1, 1, 1)
+    indices, weights = torch.cat([index, index + 1], dim=-1), torch.cat([1 - weight, weight], dim=-1) / SAMPLES_PER_AXIS
+    bags = (indices.flatten(0, 1), lines.flatten(0, 1))
     resampled = F.embedding_bag(*bags, per_sample_weights=weights.flatten(0, 1), mode="sum")
     return resampled.view(frames, -1, lines.shape[-1])
 
 
-def _nearest(columns: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
+def _nearest_indices(columns: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
     """Flat index in a frame [height,width] of the pixel nearest to each position, [B,H,W]."""
 
-    def nearest(places: Tensor, size: int) -> Tensor:
-        return ((places * size + size - 1) / 2).round().long().clamp(0, size - 1)
+    def nearest_index(positions: Tensor, size: int) -> Tensor:
+        return ((positions * size + size - 1) / 2).round().long().clamp(0, size - 1)
 
-    return nearest(rows, height).unsqueeze(2) * width + nearest(columns, width).unsqueeze(1)
+    return nearest_index(rows, height).unsqueeze(2) * width + nearest_index(columns, width).unsqueeze(1)
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """Values of maps [B,h,w] or [B,1,h,w] at the indices of _nearest(): [B,H,W] or [B,1,H,W]."""
+    """Values of maps [B,h,w] or [B,1,h,w] at the indices of _nearest_indices(): [B,H,W] or [B,1,H,W]."""
     shape = (*values.shape[:-2], *index.shape[1:])
     if not any(values.stride()[-2:]):  # one value for the whole frame
         return values[..., :1, :1].expand(shape)

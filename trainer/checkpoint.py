@@ -17,8 +17,8 @@ from dataset.files import atomic_path
 from models.student import Student
 
 FORMAT = "indoor-student-2"
-READ_FORMATS = ("indoor-student-1", FORMAT)  # version 1 also stored paths and cluster settings
-KEYS = {"format", "model", "ema", "config", "class_names", "reference_focal", "step"}
+READABLE_FORMATS = ("indoor-student-1", FORMAT)  # version 1 also stored paths and cluster settings
+REQUIRED_KEYS = {"format", "model", "ema", "config", "class_names", "reference_focal", "step"}
 
 
 def build_student(recipe: Recipe) -> Student:
@@ -32,17 +32,17 @@ class MovingAverage:
 
     Args:
         model: the model to average.
-        decay: maximum decay, see decay_of().
+        decay: maximum decay, see decay_at().
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.model = decay, copy.deepcopy(model).eval().requires_grad_(False)
-        # collected once: state_dict() in each step would take longer than the averaging
+        # collected once: calling state_dict() in each step would take longer than the averaging
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    def decay_of(self, step: int) -> float:
+    def decay_at(self, step: int) -> float:
         """Decay at a step: small at first, so that the average forgets the random initial weights.
 
         It reaches 0.998 at step 4490; a short run ends with less.
@@ -52,7 +52,7 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the average with the model's current state."""
-        decay = self.decay_of(step)
+        decay = self.decay_at(step)
         average, current = map(list, zip(*self.floating, strict=True))
         torch._foreach_lerp_(average, current, 1 - decay)
         for count, current_count in self.counters:
@@ -67,10 +67,10 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def save_checkpoint(path: str | Path, recipe: Recipe, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; content holds the rest of KEYS as plain values and tensors."""
-    own = {"format": FORMAT, "config": asdict(recipe), "class_names": list(CLASS_NAMES)}
+    """Write a checkpoint atomically; content holds the rest of REQUIRED_KEYS as plain values and tensors."""
+    header = {"format": FORMAT, "config": asdict(recipe), "class_names": list(CLASS_NAMES)}
     with atomic_path(path) as temporary:
-        torch.save(own | {"reference_focal": recipe.reference_focal} | content, temporary)
+        torch.save(header | {"reference_focal": recipe.reference_focal} | content, temporary)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -85,12 +85,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} holds objects other than tensors and plain values; it was not loaded") from None
     except Exception as error:  # torch raises many types for a damaged file
         raise UserError(f"{path} is not a readable checkpoint: {str(error).partition('. ')[0]}") from None
-    if not isinstance(content, dict) or content.get("format") not in READ_FORMATS or not content.keys() >= KEYS:
+    if (
+        not isinstance(content, dict)
+        or content.get("format") not in READABLE_FORMATS
+        or not content.keys() >= REQUIRED_KEYS
+    ):
         raise UserError(f"{path} is not a checkpoint of this student (train.py writes them)")
     return content
 
 
-def recipe_of(content: dict[str, Any], path: str | Path) -> Recipe:
+def recipe_from_checkpoint(content: dict[str, Any], path: str | Path) -> Recipe:
     """The recipe in a checkpoint's content; raises UserError if this revision can't read it."""
     if not isinstance(content["config"], dict):
         raise UserError(f"{path} holds no settings")
@@ -100,19 +104,19 @@ def recipe_of(content: dict[str, Any], path: str | Path) -> Recipe:
 def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:
     """Load the student of a checkpoint (the moving average of its weights), its recipe, and the whole content.
 
-    The student is in eval mode on the CPU. Raises UserError like load_checkpoint, if the weights do not fit the recipe
-    beside them, or if they are not finite.
+    The student is in eval mode on the CPU. Raises UserError like load_checkpoint(), or if the weights do not fit the
+    recipe or are not finite.
     """
     content = load_checkpoint(path)
     if tuple(content["class_names"]) != CLASS_NAMES:
         raise UserError(f"{path} was trained on the classes {', '.join(content['class_names'])}")
-    recipe = recipe_of(content, path)
+    recipe = recipe_from_checkpoint(content, path)
     try:
         student = build_student(recipe)
         student.load_state_dict(content["ema"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds the weights of another model: {str(error)[:200]}") from None
-    broken = [name for name, value in student.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise UserError(f"{path}: {len(broken)} of its tensors are not finite, the first {broken[0]}")
+    not_finite = [name for name, value in student.state_dict().items() if not value.isfinite().all()]
+    if not_finite:
+        raise UserError(f"{path}: {len(not_finite)} of its tensors are not finite, for example {not_finite[0]}")
     return student.eval(), recipe, content

@@ -1,4 +1,4 @@
-"""Frames in the packed cache, and batches cut from it."""
+"""Batches from the packed cache, and statistics of their targets."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +16,16 @@ from dataset.packing import PACKED_ARRAYS
 from models.losses import hybrid_depth
 
 TRAINING_ARRAYS = tuple(name for name in PACKED_ARRAYS if name != "labels")  # arrays that training uses
-STATISTICS_FRAMES = 300
+MAX_STATISTICS_FRAMES = 300  # frames that target_statistics() reads
 
 
 @dataclass
 class Batch:
-    """Frames on the training device; depth in metres of each frame's own camera, 0 = no value.
+    """A batch of frames on the training device; depth is in metres of each frame's own camera, 0 = no value.
 
     rgb: float32 [B,3,H,W] in 0..1; depth, da3_depth, confidence, seg_confidence (of sam2_seg): float32 [B,1,H,W];
-    sam2_seg, labels: uint8 [B,H,W], 255 = ignore; focal_factor: float32 [B], f_ref / f. What no frame has is one value
-    of stride 0, which takes no memory.
+    sam2_seg, labels: uint8 [B,H,W], 255 = ignore; focal_factor: float32 [B], f_ref / f. An array that no frame has is
+    one value expanded with stride 0, which takes no memory.
     """
 
     rgb: Tensor
@@ -41,19 +41,19 @@ class Batch:
         return len(self.rgb)
 
     def split(self, parts: int) -> "list[Batch]":
-        """The frames in so many parts, as even as can be; fewer where there are fewer frames."""
+        """Split the batch into `parts` micro-batches, as even as possible, of at least one frame each."""
         columns = (tensor.tensor_split(min(parts, len(self))) for tensor in vars(self).values())
         return [Batch(*tensors) for tensors in zip(*columns, strict=True)]
 
 
 class PackedFrames:
-    """The frames of a packed cache, memory-mapped; packed first where they are missing.
+    """The memory-mapped frames of a packed cache; missing ones are packed first.
 
-    rows, size, reference_focal: as PackedCache has them; folder: where the arrays are; focal_factor: float32 [N].
+    rows, size, reference_focal: see PackedCache; folder: the folder of the arrays; focal_factor: float32 [N].
     """
 
     def __init__(self, cache: PackedCache, workers: int):
-        """Open the cache; workers: threads that pack. Raises like PackedCache.open()."""
+        """Open the cache; workers: threads that pack. Raises the errors of PackedCache.open()."""
         self.rows, self.size, self.reference_focal = cache.rows, cache.size, cache.reference_focal
         self.folder = cache.folder
         self.arrays = cache.open(workers)
@@ -63,7 +63,7 @@ class PackedFrames:
         return len(self.rows)
 
     def array(self, name: str, index: int) -> np.ndarray:
-        """One packed array of one frame, [H,W,C]; of one value where no frame has it."""
+        """One packed array of one frame, [H,W,C]; filled with the default value if no frame has it."""
         if name in self.arrays:
             return self.arrays[name][index]
         dtype, channels, value = PACKED_ARRAYS[name]
@@ -72,9 +72,9 @@ class PackedFrames:
     def gather(
         self, indices: Sequence[int] | np.ndarray, pin: bool, names: Iterable[str] = PACKED_ARRAYS
     ) -> dict[str, Tensor]:
-        """The packed arrays of those names of the given frames, [B,H,W,C] each, and focal_factor [B], in memory.
+        """Copy the named arrays of the given frames to memory: [B,H,W,C] each, and focal_factor [B].
 
-        In pinned memory for a GPU. Arrays that no frame has are left out.
+        pin: use pinned memory, for a GPU. Arrays that no frame has are skipped.
         """
         chosen = np.asarray(indices)
         tensors = {name: torch.from_numpy(self.arrays[name][chosen]) for name in names if name in self.arrays}
@@ -82,7 +82,7 @@ class PackedFrames:
         return {name: tensor.pin_memory() for name, tensor in tensors.items()} if pin else tensors
 
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
-        """The frames of the given indices on the device."""
+        """Load the frames with the given indices to the device."""
         return unpack(self.gather(indices, device.type == "cuda"), device)
 
 
@@ -121,16 +121,16 @@ def depth_target(batch: Batch, recipe: Recipe) -> Tensor:
 
 
 def target_statistics(frames: PackedFrames, recipe: Recipe) -> dict[str, Any]:
-    """Mean of the depth target and frequency of the classes, from up to STATISTICS_FRAMES frames spread over the data.
+    """Mean depth target and class frequencies, from up to MAX_STATISTICS_FRAMES frames spread over the data.
 
     Args:
         frames: the training data.
         recipe: defines the target, see depth_target().
 
-    Returns mean_depth, metres at the reference focal length, and majority_class, which the baselines of Table IV
-    predict, or None without targets; class_shares, the fraction of labelled pixels per class, or zeros.
+    Returns 'mean_depth', in metres at the reference focal length, and 'majority_class', both used by the baseline of
+    Table IV and None without targets; 'class_shares', the fraction of the labelled pixels per class, 0 without any.
     """
-    sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), STATISTICS_FRAMES)).round().astype(int))
+    sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MAX_STATISTICS_FRAMES)).round().astype(int))
     total, pixels, counts = 0.0, 0, np.zeros(256, dtype=np.int64)
     for index in sample:
         batch = frames.batch([index], torch.device("cpu"))
@@ -145,7 +145,7 @@ def target_statistics(frames: PackedFrames, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def gathered_batches(
+def host_batches(
     frames: PackedFrames,
     batch_size: int,
     seed: int,
@@ -153,24 +153,26 @@ def gathered_batches(
     skip: int,
     pin: bool,
     rank: int = 0,
-    processes: int = 1,
+    world_size: int = 1,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield PackedFrames.gather() of the batches of training_batches(); the arguments are the same.
+    """Yield the batches of training_batches() in host memory, as PackedFrames.gather() returns them; same arguments.
 
-    A thread reads the next batch ahead. It does no tensor arithmetic: each thread that does owns a pool of OpenMP
+    A thread prefetches the next batch. It does no tensor arithmetic: each thread that does gets its own pool of OpenMP
     threads, and the pools compete for the cores.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(frames))
     count = batches_per_epoch(len(frames), batch_size)
     batch_size = min(batch_size, len(frames))
-    part = batch_size // processes
-    chosen = [order[start : start + part] for n in range(skip, count) for start in [n * batch_size + rank * part]]
+    per_rank = batch_size // world_size
+    chosen = [
+        order[start : start + per_rank] for n in range(skip, count) for start in [n * batch_size + rank * per_rank]
+    ]
     with ThreadPoolExecutor(1) as reader:
-        waiting = [reader.submit(frames.gather, indices, pin, TRAINING_ARRAYS) for indices in chosen[:1]]
+        pending = [reader.submit(frames.gather, indices, pin, TRAINING_ARRAYS) for indices in chosen[:1]]
         for position in range(len(chosen)):
             if position + 1 < len(chosen):
-                waiting.append(reader.submit(frames.gather, chosen[position + 1], pin, TRAINING_ARRAYS))
-            yield waiting.pop(0).result()
+                pending.append(reader.submit(frames.gather, chosen[position + 1], pin, TRAINING_ARRAYS))
+            yield pending.pop(0).result()
 
 
 def training_batches(
@@ -181,15 +183,15 @@ def training_batches(
     skip: int,
     device: torch.device,
     rank: int = 0,
-    processes: int = 1,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch, without the first `skip`, in an order that depends on seed and epoch only.
 
-    Each rank gets its equal slice of each batch; the number of processes must divide it. An incomplete last batch is
-    dropped, unless it is the only one. Reference labels are not loaded: training does not use them.
+    Each rank gets an equal slice of each batch, so the batch must be divisible by world_size. An incomplete last batch
+    is dropped, unless it is the only one. Reference labels are not loaded, because training does not use them.
     """
     pin = device.type == "cuda"
-    for gathered in gathered_batches(frames, batch_size, seed, epoch, skip, pin, rank, processes):
+    for gathered in host_batches(frames, batch_size, seed, epoch, skip, pin, rank, world_size):
         yield unpack(gathered, device)
 
 
@@ -198,10 +200,10 @@ def batches_per_epoch(frames: int, batch_size: int) -> int:
     return max(frames // batch_size, 1)
 
 
-def ordered_batches(
-    frames: PackedFrames, batch_size: int, device: torch.device, part: slice = slice(None)
+def sequential_batches(
+    frames: PackedFrames, batch_size: int, device: torch.device, frame_slice: slice = slice(None)
 ) -> Iterator[Batch]:
     """Yield all frames of a slice once, in order; the last batch may be smaller."""
-    chosen = range(len(frames))[part]
+    chosen = range(len(frames))[frame_slice]
     for start in range(0, len(chosen), batch_size):
         yield frames.batch(chosen[start : start + batch_size], device)

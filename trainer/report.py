@@ -21,7 +21,7 @@ def log_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -> N
     Args:
         run_dir: the run's folder.
         history: one dict of numbers per epoch, including 'epoch' and 'step'.
-        panels: of validation frames, see trainer.validation.
+        panels: pictures of validation frames, see trainer.validation.
     """
     write_history(run_dir / "history.csv", history)
     plot_history(run_dir / "curves.png", history)
@@ -34,7 +34,7 @@ def log_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -> N
 def log_to_tensorboard(run_dir: Path, entry: dict, picture: np.ndarray | None) -> None:
     """Write an epoch's numbers and picture, uint8 [H,W,3], to TensorBoard."""
     hook = threading.excepthook
-    threading.excepthook = lambda error: None  # close() raises here what the writer's thread would print
+    threading.excepthook = lambda error: None  # close() re-raises the writer thread's error here; don't print it, too
     try:
         with reraise_disk_full(run_dir / "events"), SummaryWriter(run_dir) as board:
             for name, value in entry.items():
@@ -48,7 +48,7 @@ def log_to_tensorboard(run_dir: Path, entry: dict, picture: np.ndarray | None) -
 def write_history(path: Path, history: list[dict]) -> None:
     """Write the history as CSV, one line per epoch."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[-1]))  # entries of older code have fewer fields
+        writer = csv.DictWriter(file, fieldnames=list(history[-1]))  # entries of older revisions have fewer fields
         writer.writeheader()
         writer.writerows(history)
 

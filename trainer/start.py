@@ -25,7 +25,7 @@ from dataset.manifest import Row, read_manifest, select_rows
 from hub import fetch
 from models.student import Student, load_encoder_state, load_timm_weights
 from rooms.prepare_rooms import prepare_rooms
-from trainer.checkpoint import load_checkpoint, load_student, recipe_of
+from trainer.checkpoint import load_checkpoint, load_student, recipe_from_checkpoint
 from trainer.distributed import Processes
 from trainer.feed import PackedFrames
 
@@ -62,7 +62,7 @@ def pack(
     scale: int,
     workers: int,
     cache_dir: Path | None = None,
-    which: Mapping[str, Any] | None = None,
+    selection: Mapping[str, Any] | None = None,
 ) -> PackedFrames:
     """Open the packed cache of some rows at `scale` times the network's size.
 
@@ -73,30 +73,30 @@ def pack(
         scale: 1 or more.
         workers: threads that pack missing frames.
         cache_dir: folder of the cache (default: beside the manifest).
-        which: JSON-serialisable selection of the rows, including their split: an outdated cache with the same selection
-            is replaced. Without it none is.
+        selection: how the rows were selected from the manifest, as plain JSON with the split. An outdated cache of the
+            same selection is replaced; without a selection, none is.
     """
     size, focal = (recipe.width * scale, recipe.height * scale), recipe.reference_focal * scale
     folder = (cache_dir or manifest.parent / ".cache").resolve()
     # relative: a data folder may be moved with its cache
-    source = {"manifest": os.path.relpath(manifest.resolve(), folder), **which} if which else None
+    source = {"manifest": os.path.relpath(manifest.resolve(), folder), **selection} if selection else None
     return PackedFrames(PackedCache(rows, folder, size, focal, source), workers)
 
 
 def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
-    """Pack the training and validation frames.
+    """Open the packed caches of the training and validation frames.
 
     Args:
         manifest: its path.
-        recipe: training frames are packed larger than the network's size, see Recipe.cache_scale.
+        recipe: network size; training frames are packed Recipe.cache_scale times as large.
         runtime: cache folder, allowed links and number of threads.
         limit: maximum number of frames per split.
     """
     rows = read_manifest(manifest, runtime.allow_links_to)
-    chosen = {split: select_rows(rows, split, limit) for split in ("train", "val")}  # before hours of packing
+    selected = {split: select_rows(rows, split, limit) for split in ("train", "val")}  # fails before hours of packing
     where = (runtime.num_workers, runtime.cache_dir)
     return tuple(
-        pack(chosen[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
+        pack(selected[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
         for split, scale in (("train", recipe.cache_scale), ("val", 1))
     )
 
@@ -105,22 +105,22 @@ def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
 def lock_checkpoint_dir(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
     """Lock the checkpoint folder against other trainings while the body runs.
 
-    Removes temporary files of killed writers, and the folder itself if the body has written nothing. Raises UserError
-    if another training holds the lock.
+    Creates the folder, removes the temporary files of killed runs, and removes the folder again if the body wrote
+    nothing. Raises UserError if another training holds the lock.
     """
-    made = [folder for folder in (checkpoint_dir, *checkpoint_dir.parents) if not folder.exists()]
-    with ExitStack() as held:
+    missing = [folder for folder in (checkpoint_dir, *checkpoint_dir.parents) if not folder.exists()]
+    with ExitStack() as stack:
         with processes.main_process_first():
             if processes.is_main:
-                held.callback(_remove_empty, made)
+                stack.callback(_remove_empty_dirs, missing)
                 checkpoint_dir.mkdir(parents=True, exist_ok=True)
-                if not held.enter_context(try_lock(checkpoint_dir / ".training.lock")):
+                if not stack.enter_context(try_lock(checkpoint_dir / ".training.lock")):
                     raise UserError(f"another training writes to {checkpoint_dir}: use another --checkpoint-dir")
                 remove_temporary_files(checkpoint_dir)  # each as large as a checkpoint
         yield
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
+def _remove_empty_dirs(folders: Sequence[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
@@ -137,8 +137,8 @@ def create_run_dir(log_dir: Path) -> str:
     return name
 
 
-def checkpoint_to_resume(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:
-    """The checkpoint to resume; None without --resume, and for 'auto' without a last.pt."""
+def find_checkpoint(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:
+    """The checkpoint to resume; None without --resume, or with 'auto' and no last.pt."""
     if choice != "auto":
         return Path(choice) if choice else None
     last = checkpoint_dir / "last.pt"
@@ -146,32 +146,32 @@ def checkpoint_to_resume(choice: str | Path | None, checkpoint_dir: Path) -> Pat
 
 
 def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None, init: Path | None) -> Recipe:
-    """The recipe with the output range that its data needs.
+    """The recipe with an output range that covers its data.
 
-    At the reference focal length, the range extends from the minimum depth through the longest lens to the maximum
-    depth through the shortest one, zooms included.
+    At the reference focal length, the data reaches from the minimum depth through the longest lens to the maximum depth
+    through the shortest lens, zoom included.
 
     Args:
         recipe: from the flags.
         frames: the training data.
         resumed: checkpoint to resume; its range is kept.
-        init: checkpoint to start from; its range is kept, since its weights depend on it.
+        init: checkpoint of --init; its range is kept, because the meaning of its outputs depends on it.
 
     Raises UserError if the range of `init` is too narrow for the data.
     """
-    shortest, longest = recipe.zoom
-    nearest = recipe.min_depth * float(frames.focal_factor.min()) / longest
-    farthest = recipe.max_depth * float(frames.focal_factor.max()) / shortest
-    given = recipe_of(load_checkpoint(path), path).output_range if (path := resumed or init) else None
-    if resumed and given:
-        return replace(recipe, output_range=given)
-    if given:
-        if nearest < given[0] or farthest > given[1]:
+    min_zoom, max_zoom = recipe.zoom
+    nearest = recipe.min_depth * float(frames.focal_factor.min()) / max_zoom
+    farthest = recipe.max_depth * float(frames.focal_factor.max()) / min_zoom
+    old_range = recipe_from_checkpoint(load_checkpoint(path), path).output_range if (path := resumed or init) else None
+    if resumed and old_range:
+        return replace(recipe, output_range=old_range)
+    if old_range:
+        if nearest < old_range[0] or farthest > old_range[1]:
             raise UserError(
-                f"--init {init}: its output range is {given[0]:.2f} to {given[1]:.1f} m, but this data needs "
-                f"{nearest:.2f} to {farthest:.1f} m: narrow --zoom, or start without --init"
+                f"--init {init}: its output range is {old_range[0]:.2f} to {old_range[1]:.1f} m, but this data "
+                f"needs {nearest:.2f} to {farthest:.1f} m: narrow --zoom, or start without --init"
             )
-        return replace(recipe, output_range=given)
+        return replace(recipe, output_range=old_range)
     default = recipe.output_range
     return replace(recipe, output_range=(min(nearest, default[0]), max(farthest, default[1])))
 
@@ -188,17 +188,17 @@ def load_initial_weights(model: Student, recipe: Recipe, weights: str | Path) ->
 
     Returns the origin of the weights. Raises UserError if they are unavailable or don't fit.
     """
-    return _student(model, recipe, weights) if isinstance(weights, Path) else _encoder(model, recipe, weights)
+    return _load_student(model, recipe, weights) if isinstance(weights, Path) else _load_encoder(model, recipe, weights)
 
 
-def _encoder(model: Student, recipe: Recipe, choice: str) -> str:
+def _load_encoder(model: Student, recipe: Recipe, choice: str) -> str:
     if choice == "none":
         return "random"
     try:
         if choice not in ("auto", "imagenet"):
             load_encoder_state(model, recipe.encoder, choice)
             return choice
-        load_timm_weights(model, recipe.encoder, _imagenet_file(recipe.encoder))
+        load_timm_weights(model, recipe.encoder, _fetch_imagenet_weights(recipe.encoder))
     except (OSError, RuntimeError, UserError) as error:
         if choice != "auto":
             raise UserError(f"--encoder-weights {choice}: {error}") from None
@@ -207,19 +207,19 @@ def _encoder(model: Student, recipe: Recipe, choice: str) -> str:
     return "imagenet"
 
 
-def _imagenet_file(encoder: str) -> str:
+def _fetch_imagenet_weights(encoder: str) -> str:
     config = timm.get_pretrained_cfg(encoder)
     if config is None or not config.hf_hub_id:
         raise UserError(f"timm publishes no weights of {encoder} on the hub")
     return str(fetch(config.hf_hub_id, "model.safetensors"))
 
 
-def _student(model: Student, recipe: Recipe, path: Path) -> str:
+def _load_student(model: Student, recipe: Recipe, path: Path) -> str:
     student, trained, content = load_student(path)
     if trained.reference_focal != recipe.reference_focal:
-        raise UserError(f"--init {path}: its reference focal length differs")
+        raise UserError(f"--init {path}: its reference focal length differs from this run's")
     if trained.output_range != recipe.output_range:
-        raise UserError(f"--init {path}: its output range differs, {trained.output_range} m")
+        raise UserError(f"--init {path}: its output range, {trained.output_range} m, differs from this run's")
     try:
         model.load_state_dict(student.state_dict())
     except RuntimeError:
@@ -228,11 +228,11 @@ def _student(model: Student, recipe: Recipe, path: Path) -> str:
 
 
 def check_same_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
-    """Raise UserError if the recipe differs from the one of a checkpoint."""
+    """Raise UserError if the recipe differs from the one that a checkpoint was trained with."""
     for name, value in asdict(recipe).items():
-        if (before := getattr(trained, name)) != value:
+        if (old := getattr(trained, name)) != value:
             raise UserError(
-                f"{path} was trained with {name} {before}, not {value}: use the same settings, or start a new run in "
+                f"{path} was trained with {name} {old}, not {value}: use the same settings, or start a new run in "
                 "another --checkpoint-dir"
             )
 
@@ -247,17 +247,18 @@ def check_same_data(path: Path, trained: dict, notes: dict) -> None:
     """
     if trained["data_fingerprint"] == notes["data_fingerprint"]:
         return
-    by_times = ":" not in trained["data_fingerprint"]  # older revisions
-    if by_times and all(trained[name] == notes[name] for name in ("train_stems", "camera", "teachers")):
+    old_fingerprint = ":" not in trained["data_fingerprint"]  # older revisions hashed file times
+    if old_fingerprint and all(trained[name] == notes[name] for name in ("train_stems", "camera", "teachers")):
         print(f"WARNING: {path} identifies its data by file times; frames, camera and teachers are the same: resuming")
         return
     raise UserError(f"{path} was trained on other data: start a new run in another --checkpoint-dir")
 
 
-def describe(rows: Sequence[Row], recipe: Recipe) -> dict:
+def describe_data(rows: Sequence[Row], recipe: Recipe) -> dict:
     """Describe the training data for later stages.
 
-    The camera, if there is only one; the teachers; and the images by name and content, which identify held-out ones.
+    Returns 'camera' (None if the frames have several), 'teachers', and 'train_stems' and 'train_images' (content
+    hashes), by which later stages exclude training images from a test.
     """
     size = (recipe.width, recipe.height)
     cameras = {to_network_camera(row.intrinsics, *size) if row.intrinsics else None for row in rows}

@@ -11,7 +11,7 @@ from dataset.pictures import colour_classes, colour_depth, depth_range, panel
 from evaluation.metrics import ConfusionMatrix, DepthMetrics
 from evaluation.pixels import scored_classes, scored_depth
 from trainer.distributed import Processes
-from trainer.feed import Batch, PackedFrames, ordered_batches
+from trainer.feed import Batch, PackedFrames, sequential_batches
 
 N_PANELS = 4
 
@@ -20,64 +20,64 @@ N_PANELS = 4
 def validate(
     model: nn.Module, frames: PackedFrames, recipe: Recipe, device: torch.device, processes: Processes
 ) -> tuple[dict[str, float], list[np.ndarray]]:
-    """Metrics of a student at the network's size, and pictures of the first frames.
+    """Score a student at the network's size; returns its metrics and pictures of the first frames.
 
-    Each rank scores its slice of the frames; all return the metrics of all frames, and their own pictures. The score is
-    delta1 + mIoU, or delta1 without classes; NaN without frames or without any finite prediction.
+    Each rank scores its slice of the frames. All ranks return the metrics of all frames and their own pictures. The
+    'score' is delta1 + mIoU, or delta1 without classes; NaN without frames or without any finite prediction.
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     panels: list[np.ndarray] = []
-    answers = 0
-    share = processes.rank_slice(len(frames))
-    cameras = iter([row.intrinsics for row in frames.rows[share]])
-    for batch in ordered_batches(frames, recipe.batch_size, device, share):
+    n_finite = 0
+    rank_slice = processes.rank_slice(len(frames))
+    cameras = iter([row.intrinsics for row in frames.rows[rank_slice]])
+    for batch in sequential_batches(frames, recipe.batch_size, device, rank_slice):
         depth, seg = model(batch.rgb)
         depth = depth / batch.focal_factor.view(-1, 1, 1, 1)
         classes = seg.argmax(dim=1)
-        known = (batch.labels != IGNORE).flatten(1).any(dim=1).view(-1, 1, 1)
-        class_reference = torch.where(known, batch.labels, batch.sam2_seg)
+        labelled = (batch.labels != IGNORE).flatten(1).any(dim=1).view(-1, 1, 1)
+        class_reference = torch.where(labelled, batch.labels, batch.sam2_seg)
         truths = zip(batch.depth[:, 0], batch.confidence[:, 0], strict=True)
         scored = torch.stack([scored_depth(*truth, recipe, next(cameras)) for truth in truths])
         for image in zip(depth[:, 0], batch.depth[:, 0], scored, strict=True):
             depth_metrics.update(*image)
-        answers += int(depth.isfinite().sum())
+        n_finite += int(depth.isfinite().sum())
         confusion.update(classes, class_reference, scored_classes(class_reference, recipe))
         if len(panels) < N_PANELS:
             reference = torch.where(scored.unsqueeze(1), batch.depth, 0)
             panels.append(_panel(batch, depth, reference, classes, class_reference))
-    gathered = processes.all_gather((depth_metrics, confusion, answers))
-    depth_metrics, confusion, answers = gathered[0]
-    for other_depth, other_confusion, other_answers in gathered[1:]:
+    gathered = processes.all_gather((depth_metrics, confusion, n_finite))
+    depth_metrics, confusion, n_finite = gathered[0]
+    for other_depth, other_confusion, other_finite in gathered[1:]:
         depth_metrics.extend(other_depth)
         confusion.extend(other_confusion)
-        answers += other_answers
+        n_finite += other_finite
     metrics = {name: depth_metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
     metrics["miou"] = confusion.compute()["miou"]
     metrics["score"] = metrics["delta1"] + (metrics["miou"] if metrics["miou"] == metrics["miou"] else 0.0)
-    if not answers:
+    if not n_finite:
         metrics["score"] = math.nan
     return metrics, panels
 
 
 def best_score(history: list[dict], freeze_bn_step: float) -> float:
-    """The score of best.pt: the highest among the epochs that ended with frozen batch norm.
+    """The score of best.pt: the highest of the epochs that ended with frozen batch norm.
 
-    Before that, at a high learning rate, the depth scale swings from epoch to epoch, and some epochs fit a small
+    Before batch norm is frozen, the learning rate is high and the depth scale swings, so that some epochs fit a small
     validation set by chance.
 
     Args:
         history: one dict per epoch, with 'step' (at its end) and 'score' (see validate()).
-        freeze_bn_step: the step from which batch norm is frozen.
+        freeze_bn_step: the step at which batch norm is frozen.
 
-    Returns the highest score of all epochs if none ended after that step; -inf if no epoch has a score.
+    Returns the highest score of all epochs if none ended after that step, or -inf if no epoch has a score.
     """
     scored = [entry for entry in history if not math.isnan(entry["score"])]
-    settled = [entry for entry in scored if entry["step"] > freeze_bn_step]
-    return max((entry["score"] for entry in settled or scored), default=-math.inf)
+    frozen = [entry for entry in scored if entry["step"] > freeze_bn_step]
+    return max((entry["score"] for entry in frozen or scored), default=-math.inf)
 
 
 def _panel(batch: Batch, depth: Tensor, reference: Tensor, classes: Tensor, class_reference: Tensor) -> np.ndarray:
-    """Picture of a batch's first frame: RGB, depth and classes, each beside its reference.
+    """Draw a batch's first frame: RGB, then depth and classes, each beside its reference.
 
     depth, reference: [B,1,H,W] metres; classes, class_reference: [B,H,W]. Returns RGB uint8 [H,W,3].
     """
