@@ -3,17 +3,16 @@
 Reads   a checkpoint; a manifest and the frames of its split 'test'; camera.json of the robot's camera, if given.
 Writes  <engine-dir>/student_fp32.onnx     rgb [1,3,240,320] float32 in 0..1 -> depth [1,1,240,320] in metres of the
                                            target camera and seg [1,6,240,320], class logits
-        <engine-dir>/student_fp16.onnx     the same in half precision but for what overflows in it; float32 in and out
+        <engine-dir>/student_fp16.onnx     the same in half precision, except what overflows; float32 in and out
                                            (with --uint8-input all take rgb [1,240,320,3] uint8)
         <engine-dir>/student_int8.onnx     the same with convolutions in int8 and the rest in half precision
         <engine-dir>/student_fp32.engine   the same for TensorRT, on the GPU and TensorRT version it was built with
         <engine-dir>/eval_frames.npz       held-out frames with references
-        <engine-dir>/student.json          what was exported, from what, for which camera, with which error
+        <engine-dir>/student.json          description: origin, camera, contract, errors, sha256
 
-Every graph is run in ONNX Runtime against PyTorch before it is written, and half precision is shown to hold every value
-that it has to; exit code 1 when not. An engine runs
-only on the kind of GPU that built it: copy the folder to a Jetson with the .onnx and build there (benchmark_jetson.py
-says how).
+Before a graph is written, it is compared with PyTorch in ONNX Runtime, and its fp16 values are checked for overflow;
+exit code 1 if a bound is exceeded. An engine runs only on the GPU model that built it: copy the folder to the Jetson
+and build there (benchmark_jetson.py --build).
 """
 
 import platform
@@ -35,22 +34,22 @@ from dataset.frames import to_network_camera
 from dataset.manifest import Cameras
 from deployment.agreement import TOLERANCES
 from deployment.engine import build, import_tensorrt, layer_types
-from deployment.graph import DEPTH, INPUT, LARGEST_HALF, SEG, Deployed
+from deployment.graph import DEPTH, INPUT, MAX_FP16_VALUE, SEG, ExportedStudent
 from deployment.images import calibration_images, find_manifest, random_images
-from deployment.proof import Examiner, print_proof, prove
+from deployment.proof import PrecisionValidator, print_validation, validate_precisions
 from evaluation.held_out import evaluation_frames, find_test_rows, write_evaluation_frames
 from trainer.checkpoint import load_student
 
 
 def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe: Recipe) -> Intrinsics:
-    """The camera that the exported depth is for, at the network's size.
+    """The target camera of the export, at the network's size.
 
     Args:
-        camera_file: camera.json of the robot, wins when given.
-        trained_camera: the checkpoint's notes on the one camera of its training data, None when there were several.
-        recipe: the student's.
+        camera_file: camera.json of the robot; takes precedence.
+        trained_camera: the camera of the training data, from the checkpoint; None if there were several.
+        recipe: the student's recipe.
 
-    Raises UserError when the file is no camera.json with one camera, or when there is neither.
+    Raises UserError if the file does not hold exactly one camera, or if there is neither.
     """
     if camera_file:
         cameras = Cameras.read(camera_file)
@@ -66,8 +65,8 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
     )
 
 
-def refuse_unserved(camera: Intrinsics, recipe: Recipe) -> None:
-    """Raise UserError when a student can't say the depth that it is scored on through a camera's lens."""
+def check_depth_range(camera: Intrinsics, recipe: Recipe) -> None:
+    """Raise UserError if the student's output range does not cover the scored depth through a camera."""
     factor = camera.focal / recipe.reference_focal
     nearest, farthest = (metres * factor for metres in recipe.output_range)
     if nearest > recipe.min_depth or farthest < recipe.max_depth:
@@ -78,16 +77,16 @@ def refuse_unserved(camera: Intrinsics, recipe: Recipe) -> None:
         )
 
 
-def remove_stale(path: Path) -> None:
-    """Remove a file that this export does not make, if there is one."""
+def remove_outdated(path: Path) -> None:
+    """Remove a file of an earlier export, if there is one."""
     if path.is_file():
         path.unlink()
-        print(f"removed {path}: it was of an earlier export")
+        print(f"removed {path} of an earlier export")
 
 
 def write_graph(path: Path, graph: bytes) -> None:
-    """Write an ONNX file; an engine beside it goes away, since it was built from an earlier one."""
-    remove_stale(path.with_suffix(".engine"))
+    """Write an ONNX file, and remove an engine that was built from an earlier one."""
+    remove_outdated(path.with_suffix(".engine"))
     with atomic_path(path) as temporary:
         temporary.write_bytes(graph)
 
@@ -98,7 +97,7 @@ def file_entry(path: Path) -> dict:
 
 
 def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, recipe: Recipe) -> dict:
-    """student.json but for its files: from what, for which camera, inputs and outputs, versions."""
+    """student.json without its files: origin, camera, inputs and outputs, versions."""
     notes = content.get("notes", {})
     shape = [recipe.height, recipe.width]
     frame = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
@@ -128,7 +127,7 @@ def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: b
 
 
 def build_engines(description: dict, engine_dir: Path) -> None:
-    """Build the engine of every exported graph and note it in the description; raises like build()."""
+    """Build the engine of every exported graph and record it in the description; raises as build() does."""
     trt = import_tensorrt()
     for entry in description["precisions"]:
         onnx_path = engine_dir / entry["onnx"]["file"]
@@ -147,7 +146,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX, build no engine")
     parser.add_argument("--camera", type=Path, help="camera.json of the robot (default: the training data's camera)")
     parser.add_argument(
-        "--uint8-input", action="store_true", help="take the camera's frames as they are: uint8 [1,H,W,3], RGB"
+        "--uint8-input", action="store_true", help="graphs take the camera's frames: uint8 [1,H,W,3], RGB"
     )
     parser.add_argument("--manifest", type=Path, help="data with test frames (default: the data folder's, else rooms')")
     parser.add_argument("--eval-frames", type=positive_int, default=32, help="at most so many (default: %(default)s)")
@@ -167,8 +166,8 @@ def main() -> int:
     student, recipe, content = load_student(arguments.checkpoint)
     notes = content.get("notes", {})
     camera = target_camera(arguments.camera, notes.get("camera"), recipe)
-    refuse_unserved(camera, recipe)
-    model = Deployed(student, camera.focal / recipe.reference_focal, arguments.uint8_input)
+    check_depth_range(camera, recipe)
+    model = ExportedStudent(student, camera.focal / recipe.reference_focal, arguments.uint8_input)
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     manifest = find_manifest(arguments.manifest, runtime)
@@ -185,17 +184,17 @@ def main() -> int:
             "left out. ***"
         )
     images = frames["rgb"] if frames else random_images(recipe.height, recipe.width)
-    examiner = Examiner(model, images, frames, camera.focal, recipe)
-    graphs, precisions = prove(model, examiner, calibration, recipe)
-    print_proof(precisions, images_are)
+    validator = PrecisionValidator(model, images, frames, camera.focal, recipe)
+    graphs, precisions = validate_precisions(model, validator, calibration, recipe)
+    print_validation(precisions, images_are)
     if failed := [entry["precision"] for entry in precisions if not entry["passed"]]:
         bounds = ", ".join(f"{precision}: {TOLERANCES[precision]}" for precision in failed)
-        print(f"FAILED: {bounds}, no half-precision value above {LARGEST_HALF:.0f}; nothing was written")
+        print(f"FAILED: {bounds}, no half-precision value above {MAX_FP16_VALUE:.0f}; nothing was written")
         return EXIT_GATE_FAILED
 
     for precision in TOLERANCES.keys() - graphs.keys():
         for suffix in (".onnx", ".engine"):
-            remove_stale(runtime.engine_dir / f"student_{precision}{suffix}")
+            remove_outdated(runtime.engine_dir / f"student_{precision}{suffix}")
     for entry in precisions:
         path = runtime.engine_dir / f"student_{entry['precision']}.onnx"
         write_graph(path, graphs[entry["precision"]])

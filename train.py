@@ -5,8 +5,8 @@ Reads   a manifest and what it lists (default: manifest.jsonl of $SCRATCH/nyu_te
 Writes  <checkpoint-dir>/last.pt and best.pt; <log-dir>/<start time>/: config.json, history.csv, curves.png,
         validation.png and TensorBoard events; not_finite.pt, a batch, when training diverges.
 
-Without NYU data at hand it trains on rendered rooms and says so; --require-data makes that an error.
-SIGTERM or SIGUSR1 ends it after the step in hand with exit code 75; --resume then goes on as if nothing had happened.
+Without NYU data it trains on rendered rooms and says so; --require-data makes missing data an error. SIGTERM, SIGHUP,
+SIGUSR1 and Ctrl-C end it after the current step with exit code 75; --resume continues as if it had not been stopped.
 """
 
 import math
@@ -30,7 +30,7 @@ from trainer.augment import SIZES, augment
 from trainer.checkpoint import (
     MovingAverage,
     build_student,
-    freeze_statistics,
+    freeze_batch_norm,
     load_checkpoint,
     recipe_of,
     save_checkpoint,
@@ -46,21 +46,21 @@ from trainer.feed import (
     target_statistics,
     training_batches,
 )
-from trainer.guard import LARGEST_ROW, FiniteGuard
+from trainer.guard import MAX_CONSECUTIVE_SKIPS, FiniteGuard
 from trainer.memory import keep_freed_memory
 from trainer.options import parse_arguments
-from trainer.report import report_epoch
+from trainer.report import log_epoch
 from trainer.start import (
+    check_same_data,
+    check_same_recipe,
     checkpoint_to_resume,
+    create_run_dir,
     describe,
     find_manifest,
     git_revision,
-    load_start,
-    new_run,
-    only_writer,
+    load_initial_weights,
+    lock_checkpoint_dir,
     pack_splits,
-    refuse_other_data,
-    refuse_other_recipe,
     with_output_range,
 )
 from trainer.validation import best_score, validate
@@ -69,17 +69,17 @@ from trainer.validation import best_score, validate
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
-    with processes_of(runtime.device) as (processes, device), only_writer(runtime.checkpoint_dir, processes):
+    with processes_of(runtime.device) as (processes, device), lock_checkpoint_dir(runtime.checkpoint_dir, processes):
         return train(arguments, recipe, runtime, processes, device)
 
 
 def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Processes, device: torch.device) -> int:
-    """Train as the arguments say, in one of the processes of a run; returns the exit code."""
+    """Train in one of the processes of a run; returns the exit code."""
     if device.type == "cpu":
         keep_freed_memory()
     if runtime.compile:
         check_compiler(device)
-    with processes.main_first():
+    with processes.main_process_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
         frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit)
@@ -97,7 +97,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         trainer.start(arguments.init or arguments.encoder_weights or "auto", description | statistics)
     if runtime.compile:
         compile_for_sizes(trainer.model, SIZES)
-    tell: Callable[[str], None] = print if processes.main else lambda text: None
+    tell: Callable[[str], None] = print if processes.is_main else lambda text: None
     tell(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.size} "
         f"process(es), encoder start {trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, "
@@ -111,7 +111,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
                 return EXIT_STOPPED
             trainer.finish_epoch(epoch)
     if len(val_frames) and trainer.notes["best_score"] == -math.inf:
-        raise UserError("training has diverged: no epoch's student has a score; take a lower --lr")
+        raise UserError("training has diverged: no epoch's student has a score; use a lower --lr")
     best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "nothing to validate on"
     tell(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
@@ -120,7 +120,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
 
 
 class Trainer:
-    """A model in training. Everything random is drawn from (seed, step), so weights and step are all of its state."""
+    """A model in training. All randomness comes from (seed, step), so the weights and the step are its whole state."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Trainer:
             )
         self.steps_per_epoch = batches_per_epoch(len(frames), recipe.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
-        self.frozen_from = (1 - recipe.freeze_bn_fraction) * self.total_steps  # batch norm's statistics stand still
+        self.freeze_bn_step = (1 - recipe.freeze_bn_fraction) * self.total_steps  # batch norm is frozen from here on
         self.weights = LossWeights(
             recipe.depth_weight, recipe.segmentation_weight, recipe.dice_weight, recipe.smoothness_weight
         )
@@ -150,14 +150,14 @@ class Trainer:
         shares = torch.tensor(self.target_statistics["class_shares"])
         self.class_weights = class_weights(shares, recipe.class_balance).to(device)
         torch.manual_seed(recipe.seed % 2**63)
-        # the smallest images of the pyramid are where channels_last pays: both cuDNN and the CPU's kernels prefer it
+        # cuDNN and the CPU's kernels prefer channels_last
         self.model = build_student(recipe).to(device).to(memory_format=torch.channels_last)
         if "sam2_seg" not in frames.arrays:
             self.weights.segmentation = self.weights.dice = 0.0
-        # a decoder without a loss stays as it starts, and no gradient is computed for it
+        # no gradient for a decoder without a loss: it keeps its initial weights
         self.model.depth_decoder.requires_grad_(bool(self.weights.depth or self.weights.smoothness))
         self.model.seg_decoder.requires_grad_(bool(self.weights.segmentation or self.weights.dice))
-        self.parallel = self.processes.parallel(self.model, device)
+        self.parallel = self.processes.data_parallel(self.model, device)
         encoder = list(self.model.encoder.parameters())
         others = [weight for name, weight in self.model.named_parameters() if not name.startswith("encoder.")]
         groups = [{"params": encoder}, {"params": others}]
@@ -167,43 +167,43 @@ class Trainer:
             self.optimizer,
             recipe.lr,
             total_steps=self.total_steps + 1,
-            pct_start=max(recipe.warmup_fraction, 2 / (self.total_steps + 1)),  # a warm-up of no step divides by zero
+            pct_start=max(recipe.warmup_fraction, 2 / (self.total_steps + 1)),  # a warm-up of 0 steps divides by zero
         )
         self.average = MovingAverage(self.model, recipe.ema_decay)
         self.step = 0
-        self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the epoch in hand
+        self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the current epoch
         self.shown_loss = torch.zeros((), pin_memory=device.type == "cuda")
         self.notes: dict[str, Any] = {"data_fingerprint": data, "history": [], "best_score": float("-inf")}
 
     def start(self, weights: str | Path, description: dict) -> None:
-        """Begin a new run: load the weights to start from (see load_start), open a run folder."""
-        start = load_start(self.model, self.recipe, weights)
-        self.processes.same_start(self.model)  # one of them may not have reached the hub
+        """Start a new run: load the initial weights (see load_initial_weights) and create the run folder."""
+        start = load_initial_weights(self.model, self.recipe, weights)
+        self.processes.broadcast_weights(self.model)  # some processes may not have reached the hub
         self.average = MovingAverage(self.model, self.recipe.ema_decay)
         revision = {"git_revision": git_revision(), "processes": self.processes.size}
-        run = new_run(self.runtime.log_dir) if self.processes.main else None
+        run = create_run_dir(self.runtime.log_dir) if self.processes.is_main else None
         self.notes |= {"encoder_start": start, "run": run} | revision | description
-        self.notes = self.processes.of_main(self.notes)
+        self.notes = self.processes.broadcast_from_main(self.notes)
         if self.notes["encoder_start"] != "random" and not isinstance(weights, Path):
-            # the encoder alone knows something that a high rate would spoil
+            # a high learning rate would destroy the pretrained encoder
             for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
                 self.optimizer.param_groups[0][rate] *= self.recipe.pretrained_encoder_lr
         data = {"data_fingerprint": self.notes["data_fingerprint"]}
         settings = asdict(self.recipe) | {name: str(value) for name, value in asdict(self.runtime).items()}
-        if self.processes.main:
+        if self.processes.is_main:
             write_json(self.run_dir / "config.json", settings | revision | data)
 
     def resume(self, path: Path, description: dict) -> None:
-        """Take up the run of a checkpoint; raises UserError when it is of another recipe, other data or model.
+        """Resume the run of a checkpoint; raises UserError if its recipe, data or model differ.
 
         Args:
             path: the checkpoint.
-            description: of the data, see trainer.start.describe().
+            description: of the training data, see trainer.start.describe().
         """
         content = load_checkpoint(path)
-        refuse_other_recipe(path, recipe_of(content, path), self.recipe)
+        check_same_recipe(path, recipe_of(content, path), self.recipe)
         try:
-            refuse_other_data(path, content["notes"], self.notes | description)
+            check_same_data(path, content["notes"], self.notes | description)
             self.model.load_state_dict(content["model"])
             self.average.model.load_state_dict(content["ema"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -212,7 +212,7 @@ class Trainer:
             self.epoch_loss.copy_(content["epoch_loss"])
             self.step, self.notes = content["step"], content["notes"]
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"{path} can't be resumed, it is of another model: {str(error)[:200]}") from None
+            raise UserError(f"{path} can't be resumed, its model differs: {str(error)[:200]}") from None
 
     @property
     def run_dir(self) -> Path:
@@ -220,52 +220,52 @@ class Trainer:
         return self.runtime.log_dir / self.notes["run"]
 
     def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
-        """Train to the end of an epoch, from the step in it that the run has come to; whether a signal stopped it."""
+        """Train the remaining steps of an epoch; returns whether a signal stopped it."""
         self.model.train()
         done = self.step - epoch * self.steps_per_epoch
         start, images = time.perf_counter(), 0
-        stopped = self.processes.any_of(bool(stop))[0]
+        stopped = self.processes.any_rank(bool(stop))[0]
         with self.progress(epoch, done) as bar:
             for batch in self.batches(epoch, done, self.device):
-                if self.step >= self.frozen_from:
-                    freeze_statistics(self.model)
+                if self.step >= self.freeze_bn_step:
+                    freeze_batch_norm(self.model)
                 loss = self.train_step(batch)
                 self.epoch_loss += loss
                 self.shown_loss.copy_(loss, non_blocking=True)
                 bar.set_postfix(self.shown(), refresh=False)
                 bar.update(len(batch) * self.processes.size)
                 images += len(batch) * self.processes.size
-                stopped, gave_up = self.processes.any_of(bool(stop), self.guard.gave_up)
+                stopped, gave_up = self.processes.any_rank(bool(stop), self.guard.gave_up)
                 if gave_up:
                     raise self.divergence()
                 if stopped:
                     break
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # the time of an epoch is the device's
+            torch.cuda.synchronize(self.device)  # include the device's work in the time
         self.images_per_second = images / (time.perf_counter() - start)
         return stopped
 
     def progress(self, epoch: int, done: int) -> tqdm:
-        """A terminal's bar of an epoch, in images; `done` steps of it are behind us."""
+        """Progress bar of an epoch, in images, with `done` steps already finished."""
         batch_size = min(self.recipe.batch_size, len(self.frames))
-        quiet = None if self.processes.main else True
+        quiet = None if self.processes.is_main else True
         total, initial = self.steps_per_epoch * batch_size, done * batch_size
         return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=quiet)
 
     def shown(self) -> dict[str, str]:
-        """What stands beside the bar: the loss, as far as the device has told, and the last validation's metrics."""
+        """Values beside the progress bar: the latest loss copied from the device, and the last validation metrics."""
         values = {"loss": float(self.shown_loss)}
         for entry in self.notes["history"][-1:]:
             values |= {"RMSE": entry["rmse"], "mIoU": entry["miou"]}
         return {name: f"{value:.3f}" for name, value in values.items() if not math.isnan(value)}
 
     def batches(self, epoch: int, skip: int, device: torch.device) -> Iterator[Batch]:
-        """This process's part of an epoch's batches."""
+        """This rank's slice of each batch of an epoch."""
         order = (self.recipe.batch_size, self.recipe.seed, epoch, skip)
         return training_batches(self.frames, *order, device, self.processes.rank, self.processes.size)
 
     def augmented(self, batch: Batch, step: int) -> Batch:
-        """The batch as the student sees it in a step."""
+        """The augmented batch of a step."""
         size, order = (self.recipe.height, self.recipe.width), (self.recipe.seed, step, self.recipe.texture)
         return augment(batch, self.recipe.zoom, size, *order, self.processes.rank, self.processes.size)
 
@@ -274,48 +274,48 @@ class Trainer:
         parts = self.augmented(batch, self.step).split(self.recipe.accumulation_steps)
         targets = [self.targets(part) for part in parts]
         counts = torch.stack([target_counts(*target) for target in targets])
-        shares = counts / self.processes.mean(counts.sum(dim=0)).clamp(min=1)
+        shares = counts / self.processes.all_reduce_mean(counts.sum(dim=0)).clamp(min=1)
         self.guard.begin_step()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for number, (part, target, share) in enumerate(zip(parts, targets, shares, strict=True), start=1):
-            with self.processes.gradients_of(self.parallel, complete=number == len(parts)):
+            with self.processes.gradient_sync(self.parallel, complete=number == len(parts)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                     depth, seg = self.parallel(part.rgb.contiguous(memory_format=torch.channels_last))
                 part_loss = distillation_loss(depth, seg, part.rgb, *target, self.weights, share)["total"]
                 part_loss.backward()
             loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
-        loss = self.guard.judge(self.processes.mean(loss), norm, self.step)
+        loss = self.guard.skip_if_not_finite(self.processes.all_reduce_mean(loss), norm, self.step)
         self.optimizer.step()
         self.schedule.step()
-        self.processes.average_statistics(self.guard.statistics)
+        self.processes.average_running_statistics(self.guard.statistics)
         self.average.update(self.step)
         self.step += 1
         return loss
 
     def targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the student learns from a batch: depth at the reference focal length, classes, and their weights."""
+        """Targets of a batch: depth at the reference focal length, classes, and the weight of each pixel's class."""
         target = depth_target(batch, self.recipe)
         weight = batch.seg_confidence * self.class_weights.take(batch.sam2_seg.long())[:, None]
         return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, weight
 
     def divergence(self) -> UserError:
-        """What to say when the loss was not finite again and again; writes this process's part of the last batch."""
+        """The error to raise after repeated non-finite losses; writes this rank's slice of the last such batch."""
         step = self.guard.last_skipped
         batch = next(self.batches(*divmod(step, self.steps_per_epoch), torch.device("cpu")))
         path = self.run_dir / f"not_finite{self.processes.rank or ''}.pt"
         with atomic_path(path) as temporary:
             torch.save(vars(self.augmented(batch, step)), temporary)
         return UserError(
-            f"training has diverged, the loss was not finite in {self.guard.longest} steps in a row; the batch of the "
-            f"last one, step {step}, is in {path}: take a lower --lr"
+            f"training has diverged, the loss was not finite in {self.guard.most_consecutive_skips} steps in a row; "
+            f"the batch of step {step} is in {path}: use a lower --lr"
         )
 
     def finish_epoch(self, epoch: int) -> None:
-        """Validate, tell, log, and save."""
+        """Validate, print, log and save."""
         skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.notes["history"])
-        if self.guard.longest >= LARGEST_ROW:
+        if self.guard.most_consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             raise self.divergence()
         metrics, panels = validate(self.average.model, self.val_frames, self.recipe, self.device, self.processes)
         entry = {
@@ -328,18 +328,18 @@ class Trainer:
         } | metrics
         self.epoch_loss.zero_()
         self.notes["history"].append(entry)
-        if self.processes.main:
+        if self.processes.is_main:
             print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # without NaN
-            report_epoch(self.run_dir, self.notes["history"], panels)
-        self.notes["best_score"] = best_score(self.notes["history"], self.frozen_from)
+            log_epoch(self.run_dir, self.notes["history"], panels)
+        self.notes["best_score"] = best_score(self.notes["history"], self.freeze_bn_step)
         if metrics["score"] == self.notes["best_score"] or not self.val_frames:
             self.save("best.pt")
         self.save("last.pt")
 
     def save(self, name: str) -> None:
-        """Write a checkpoint into the checkpoint folder; the others wait, an end of theirs would end the writer."""
-        with self.processes.main_first():
-            if self.processes.main:
+        """Write a checkpoint; the other processes wait, because the first one to exit would end the writer."""
+        with self.processes.main_process_first():
+            if self.processes.is_main:
                 self.write_checkpoint(name)
 
     def write_checkpoint(self, name: str) -> None:

@@ -1,8 +1,8 @@
-"""The int8 graph: convolutions between quantise and dequantise nodes, the rest in half precision.
+"""The int8 graph: convolutions between Q/DQ nodes, the rest in half precision.
 
-ONNX Runtime's static quantisation sets the ranges from calibration frames: weights per channel, activations symmetric,
-biases left alone. Attention is left out. Q/DQ of opset 17 are float32 only, so a quantised convolution is float32
-between int8 on both sides, which runtimes fuse into one int8 kernel; the rest is as in the fp16 graph.
+ONNX Runtime's static quantisation calibrates the ranges: per-channel weights, symmetric activations, no quantised bias.
+Attention is not quantised. Q/DQ nodes of opset 17 are float32 only, so a quantised convolution is a float32 node
+between int8 tensors, which runtimes fuse into one int8 kernel. The rest is as in the fp16 graph.
 """
 
 import logging
@@ -20,36 +20,36 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from deployment.graph import INPUT, as_input
 
-# In the names of convolutions that stay in half precision: attention's, as timm names it.
-LEFT_OUT = "/context_module/"
-# Float32 in the fp16 graph, too: the image's normalisation, attention's products, and the heads with what follows them.
+# Part of the names of attention's convolutions in timm, which stay in half precision.
+ATTENTION_PREFIX = "/context_module/"
+# Float32 in the fp16 graph too: normalisation, attention's products, and everything from the heads on.
 FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div")
 HEAD = "ConvTranspose"
 
 
-class Frames(CalibrationDataReader):
-    """Calibration frames as ONNX Runtime wants them; images: uint8 [N,H,W,3]."""
+class CalibrationImages(CalibrationDataReader):
+    """Calibration data for ONNX Runtime; images: uint8 [N,H,W,3]."""
 
     def __init__(self, images: np.ndarray, uint8_input: bool):
         self.inputs = ({INPUT: as_input(image, uint8_input)} for image in images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next frame as the graph's input; None after the last."""
+        """The next image as the graph's input; None after the last."""
         return next(self.inputs, None)
 
 
 class Quantiser:
-    """Makes int8 graphs of one float32 graph, with more or fewer of its convolutions quantised."""
+    """Quantises chosen convolutions of a float32 graph."""
 
     def __init__(self, graph: onnx.ModelProto, images: np.ndarray, uint8_input: bool):
         """images: calibration frames, uint8 [N,H,W,3], N >= 1."""
         self.images, self.uint8_input = images, uint8_input
         convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-        self.layers = [name for name in convolutions if LEFT_OUT not in name]
+        self.layers = [name for name in convolutions if ATTENTION_PREFIX not in name]
         self.folder = tempfile.TemporaryDirectory()
-        self.source = Path(self.folder.name) / "float32.onnx"  # a graph in memory would be changed
+        self.source = Path(self.folder.name) / "float32.onnx"  # a graph in memory would be modified
         onnx.save(graph, self.source)
-        self.ranges = Path(self.folder.name) / "ranges.json"  # calibrated once, by the first graph
+        self.ranges = Path(self.folder.name) / "ranges.json"  # calibrated once
 
     def __enter__(self) -> "Quantiser":
         self.make(self.layers)
@@ -59,21 +59,21 @@ class Quantiser:
         self.folder.cleanup()
 
     def make(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """The graph with these convolutions, one or more, in int8 and the others in float16."""
-        return in_half_around(self.quantise(layers), set(layers))
+        """The graph with these convolutions, at least one, in int8 and the rest in half precision."""
+        return convert_rest_to_half(self.quantise(layers), set(layers))
 
     def quantise(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """The graph with these convolutions, one or more, in int8 and all else in float32."""
+        """The graph with these convolutions, at least one, in int8 and the rest in float32."""
         path = Path(self.folder.name) / "int8.onnx"
         logger, level = logging.getLogger(), logging.getLogger().level
-        logger.setLevel(logging.ERROR)  # it advises to simplify a graph that has been simplified
+        logger.setLevel(logging.ERROR)  # it recommends preprocessing that was done
         try:
             quantize_static(
                 self.source,
                 path,
-                Frames(self.images, self.uint8_input),
+                CalibrationImages(self.images, self.uint8_input),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],  # not the heads, transposed: 256 steps would be too coarse for answers
+                op_types_to_quantize=["Conv"],  # not the heads (ConvTranspose): 256 levels are too coarse for outputs
                 nodes_to_quantize=list(layers),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
@@ -84,7 +84,7 @@ class Quantiser:
                     "ActivationSymmetric": True,
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
-                    # what comes out meets an activation first, and is rounded once, where the next one takes it in
+                    # an activation follows; the next convolution's input is quantised instead
                     "OpTypesToExcludeOutputQuantization": ["Conv"],
                 },
             )
@@ -93,11 +93,11 @@ class Quantiser:
         return onnx.load(path)
 
 
-def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
-    """A quantised graph with float16 where it need not be float32; layers: its quantised convolutions."""
+def convert_rest_to_half(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
+    """Convert a quantised graph to fp16 where float32 is not needed; layers: its quantised convolutions."""
     whole = {node.name for node in quantised.graph.node if node.op_type in FLOAT32_OPS or node.name in layers}
-    whole |= between(quantised, "MatMul", "Div")  # attention's sums, that only the division makes small again
-    whole |= from_on(quantised, HEAD)
+    whole |= between(quantised, "MatMul", "Div")  # attention's sums overflow until the division
+    whole |= nodes_downstream(quantised, HEAD)
     kinds = ["QuantizeLinear", "DequantizeLinear"]
     half = convert_float_to_float16(quantised, keep_io_types=True, op_block_list=kinds, node_block_list=list(whole))
     skip_double_casts(half)
@@ -106,8 +106,8 @@ def in_half_around(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelPr
     return onnxslim.slim(model.model)
 
 
-def readers_of(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """{tensor: the nodes that read it}."""
+def find_consumers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """{tensor: nodes that consume it}."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
         for name in node.input:
@@ -115,9 +115,9 @@ def readers_of(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     return readers
 
 
-def from_on(graph: onnx.ModelProto, first: str) -> set[str]:
-    """Names of the operators `first` and of all nodes that depend on them."""
-    readers, found = readers_of(graph), set()
+def nodes_downstream(graph: onnx.ModelProto, first: str) -> set[str]:
+    """Names of the operators of type `first` and of all nodes downstream of them."""
+    readers, found = find_consumers(graph), set()
     waiting = [node for node in graph.graph.node if node.op_type == first]
     while waiting:
         node = waiting.pop()
@@ -128,8 +128,8 @@ def from_on(graph: onnx.ModelProto, first: str) -> set[str]:
 
 
 def between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
-    """Names of the nodes on the ways from operators `first` to `last` that meet no convolution, those included."""
-    readers = readers_of(graph)
+    """Names of the nodes on paths from operators `first` to `last` without a convolution, including the ends."""
+    readers = find_consumers(graph)
 
     def to_last(node: onnx.NodeProto) -> set[str]:
         if node.op_type in (last, "Conv"):
@@ -141,10 +141,10 @@ def between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
 
 
 def skip_double_casts(graph: onnx.ModelProto) -> None:
-    """Read a float32 tensor directly where it is read through float16 and back, in place.
+    """Remove casts from float32 to float16 and back, in place.
 
-    The converter puts a cast at every edge of a float32 node, also between two such nodes, where the detour rounds
-    values and stands between a dequantise node and its convolution.
+    The converter adds a cast at every edge of a float32 node, also between two of them, where it rounds the values and
+    separates a dequantise node from its convolution.
     """
     casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
     types = {name: node.attribute[0].i for name, node in casts.items()}

@@ -1,4 +1,4 @@
-"""Every precision exported, measured against PyTorch and the reference, and mended where it loses too much."""
+"""Export every precision, validate it against PyTorch and the reference, and un-quantise layers that lose too much."""
 
 import math
 from collections.abc import Sequence
@@ -9,58 +9,58 @@ import onnx
 from tabulate import tabulate
 
 from config import Recipe
-from deployment.agreement import TOLERANCES, Answer, by_onnx_runtime, by_pytorch, compare, losses, score, within
+from deployment.agreement import TOLERANCES, Answer, compare, losses, run_onnx_runtime, run_pytorch, score, within
 from deployment.graph import (
-    LARGEST_HALF,
+    MAX_FP16_VALUE,
     OPSET,
-    Deployed,
+    ExportedStudent,
     check_graph,
     export_graph,
     extreme_images,
-    half_ranges,
-    in_half,
+    fp16_ranges,
+    to_half,
 )
 from deployment.int8 import Quantiser
 
-LISTED = 8  # tensors with the largest values, and layers that lose most in int8, that are told
+LISTED = 8  # tensors with the largest values that are listed
 RANKING_IMAGES = 4
-RANGE_IMAGES = 8  # beside the extreme ones: each takes a quarter of a second
+RANGE_IMAGES = 8  # in addition to the extreme ones; each takes a quarter of a second
 
 
-class Examiner:
-    """Measures the graphs of one model, float32 first: the others' losses are against that one."""
+class PrecisionValidator:
+    """Validates the graphs of one model. Start with float32: the others' losses are relative to it."""
 
     def __init__(
         self,
-        model: Deployed,
+        model: ExportedStudent,
         images: np.ndarray,
         frames: dict[str, np.ndarray] | None,
         focal: float,
         recipe: Recipe,
     ):
-        """Take what every graph is measured on.
+        """Set the data that graphs are validated on.
 
         Args:
-            model: what the graphs are exported from.
+            model: the exported model.
             images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
-            frames: to score on, of evaluation_frames(), if there are any.
-            focal: of the camera that the depth is for, in pixels at the network's size.
-            recipe: the model's.
+            frames: frames to score on, from evaluation_frames(), or None.
+            focal: focal length of the target camera, pixels at the network's size.
+            recipe: the model's recipe.
         """
-        self.model, self.exact = model, by_pytorch(model)
+        self.model, self.exact = model, run_pytorch(model)
         self.images, self.frames, self.focal, self.recipe = images, frames, focal, recipe
         self.extremes = np.concatenate([images[:RANGE_IMAGES], extreme_images(recipe.height, recipe.width)])
         self.base: dict[str, float] | None = None
 
-    def examine(self, precision: str, graph: onnx.ModelProto) -> dict:
-        """An entry for student.json; 'passed' says whether the graph is good.
+    def validate(self, precision: str, graph: onnx.ModelProto) -> dict:
+        """Validate a graph; returns its entry for student.json, where 'passed' is the verdict.
 
-        Errors against PyTorch in float32, scores against the reference and what they lose, the largest values that are
-        stored as float16. Raises RuntimeError when the graph is not what engines rely on.
+        The entry holds the errors against PyTorch in float32, the scores and their losses, and the largest fp16 values.
+        Raises RuntimeError if the graph breaks the contract.
         """
         tolerance = TOLERANCES[precision]
         check_graph(graph, self.recipe.height, self.recipe.width, self.model.uint8_input)
-        answer = by_onnx_runtime(graph.SerializeToString())
+        answer = run_onnx_runtime(graph.SerializeToString())
         scores = score(answer, self.frames, self.focal, self.recipe) if self.frames else None
         self.base = self.base or scores
         nodes = len(graph.graph.node)
@@ -69,71 +69,71 @@ class Examiner:
         entry["losses"] = losses(scores, self.base) if scores and self.base else {}
         entry["passed"] = within(entry["errors"], entry["losses"], tolerance)
         if precision != "fp32":
-            entry["largest_values"] = dict(list(half_ranges(graph, self.extremes).items())[:LISTED])
-            entry["passed"] &= max(entry["largest_values"].values(), default=math.inf) <= LARGEST_HALF
+            entry["largest_values"] = dict(list(fp16_ranges(graph, self.extremes).items())[:LISTED])
+            entry["passed"] &= max(entry["largest_values"].values(), default=math.inf) <= MAX_FP16_VALUE
         return entry
 
 
-def prove(
-    model: Deployed, examiner: Examiner, calibration: np.ndarray | None, recipe: Recipe
+def validate_precisions(
+    model: ExportedStudent, validator: PrecisionValidator, calibration: np.ndarray | None, recipe: Recipe
 ) -> tuple[dict[str, bytes], list[dict]]:
-    """Export and measure every precision; int8 only with calibration frames, uint8 [N,H,W,3].
+    """Export and validate every precision; int8 only with calibration images, uint8 [N,H,W,3].
 
-    Returns: the serialised graphs by precision, and of each an entry for student.json.
+    Returns the serialised graphs by precision, and their entries for student.json.
     """
-    half = in_half(model)
+    half = to_half(model)
     whole = export_graph(model, recipe.height, recipe.width)
     graphs = {"fp32": whole, "fp16": export_graph(half, recipe.height, recipe.width)}
-    entries = [examiner.examine(precision, graph) for precision, graph in graphs.items()]
-    # what ONNX Runtime computes within a node in float32, PyTorch's kernels compute in float16
-    entries[1]["pytorch_half_errors"] = compare(by_pytorch(half), examiner.exact, examiner.images)
+    entries = [validator.validate(precision, graph) for precision, graph in graphs.items()]
+    # ONNX Runtime computes inside a node in float32, PyTorch's kernels in float16
+    entries[1]["pytorch_half_errors"] = compare(run_pytorch(half), validator.exact, validator.images)
     entries[1]["passed"] &= within(entries[1]["pytorch_half_errors"], {}, TOLERANCES["fp16"])
     if calibration is not None and all(entry["passed"] for entry in entries):
         with Quantiser(whole, calibration, model.uint8_input) as quantiser:
-            graphs["int8"], entry = prove_int8(quantiser, examiner)
+            graphs["int8"], entry = validate_int8(quantiser, validator)
         entries.append(entry | {"calibration_frames": len(calibration)})
     return {precision: graph.SerializeToString() for precision, graph in graphs.items()}, entries
 
 
-def prove_int8(quantiser: Quantiser, examiner: Examiner) -> tuple[onnx.ModelProto, dict]:
-    """The int8 graph with as many layers in int8 as its tolerance allows, and its entry.
+def validate_int8(quantiser: Quantiser, validator: PrecisionValidator) -> tuple[onnx.ModelProto, dict]:
+    """The int8 graph with as many int8 layers as its tolerance allows, and its entry.
 
-    If all of them lose too much, the layers are ranked by what each loses alone, and the worst 1, 2, 4... are left in
-    half precision until the tolerance holds.
+    If all layers together exceed it, they are ranked by what each loses alone, and the worst 1, 2, 4... stay in half
+    precision until the tolerance holds.
     """
     graph = quantiser.make(quantiser.layers)
-    entry, left = examiner.examine("int8", graph), 0
+    entry, left = validator.validate("int8", graph), 0
     ranking: dict[str, float] = {}
     most = len(quantiser.layers) - 1
     while not entry["passed"] and left < most:
-        ranking = ranking or rank(quantiser, examiner.exact, examiner.images[:RANKING_IMAGES])
+        ranking = ranking or rank_layers(quantiser, validator.exact, validator.images[:RANKING_IMAGES])
         left = min(max(2 * left, 1), most)
         worst = set(list(ranking)[:left])
         graph = quantiser.make([layer for layer in quantiser.layers if layer not in worst])
-        entry = examiner.examine("int8", graph)
+        entry = validator.validate("int8", graph)
     return graph, entry | {"left_in_half": list(ranking)[:left], "losses_of_layers": ranking}
 
 
-def rank(quantiser: Quantiser, exact: Answer, images: np.ndarray) -> dict[str, float]:
-    """{layer: mean error of depth, as a share of it, plus share of pixels of another class} with that layer in int8.
+def rank_layers(quantiser: Quantiser, exact: Answer, images: np.ndarray) -> dict[str, float]:
+    """Rank layers by {layer: mean relative depth error + fraction of changed classes}, worst first.
 
-    The layer that loses most comes first; all others are in float32.
+    In each graph only that layer is int8; the rest is float32.
     """
     lost, answers = {}, [exact(image) for image in images]
     for layer in quantiser.layers:
-        answer = by_onnx_runtime(quantiser.quantise([layer]).SerializeToString())
-        errors = compare(answer, _in_turn(answers), images)
+        answer = run_onnx_runtime(quantiser.quantise([layer]).SerializeToString())
+        errors = compare(answer, _replay(answers), images)
         lost[layer] = errors["mean_depth_share"] + 1 - errors["class_agreement"]
     return dict(sorted(lost.items(), key=lambda pair: -pair[1]))
 
 
-def _in_turn(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> Answer:
+def _replay(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> Answer:
     known = iter(answers)
     return lambda image: next(known)
 
 
-def print_proof(entries: Sequence[dict], images_are: str) -> None:
-    """The tables of what each precision costs, and of the largest values that half precision holds."""
+def print_validation(entries: Sequence[dict], images_are: str) -> None:
+    """Print the errors and scores of each precision, and the largest fp16 values."""
     lines = []
     for entry in entries:
         runs = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["losses"])]
@@ -148,7 +148,7 @@ def print_proof(entries: Sequence[dict], images_are: str) -> None:
     print(tabulate(lines, headers, floatfmt=".4f", missingval="-"))
     for entry in entries:
         if "largest_values" in entry:
-            print(f"largest values in {entry['precision']}, on extreme images, too; bound {LARGEST_HALF:.0f}:")
+            print(f"largest values in {entry['precision']}, on extreme images, too; bound {MAX_FP16_VALUE:.0f}:")
             print(tabulate(entry["largest_values"].items(), floatfmt=".0f"))
         if entry.get("left_in_half"):
-            print(f"left in half precision, for what they lose in int8: {', '.join(entry['left_in_half'])}")
+            print(f"kept in half precision, because int8 loses too much: {', '.join(entry['left_in_half'])}")

@@ -17,7 +17,7 @@ import train
 from config import Recipe, Runtime
 from dataset.cache import PackedCache
 from dataset.manifest import read_manifest
-from trainer.checkpoint import freeze_statistics
+from trainer.checkpoint import freeze_batch_norm
 from trainer.distributed import processes
 from trainer.feed import Batch, PackedFrames
 
@@ -40,13 +40,13 @@ def main() -> None:
     recipe = Recipe(width=96, height=64, batch_size=BATCH, epochs=STEPS, accumulation_steps=int(accumulation), lr=5e-5)
     rows = (read_manifest(manifest) * 2)[:BATCH]
     with processes("cpu") as (group, device):
-        with group.main_first():
+        with group.main_process_first():
             frames = PackedFrames(
                 PackedCache(rows, Path(log_dir) / ".cache", (192, 128), recipe.reference_focal), workers=1
             )
         trainer = Uneven(recipe, Runtime(), device, frames, frames, "data", group)
         trainer.model.train()
-        freeze_statistics(trainer.model)
+        freeze_batch_norm(trainer.model)
         batches = (batch for epoch in range(STEPS) for batch in trainer.batches(epoch, 0, device))
         losses = [trainer.train_step(batch).item() for batch in batches]
         trainer.model.train()  # statistics that move, for one step

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from config import IGNORE
 from trainer import augment as augmentation
-from trainer.augment import Draws, augment, change_colour, change_texture, draw_share, draw_window
+from trainer.augment import RandomDraws, augment, draw_size_fraction, draw_window, jitter_colour, jitter_texture
 from trainer.feed import Batch
 
 HEIGHT, WIDTH = 60, 80
@@ -46,8 +46,8 @@ def plane_batch(size: int = 6) -> Batch:
 @pytest.fixture
 def without_colour(monkeypatch):
     """Colours stay as they are, so that RGB tells where each pixel came from."""
-    monkeypatch.setattr(augmentation, "change_colour", lambda rgb, draws: rgb)
-    monkeypatch.setattr(augmentation, "change_texture", lambda rgb, texture, draws: rgb)
+    monkeypatch.setattr(augmentation, "jitter_colour", lambda rgb, draws: rgb)
+    monkeypatch.setattr(augmentation, "jitter_texture", lambda rgb, texture, draws: rgb)
 
 
 def interior(changed: Batch, index: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def test_maps_stay_registered_with_the_picture(without_colour):
 )
 def test_images_are_as_large_as_the_shortest_to_the_longest_lens(zoom, shares):
     generator = torch.Generator().manual_seed(0)
-    assert {draw_share(generator, zoom) for _ in range(50)} == shares
+    assert {draw_size_fraction(generator, zoom) for _ in range(50)} == shares
 
 
 @pytest.mark.parametrize("zoom", [(0.6, 0.6), (1.0, 1.0), (1.7, 1.7)])
@@ -124,8 +124,8 @@ def test_colours_are_the_mean_of_bilinear_readings(without_colour, zoom):
     batch.rgb = torch.rand(6, 3, 2 * HEIGHT, 2 * WIDTH, generator=torch.Generator().manual_seed(0))
     changed = augment(batch, zoom, SIZE, seed=0, step=0).rgb
     generator = torch.Generator().manual_seed(0)
-    share = draw_share(generator, zoom)
-    (half_width, half_height, middle), _ = draw_window(Draws(generator, 0, 6, 6), zoom, share)
+    share = draw_size_fraction(generator, zoom)
+    (half_width, half_height, middle), _ = draw_window(RandomDraws(generator, 0, 6, 6), zoom, share)
     zero = torch.zeros(6)
     window = torch.stack([half_width, zero, middle, zero, half_height, zero], dim=1).view(6, 2, 3)
     height, width = changed.shape[-2:]
@@ -172,7 +172,7 @@ def test_colours_change_within_their_range():
 
 def test_colours_change_by_brightness_then_contrast_then_saturation_then_gamma():
     rgb = torch.rand(4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
-    draw = 2 * Draws(torch.Generator().manual_seed(1), 0, 4, 4).uniform(4) - 1
+    draw = 2 * RandomDraws(torch.Generator().manual_seed(1), 0, 4, 4).uniform(4) - 1
     expected = []
     for picture, (brightness, contrast, saturation, gamma) in zip(rgb, draw.T, strict=True):
         picture = picture * (1 + 0.12 * brightness)
@@ -180,14 +180,14 @@ def test_colours_change_by_brightness_then_contrast_then_saturation_then_gamma()
         grey = 0.299 * picture[0] + 0.587 * picture[1] + 0.114 * picture[2]
         picture = grey + (picture - grey) * (1 + 0.12 * saturation)
         expected.append(picture.clamp(0, 1) ** torch.exp(0.2 * gamma))
-    changed = change_colour(rgb, Draws(torch.Generator().manual_seed(1), 0, 4, 4))
+    changed = jitter_colour(rgb, RandomDraws(torch.Generator().manual_seed(1), 0, 4, 4))
     torch.testing.assert_close(changed, torch.stack(expected))
 
 
 def test_pictures_are_blurred_sharpened_and_made_noisy():
     rgb = torch.full((64, 3, 48, 64), 0.3)
     rgb[..., 32:] = 0.7
-    changed = change_texture(rgb, 1.0, Draws(torch.Generator().manual_seed(0), 0, 64, 64))
+    changed = jitter_texture(rgb, 1.0, RandomDraws(torch.Generator().manual_seed(0), 0, 64, 64))
     assert changed.min() >= 0 and changed.max() <= 1
     noise = changed[..., 4:24].std(dim=(1, 2, 3))
     assert noise.min() < 0.003 and 0.02 < noise.max() < 0.06

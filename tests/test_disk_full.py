@@ -24,7 +24,7 @@ from dataset.disk import DiskFullError
 from dataset.files import atomic_path, write_json, write_npy, write_png
 from teacher_infer import stage
 from trainer.checkpoint import save_checkpoint
-from trainer.report import add_to_board
+from trainer.report import log_to_tensorboard
 
 NOISE = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)  # 3 MB, incompressible
 
@@ -101,7 +101,7 @@ def test_other_errors_are_unchanged(tmp_path):
 
 def test_tensorboard_on_a_full_disk_reports_one_line(tmp_path, capfd):
     with small_disk(tmp_path, "1m") as disk, pytest.raises(DiskFullError, match=r"can't write .*events: disk full"):
-        add_to_board(disk, {"step": 1, "loss": 0.5}, NOISE)
+        log_to_tensorboard(disk, {"step": 1, "loss": 0.5}, NOISE)
     assert "Traceback" not in capfd.readouterr().err
 
 

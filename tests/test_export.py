@@ -25,16 +25,16 @@ from dataset.files import read_json, write_json, write_npy, write_png
 from dataset.identity import content_sample
 from dataset.manifest import Row, read_manifest, write_manifest
 from deployment import engine, proof
-from deployment.agreement import TOLERANCES, by_onnx_runtime, by_pytorch, compare, losses, score, within
+from deployment.agreement import TOLERANCES, compare, losses, run_onnx_runtime, run_pytorch, score, within
 from deployment.engine import layer_types
 from deployment.graph import (
-    LARGEST_HALF,
-    Deployed,
+    MAX_FP16_VALUE,
+    ExportedStudent,
     check_graph,
     export_graph,
     extreme_images,
-    half_ranges,
-    in_half,
+    fp16_ranges,
+    to_half,
 )
 from deployment.images import calibration_images, random_images
 from deployment.int8 import Quantiser
@@ -108,7 +108,7 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return Deployed(load_student(checkpoint)[0], 1.0)
+    return ExportedStudent(load_student(checkpoint)[0], 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def graph(model):
 
 @pytest.fixture(scope="module")
 def half_graph(model):
-    return export_graph(in_half(model), HEIGHT, WIDTH)
+    return export_graph(to_half(model), HEIGHT, WIDTH)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_engines_folder(export, checkpoint, manifest, nothing_around):
     assert exact["errors"]["max_depth_error_mm"] < 1 and exact["errors"]["class_agreement"] >= 0.999
     assert set(exact["losses"].values()) == {0}
     assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "no float16 at all"
-    assert 0 < max(half["largest_values"].values()) <= LARGEST_HALF
+    assert 0 < max(half["largest_values"].values()) <= MAX_FP16_VALUE
     assert 1e-6 < int8["errors"]["mean_depth_share"] < 5e-2, "no int8, or nothing but"
     assert int8["errors"] != half["errors"]
     assert int8["calibration_frames"] == 3 and int8["left_in_half"] == []
@@ -206,11 +206,11 @@ def test_a_camera_that_the_student_can_not_serve_is_refused():
     """A checkpoint of before 20 m at the reference focal length says 8 m through a lens of 0.4."""
     recipe = replace(Recipe(), output_range=(0.05, 20.0))
     for served in (0.5, 1.0, 2.0):
-        export_trt.refuse_unserved(CAMERA.with_focal_scale(served), recipe)
+        export_trt.check_depth_range(CAMERA.with_focal_scale(served), recipe)
     for unserved, words in ((0.4, "0.02 to 8.0 m"), (2.1, "0.11 to 42.0 m")):
         with pytest.raises(cli.UserError, match=words):
-            export_trt.refuse_unserved(CAMERA.with_focal_scale(unserved), recipe)
-        export_trt.refuse_unserved(CAMERA.with_focal_scale(unserved), Recipe())
+            export_trt.check_depth_range(CAMERA.with_focal_scale(unserved), recipe)
+        export_trt.check_depth_range(CAMERA.with_focal_scale(unserved), Recipe())
 
 
 def test_camera_flag_scales_depth(export, checkpoint, manifest, nothing_around):
@@ -229,14 +229,14 @@ def test_camera_flag_scales_depth(export, checkpoint, manifest, nothing_around):
 
 def test_graphs_of_the_cameras_frames(model):
     """uint8 [1,H,W,3] in, the same answers out."""
-    direct = Deployed(model.student, 1.0, uint8_input=True)
+    direct = ExportedStudent(model.student, 1.0, uint8_input=True)
     exported = export_graph(direct, HEIGHT, WIDTH)
     check_graph(exported, HEIGHT, WIDTH, uint8_input=True)
     with pytest.raises(RuntimeError, match="exporter wrote inputs"):
         check_graph(exported, HEIGHT, WIDTH)
     images = random_images(HEIGHT, WIDTH)[:2]
-    answer = by_onnx_runtime(exported.SerializeToString())
-    for expected in (by_pytorch(model), by_pytorch(direct)):
+    answer = run_onnx_runtime(exported.SerializeToString())
+    for expected in (run_pytorch(model), run_pytorch(direct)):
         errors = compare(answer, expected, images)
         assert errors["max_depth_error_mm"] < 0.1 and errors["class_agreement"] > 0.9999
 
@@ -295,7 +295,7 @@ def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_grap
 
 def test_gate_fails_on_another_students_graph(export, checkpoint, manifest, nothing_around, monkeypatch):
     torch.manual_seed(5)
-    other = Deployed(build_student(Recipe()), 1.0)
+    other = ExportedStudent(build_student(Recipe()), 1.0)
     wrong = export_graph(other, HEIGHT, WIDTH)
     monkeypatch.setattr(proof, "export_graph", lambda *arguments: wrong)
     code, out, _ = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
@@ -340,10 +340,10 @@ def test_losses():
 
 def test_comparison_is_in_millimetres(graph, model):
     images = random_images(HEIGHT, WIDTH)[:1]
-    nearer = Deployed(model.student, 0.999)
+    nearer = ExportedStudent(model.student, 0.999)
     with torch.inference_mode():
         depth = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255)[0]
-    errors = compare(by_onnx_runtime(graph.SerializeToString()), by_pytorch(nearer), images)
+    errors = compare(run_onnx_runtime(graph.SerializeToString()), run_pytorch(nearer), images)
     assert errors["max_depth_error_mm"] == pytest.approx(depth.max().item(), rel=1e-2)  # a thousandth of it
     assert errors["mean_depth_share"] == pytest.approx(1e-3, rel=1e-2)
     assert errors["class_agreement"] == pytest.approx(1, abs=1e-3)
@@ -384,10 +384,10 @@ def test_half_precision_where_it_is_wanted(half_graph):
 
 def test_half_precision_holds_what_it_must(half_graph, graph):
     images = extreme_images(HEIGHT, WIDTH)[::4]
-    ranges = half_ranges(half_graph, images)
+    ranges = fp16_ranges(half_graph, images)
     values = list(ranges.values())
-    assert values == sorted(values, reverse=True) and 0 < values[0] <= LARGEST_HALF
-    assert half_ranges(graph, images[:1]) == {}
+    assert values == sorted(values, reverse=True) and 0 < values[0] <= MAX_FP16_VALUE
+    assert fp16_ranges(graph, images[:1]) == {}
 
 
 def test_attention_in_half_precision_does_not_hold(checkpoint, monkeypatch):
@@ -402,10 +402,10 @@ def test_attention_in_half_precision_does_not_hold(checkpoint, monkeypatch):
         weight = block.qkv.conv.weight.data.unflatten(0, (-1, 3, block.dim))
         weight[:, :2] *= 30  # queries and keys, which the division takes out again: the answer stays
     images = extreme_images(HEIGHT, WIDTH)[-1:]
-    kept = half_ranges(export_graph(in_half(Deployed(student, 1.0)), HEIGHT, WIDTH), images)
+    kept = fp16_ranges(export_graph(to_half(ExportedStudent(student, 1.0)), HEIGHT, WIDTH), images)
     monkeypatch.setattr(LiteMLA, "_attn", in_float16)
-    left = half_ranges(export_graph(in_half(Deployed(student, 1.0)), HEIGHT, WIDTH), images)
-    assert next(iter(kept.values())) <= LARGEST_HALF < next(iter(left.values()))
+    left = fp16_ranges(export_graph(to_half(ExportedStudent(student, 1.0)), HEIGHT, WIDTH), images)
+    assert next(iter(kept.values())) <= MAX_FP16_VALUE < next(iter(left.values()))
 
 
 @pytest.mark.parametrize("damage", ["opset", "name", "shape"])
@@ -480,14 +480,14 @@ def test_layers_that_int8_spoils_are_left_in_half_precision(model, quantiser, mo
         made.append(list(layers))
         return "graph"
 
-    examiner = types.SimpleNamespace(
+    validator = types.SimpleNamespace(
         images=np.zeros((1, 2, 2, 3)),
         exact=None,
         examine=lambda precision, graph: {"passed": not set(bad) & set(made[-1])},
     )
     ranking = dict.fromkeys([bad[0], quantiser.layers[0], bad[1], *quantiser.layers[1:5]], 0.1)
     monkeypatch.setattr(proof, "rank", lambda *arguments: ranking)
-    graph, entry = proof.prove_int8(types.SimpleNamespace(layers=quantiser.layers, make=make), examiner)
+    graph, entry = proof.validate_int8(types.SimpleNamespace(layers=quantiser.layers, make=make), validator)
     assert entry["passed"] and entry["left_in_half"] == list(ranking)[:4]
     assert [len(quantiser.layers) - len(layers) for layers in made] == [0, 1, 2, 4]
 
@@ -504,7 +504,7 @@ def test_layers_are_ranked_by_what_each_loses_alone(monkeypatch):
         (layer,) = layers
         return types.SimpleNamespace(SerializeToString=lambda: layer)
 
-    monkeypatch.setattr(proof, "by_onnx_runtime", lambda layer: lambda image: answers[layer])
+    monkeypatch.setattr(proof, "run_onnx_runtime", lambda layer: lambda image: answers[layer])
     quantiser = types.SimpleNamespace(layers=list(answers), quantise=quantise)
     ranking = proof.rank(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
     assert ranking == pytest.approx({"b": 0.5, "c": 0.5, "a": 0.1, "d": 0}) and list(ranking)[2:] == ["a", "d"]
@@ -611,7 +611,7 @@ def test_real_parser_takes_the_graph_and_builds_an_engine(kind, graph, half_grap
     """TensorRT for RTX shares TensorRT's parser and builds without a GPU for a compute capability that is named."""
     exported = {"fp32": graph, "int8": int8_graph}.get(kind, half_graph)
     if kind.endswith("frames"):
-        exported = export_graph(in_half(Deployed(model.student, 1.0, uint8_input=True)), HEIGHT, WIDTH)
+        exported = export_graph(to_half(ExportedStudent(model.student, 1.0, uint8_input=True)), HEIGHT, WIDTH)
     builder, network, parser = parse_graph(trt, exported.SerializeToString())
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     assert {output.name: (tuple(output.shape), output.dtype) for output in outputs} == {

@@ -16,12 +16,12 @@ from small_run import call, exit_code, train_flags
 
 import train
 from trainer.distributed import Processes, processes
-from trainer.start import new_run, only_writer
+from trainer.start import create_run_dir, lock_checkpoint_dir
 
 
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        names = list(pool.map(lambda _: new_run(tmp_path / "runs"), range(40)))
+        names = list(pool.map(lambda _: create_run_dir(tmp_path / "runs"), range(40)))
     assert len(set(names)) == 40
     assert sorted(names) == sorted(path.name for path in (tmp_path / "runs").iterdir())
 
@@ -49,7 +49,7 @@ def test_a_resumed_run_goes_on_in_its_own_folder(manifest, tmp_path, monkeypatch
 
 def test_a_second_training_in_a_checkpoint_folder_is_refused_in_one_line(manifest, tmp_path, capfd):
     checkpoints = tmp_path / "out/checkpoints"
-    with only_writer(checkpoints, Processes()):
+    with lock_checkpoint_dir(checkpoints, Processes()):
         (checkpoints / ".last.abc.part.pt").touch()  # that the first one is writing
         assert exit_code(train.main, *train_flags(manifest, tmp_path / "out")) == EXIT_USAGE
         assert (checkpoints / ".last.abc.part.pt").exists()
@@ -57,22 +57,22 @@ def test_a_second_training_in_a_checkpoint_folder_is_refused_in_one_line(manifes
         assert error == (f"train.py: error: another training writes to {checkpoints}: give another --checkpoint-dir\n")
         (checkpoints / ".last.abc.part.pt").unlink()
     assert not (tmp_path / "out").exists(), "neither has left anything"
-    with only_writer(checkpoints, Processes()):
+    with lock_checkpoint_dir(checkpoints, Processes()):
         (checkpoints / "last.pt").touch()
     assert [path.name for path in checkpoints.iterdir()] == ["last.pt"]
 
 
 def test_a_killed_training_stands_in_no_ones_way(tmp_path):
     script = "from pathlib import Path; from trainer.start import *\n"
-    script += f"with only_writer(Path({str(tmp_path)!r}), Processes()): print('held', flush=True); input()"
+    script += f"with lock_checkpoint_dir(Path({str(tmp_path)!r}), Processes()): print('held', flush=True); input()"
     command, folder = [sys.executable, "-c", script], Path(train.__file__).parent
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, cwd=folder) as run:
         assert run.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="another training"), only_writer(tmp_path, Processes()):
+        with pytest.raises(UserError, match="another training"), lock_checkpoint_dir(tmp_path, Processes()):
             pass
         run.kill()
         run.wait()
-    with only_writer(tmp_path, Processes()):
+    with lock_checkpoint_dir(tmp_path, Processes()):
         pass
     assert not list(tmp_path.iterdir())
 

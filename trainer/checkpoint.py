@@ -1,4 +1,4 @@
-"""Checkpoints: everything an exact resume needs, written whole, loaded without running what is in the file."""
+"""Checkpoints: all state of an exact resume, written atomically, loaded with weights_only=True."""
 
 import copy
 import pickle
@@ -17,33 +17,33 @@ from dataset.files import atomic_path
 from models.student import Student
 
 FORMAT = "indoor-student-2"
-READ_FORMATS = ("indoor-student-1", FORMAT)  # the first one's config held paths and the cluster's settings, too
+READ_FORMATS = ("indoor-student-1", FORMAT)  # version 1 also stored paths and cluster settings
 KEYS = {"format", "model", "ema", "config", "class_names", "reference_focal", "step"}
 
 
 def build_student(recipe: Recipe) -> Student:
-    """The student of a recipe, with random weights."""
+    """Build the student of a recipe, with random weights."""
     widths = (recipe.neck_channels, recipe.decoder_channels)
     return Student(recipe.encoder, *widths, len(CLASS_NAMES), recipe.output_range)
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights and batch-norm statistics (Polyak averaging).
+    """Exponential moving average of a model's weights and running statistics (Polyak averaging).
 
     Args:
-        model: what is averaged.
-        decay: the largest share of the average that a step keeps, see decay_of().
+        model: the model to average.
+        decay: maximum decay, see decay_of().
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.model = decay, copy.deepcopy(model).eval().requires_grad_(False)
-        # state_dict()'s tensors are the modules' own; to collect them in each step takes longer than the average
+        # collected once: state_dict() in each step would take longer than the averaging
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     def decay_of(self, step: int) -> float:
-        """The share that step number `step` keeps: small at first, so that the average forgets the random start.
+        """Decay at a step: small at first, so that the average forgets the random initial weights.
 
         It reaches 0.998 at step 4490; a short run ends with less.
         """
@@ -51,7 +51,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take one step towards the model."""
+        """Update the average with the model's current state."""
         decay = self.decay_of(step)
         average, current = map(list, zip(*self.floating, strict=True))
         torch._foreach_lerp_(average, current, 1 - decay)
@@ -59,31 +59,31 @@ class MovingAverage:
             count.copy_(current_count)
 
 
-def freeze_statistics(model: nn.Module) -> None:
-    """Let batch norm normalise by its running statistics and leave them as they are, until the next model.train()."""
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Freeze batch norm: normalise by the running statistics without updating them, until the next model.train()."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def save_checkpoint(path: str | Path, recipe: Recipe, content: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all; content holds the rest of KEYS, plain values and tensors."""
+    """Write a checkpoint atomically; content holds the rest of KEYS as plain values and tensors."""
     own = {"format": FORMAT, "config": asdict(recipe), "class_names": list(CLASS_NAMES)}
     with atomic_path(path) as temporary:
         torch.save(own | {"reference_focal": recipe.reference_focal} | content, temporary)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; raises UserError when it is missing, broken, unsafe, or not of this project."""
+    """Load a checkpoint to the CPU; raises UserError if it is missing, broken, unsafe, or of another project."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train.py writes one")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols, before the one line that matters
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds objects other than tensors and plain values; it was not loaded") from None
-    except Exception as error:  # torch's reader fails in any way on a damaged file
+    except Exception as error:  # torch raises many types for a damaged file
         raise UserError(f"{path} is not a readable checkpoint: {str(error).partition('. ')[0]}") from None
     if not isinstance(content, dict) or content.get("format") not in READ_FORMATS or not content.keys() >= KEYS:
         raise UserError(f"{path} is not a checkpoint of this student (train.py writes them)")
@@ -91,14 +91,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def recipe_of(content: dict[str, Any], path: str | Path) -> Recipe:
-    """The recipe of a checkpoint's content; raises UserError when it has none that this revision knows."""
+    """The recipe in a checkpoint's content; raises UserError if this revision can't read it."""
     if not isinstance(content["config"], dict):
         raise UserError(f"{path} holds no settings")
     return parse_recipe(content["config"], str(path))
 
 
 def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:
-    """The student in a checkpoint (moving average of its weights), its recipe, and the whole content.
+    """Load the student of a checkpoint (the moving average of its weights), its recipe, and the whole content.
 
     The student is in eval mode on the CPU. Raises UserError like load_checkpoint, if the weights do not fit the recipe
     beside them, or if they are not finite.

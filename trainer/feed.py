@@ -15,7 +15,7 @@ from dataset.frames import MILLIMETRES
 from dataset.packing import PACKED_ARRAYS
 from models.losses import hybrid_depth
 
-TAUGHT = tuple(name for name in PACKED_ARRAYS if name != "labels")  # what training learns from
+TRAINING_ARRAYS = tuple(name for name in PACKED_ARRAYS if name != "labels")  # arrays that training uses
 STATISTICS_FRAMES = 300
 
 
@@ -87,7 +87,7 @@ class PackedFrames:
 
 
 def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
-    """What PackedFrames.gather() returned, as a batch on the device."""
+    """Convert the result of PackedFrames.gather() to a batch on the device."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in gathered.items()}
     frames, height, width, _ = moved["rgb"].shape
 
@@ -115,7 +115,7 @@ def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
 
 
 def depth_target(batch: Batch, recipe: Recipe) -> Tensor:
-    """What the student learns of depth: float32 [B,1,H,W], metres of each frame's own camera, 0 = nothing."""
+    """Depth target: float32 [B,1,H,W], metres of each frame's own camera, 0 = no target."""
     depth_range = (recipe.min_depth, recipe.max_depth)
     return hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, recipe.confidence_threshold, depth_range)
 
@@ -125,10 +125,10 @@ def target_statistics(frames: PackedFrames, recipe: Recipe) -> dict[str, Any]:
 
     Args:
         frames: the training data.
-        recipe: says what the target is, see depth_target().
+        recipe: defines the target, see depth_target().
 
-    Returns: mean_depth in metres at the reference focal length and majority_class, which the baselines of Table IV
-    predict, None where there is no target; class_shares, each class's share of the pixels with one, or zeros.
+    Returns mean_depth, metres at the reference focal length, and majority_class, which the baselines of Table IV
+    predict, or None without targets; class_shares, the fraction of labelled pixels per class, or zeros.
     """
     sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), STATISTICS_FRAMES)).round().astype(int))
     total, pixels, counts = 0.0, 0, np.zeros(256, dtype=np.int64)
@@ -155,10 +155,10 @@ def gathered_batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[dict[str, Tensor]]:
-    """What PackedFrames.gather() returns of the batches of training_batches(), with the same arguments.
+    """Yield PackedFrames.gather() of the batches of training_batches(); the arguments are the same.
 
-    The next batch is read while the current one is in use; the reading thread touches no tensor arithmetic, since each
-    thread that does keeps a pool of OpenMP threads, which take the cores from each other.
+    A thread reads the next batch ahead. It does no tensor arithmetic: each thread that does owns a pool of OpenMP
+    threads, and the pools compete for the cores.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(frames))
     count = batches_per_epoch(len(frames), batch_size)
@@ -166,10 +166,10 @@ def gathered_batches(
     part = batch_size // processes
     chosen = [order[start : start + part] for n in range(skip, count) for start in [n * batch_size + rank * part]]
     with ThreadPoolExecutor(1) as reader:
-        waiting = [reader.submit(frames.gather, indices, pin, TAUGHT) for indices in chosen[:1]]
+        waiting = [reader.submit(frames.gather, indices, pin, TRAINING_ARRAYS) for indices in chosen[:1]]
         for position in range(len(chosen)):
             if position + 1 < len(chosen):
-                waiting.append(reader.submit(frames.gather, chosen[position + 1], pin, TAUGHT))
+                waiting.append(reader.submit(frames.gather, chosen[position + 1], pin, TRAINING_ARRAYS))
             yield waiting.pop(0).result()
 
 
@@ -183,12 +183,10 @@ def training_batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of one epoch in an order that depends on seed and epoch alone, the first `skip` left out.
+    """Yield the batches of one epoch, without the first `skip`, in an order that depends on seed and epoch only.
 
-    Frames fewer than batch_size are one batch. With several processes each one gets its equal part of each batch; the
-    processes must divide it. The reference labels are left out, training doesn't learn from them.
-
-    The last frames that fill no whole batch wait for another epoch's order, unless there are fewer than one batch.
+    Each rank gets its equal slice of each batch; the number of processes must divide it. An incomplete last batch is
+    dropped, unless it is the only one. Reference labels are not loaded: training does not use them.
     """
     pin = device.type == "cuda"
     for gathered in gathered_batches(frames, batch_size, seed, epoch, skip, pin, rank, processes):
@@ -196,14 +194,14 @@ def training_batches(
 
 
 def batches_per_epoch(frames: int, batch_size: int) -> int:
-    """Number of batches of training_batches() without skipping."""
+    """Number of batches per epoch."""
     return max(frames // batch_size, 1)
 
 
 def ordered_batches(
     frames: PackedFrames, batch_size: int, device: torch.device, part: slice = slice(None)
 ) -> Iterator[Batch]:
-    """All frames of a part once, in order; the last batch may be smaller."""
+    """Yield all frames of a slice once, in order; the last batch may be smaller."""
     chosen = range(len(frames))[part]
     for start in range(0, len(chosen), batch_size):
         yield frames.batch(chosen[start : start + batch_size], device)

@@ -1,4 +1,4 @@
-"""The flags of train.py and pack.py, and the recipe and the runtime that they and config.py's defaults make."""
+"""Flags of train.py and pack.py; with the defaults of config.py they make the recipe and the runtime."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -6,26 +6,26 @@ from pathlib import Path
 from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int
 
 from config import Recipe, Runtime
-from trainer.augment import SHORTEST_LENS
+from trainer.augment import MIN_ZOOM
 
 
 def parse_arguments(description: str) -> tuple[Namespace, Recipe, Runtime]:
-    """The command line's flags, and all settings of the run.
+    """Parse the flags; returns them, the recipe and the runtime.
 
     Args:
-        description: the script's text, for --help.
+        description: the script's docstring, for --help.
 
-    Raises UserError when flags contradict each other.
+    Raises UserError if flags contradict each other.
     """
     arguments = _parser(description).parse_args()
     recipe, runtime = Recipe(**flag_values(arguments, Recipe)), Runtime(**flag_values(arguments, Runtime))
     low, high = recipe.zoom
     if low > high:
-        raise UserError("--zoom LOW HIGH: the first is the smaller one")
-    if low < SHORTEST_LENS:
-        raise UserError(f"--zoom LOW HIGH: lenses shorter than {SHORTEST_LENS} leave nothing of an image")
+        raise UserError("--zoom LOW HIGH: LOW must not exceed HIGH")
+    if low < MIN_ZOOM:
+        raise UserError(f"--zoom LOW HIGH: LOW must be at least {MIN_ZOOM}")
     if arguments.init and arguments.encoder_weights:
-        raise UserError("--init brings the encoder's weights, too: leave --encoder-weights out")
+        raise UserError("--init includes the encoder's weights: drop --encoder-weights")
     return arguments, recipe, runtime
 
 
@@ -44,7 +44,7 @@ def _parser(description: str) -> ArgumentParser:
         help="imagenet: fail if they are unavailable; auto (default): fall back to random; none: random; or a file",
     )
     parser.add_argument(
-        "--init", type=Path, help="start from the student of this checkpoint, pretrained on rendered rooms, say"
+        "--init", type=Path, help="start from the student of this checkpoint, e.g. one pretrained on rendered rooms"
     )
     parser.add_argument("--require-data", action="store_true", help="fail rather than train on rendered rooms")
     return parser

@@ -1,4 +1,4 @@
-"""What a person sees of a run: history.csv, TensorBoard, pictures of validation frames, curves."""
+"""Logs of a run: history.csv, TensorBoard, pictures of validation frames, curves."""
 
 import csv
 import threading
@@ -12,15 +12,15 @@ from dataset.disk import reraise_disk_full
 from dataset.files import atomic_path, write_png
 from dataset.pictures import stack
 
-CURVES = (("loss",), ("rmse",), ("abs_rel", "delta1", "miou"), ("images_per_second",))  # a plot each
+CURVES = (("loss",), ("rmse",), ("abs_rel", "delta1", "miou"), ("images_per_second",))  # one plot each
 
 
-def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -> None:
-    """Write all that a run folder holds, whole files each time; TensorBoard gets the last epoch.
+def log_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -> None:
+    """Rewrite the files of a run folder, and add the last epoch to TensorBoard.
 
     Args:
         run_dir: the run's folder.
-        history: one entry an epoch, numbers by their names, among them 'epoch' and 'step'.
+        history: one dict of numbers per epoch, including 'epoch' and 'step'.
         panels: of validation frames, see trainer.validation.
     """
     write_history(run_dir / "history.csv", history)
@@ -28,13 +28,13 @@ def report_epoch(run_dir: Path, history: list[dict], panels: list[np.ndarray]) -
     picture = stack(panels) if panels else None
     if picture is not None:
         write_png(run_dir / "validation.png", picture)
-    add_to_board(run_dir, history[-1], picture)
+    log_to_tensorboard(run_dir, history[-1], picture)
 
 
-def add_to_board(run_dir: Path, entry: dict, picture: np.ndarray | None) -> None:
-    """Write an epoch's numbers and picture, uint8 [H,W,3], for TensorBoard."""
+def log_to_tensorboard(run_dir: Path, entry: dict, picture: np.ndarray | None) -> None:
+    """Write an epoch's numbers and picture, uint8 [H,W,3], to TensorBoard."""
     hook = threading.excepthook
-    threading.excepthook = lambda error: None  # the board's thread prints what its close() raises here, too
+    threading.excepthook = lambda error: None  # close() raises here what the writer's thread would print
     try:
         with reraise_disk_full(run_dir / "events"), SummaryWriter(run_dir) as board:
             for name, value in entry.items():
@@ -46,15 +46,15 @@ def add_to_board(run_dir: Path, entry: dict, picture: np.ndarray | None) -> None
 
 
 def write_history(path: Path, history: list[dict]) -> None:
-    """One line an epoch."""
+    """Write the history as CSV, one line per epoch."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[-1]))  # a run begun by older code has fewer at first
+        writer = csv.DictWriter(file, fieldnames=list(history[-1]))  # entries of older code have fewer fields
         writer.writeheader()
         writer.writerows(history)
 
 
 def plot_history(path: Path, history: list[dict]) -> None:
-    """The curves over the epochs as a PNG."""
+    """Plot the curves over the epochs as a PNG."""
     figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
     epochs = [entry["epoch"] for entry in history]
     for axes, names in zip(figure.subplots(2, 2).flat, CURVES, strict=True):

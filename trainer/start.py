@@ -1,4 +1,4 @@
-"""What a run starts from: data, weights, and what its notes say of code and data."""
+"""Start of a run: data, initial weights, and notes about code and data."""
 
 import itertools
 import json
@@ -31,12 +31,12 @@ from trainer.feed import PackedFrames
 
 
 def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple[Path, str | None]:
-    """The manifest to train on, and a notice for the user when it falls back to rendered rooms.
+    """Find the manifest to train on; returns it and a notice if it falls back to rendered rooms.
 
     Args:
-        named: the one that the user names.
-        runtime: where data lies.
-        required: whether it is an error that there is none.
+        named: --manifest, if given.
+        runtime: paths.
+        required: raise UserError if there is none, instead of rendering rooms.
     """
     if named:
         return named, None
@@ -49,7 +49,7 @@ def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple
         )
     notice = (
         f"*** NO DATA: there is no {manifest}. This run trains on RENDERED ROOMS with reference labels. ***\n"
-        "*** Its figures say that the code runs, nothing about real rooms. ***"
+        "*** Its metrics say nothing about real rooms. ***"
     )
     print(notice)
     return prepare_rooms(runtime.data_root / "rooms_teacher_data"), notice
@@ -64,17 +64,17 @@ def pack(
     cache_dir: Path | None = None,
     which: Mapping[str, Any] | None = None,
 ) -> PackedFrames:
-    """The rows' packed cache at `scale` times the network's size.
+    """Open the packed cache of some rows at `scale` times the network's size.
 
     Args:
-        rows: some of a manifest's.
-        manifest: where they are from.
-        recipe: says the network's size and its reference focal length.
+        rows: rows of the manifest.
+        manifest: its path.
+        recipe: network size and reference focal length.
         scale: 1 or more.
-        workers: threads that pack what is missing.
-        cache_dir: where the cache is kept; by default beside the manifest.
-        which: what the rows are of the manifest, in plain JSON, among it the split: a cache of the same ones that is
-            older than their files is replaced. Without it none is.
+        workers: threads that pack missing frames.
+        cache_dir: folder of the cache (default: beside the manifest).
+        which: JSON-serialisable selection of the rows, including their split: an outdated cache with the same selection
+            is replaced. Without it none is.
     """
     size, focal = (recipe.width * scale, recipe.height * scale), recipe.reference_focal * scale
     folder = (cache_dir or manifest.parent / ".cache").resolve()
@@ -84,13 +84,13 @@ def pack(
 
 
 def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
-    """The frames to train and to validate on, packed as training reads them.
+    """Pack the training and validation frames.
 
     Args:
-        manifest: lists them.
-        recipe: training frames are kept larger than the network's size, see Recipe.cache_scale.
-        runtime: where the cache is kept, where links may lead, and how many threads pack what is missing.
-        limit: maximum number of frames of each split.
+        manifest: its path.
+        recipe: training frames are packed larger than the network's size, see Recipe.cache_scale.
+        runtime: cache folder, allowed links and number of threads.
+        limit: maximum number of frames per split.
     """
     rows = read_manifest(manifest, runtime.allow_links_to)
     chosen = {split: select_rows(rows, split, limit) for split in ("train", "val")}  # before hours of packing
@@ -102,20 +102,20 @@ def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
 
 
 @contextmanager
-def only_writer(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
-    """Keep other trainings than that of these processes out of a checkpoint folder in the body.
+def lock_checkpoint_dir(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
+    """Lock the checkpoint folder against other trainings while the body runs.
 
-    What killed writers have left half-written there goes, and so does the folder when the body has written nothing.
-    Raises UserError when another training writes there.
+    Removes temporary files of killed writers, and the folder itself if the body has written nothing. Raises UserError
+    if another training holds the lock.
     """
     made = [folder for folder in (checkpoint_dir, *checkpoint_dir.parents) if not folder.exists()]
     with ExitStack() as held:
-        with processes.main_first():
-            if processes.main:
+        with processes.main_process_first():
+            if processes.is_main:
                 held.callback(_remove_empty, made)
                 checkpoint_dir.mkdir(parents=True, exist_ok=True)
                 if not held.enter_context(try_lock(checkpoint_dir / ".training.lock")):
-                    raise UserError(f"another training writes to {checkpoint_dir}: give another --checkpoint-dir")
+                    raise UserError(f"another training writes to {checkpoint_dir}: use another --checkpoint-dir")
                 remove_temporary_files(checkpoint_dir)  # each as large as a checkpoint
         yield
 
@@ -126,8 +126,8 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def new_run(log_dir: Path) -> str:
-    """Make the folder of a run that starts now; returns its name, with a number where another has started just now."""
+def create_run_dir(log_dir: Path) -> str:
+    """Create a run folder named by the current time; returns its name, with a number appended if it is taken."""
     now = time.strftime("%Y%m%d-%H%M%S")
     for number in itertools.count(1):
         name = now if number == 1 else f"{now}-{number}"
@@ -138,7 +138,7 @@ def new_run(log_dir: Path) -> str:
 
 
 def checkpoint_to_resume(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:
-    """The checkpoint that --resume names; None without the flag, and for 'auto' when there is no last.pt."""
+    """The checkpoint to resume; None without --resume, and for 'auto' without a last.pt."""
     if choice != "auto":
         return Path(choice) if choice else None
     last = checkpoint_dir / "last.pt"
@@ -146,18 +146,18 @@ def checkpoint_to_resume(choice: str | Path | None, checkpoint_dir: Path) -> Pat
 
 
 def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None, init: Path | None) -> Recipe:
-    """The recipe of a run with the depth that its student can say.
+    """The recipe with the output range that its data needs.
 
-    A longer lens shows what is farther away, so at the reference focal length the depth range reaches from the nearest
-    through the longest lens to the farthest through the shortest one, zooms included.
+    At the reference focal length, the range extends from the minimum depth through the longest lens to the maximum
+    depth through the shortest one, zooms included.
 
     Args:
-        recipe: as the flags make it.
+        recipe: from the flags.
         frames: the training data.
-        resumed: the checkpoint that the run goes on from, whose range stays.
-        init: the checkpoint that it starts from, whose range stays, since its metres are made of it.
+        resumed: checkpoint to resume; its range is kept.
+        init: checkpoint to start from; its range is kept, since its weights depend on it.
 
-    Raises UserError when the range of `init` is too narrow for the data.
+    Raises UserError if the range of `init` is too narrow for the data.
     """
     shortest, longest = recipe.zoom
     nearest = recipe.min_depth * float(frames.focal_factor.min()) / longest
@@ -168,7 +168,7 @@ def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None
     if given:
         if nearest < given[0] or farthest > given[1]:
             raise UserError(
-                f"--init {init}: it can say {given[0]:.2f} to {given[1]:.1f} m, and the lenses of this data ask for "
+                f"--init {init}: its output range is {given[0]:.2f} to {given[1]:.1f} m, but this data needs "
                 f"{nearest:.2f} to {farthest:.1f} m: narrow --zoom, or start without --init"
             )
         return replace(recipe, output_range=given)
@@ -176,17 +176,17 @@ def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None
     return replace(recipe, output_range=(min(nearest, default[0]), max(farthest, default[1])))
 
 
-def load_start(model: Student, recipe: Recipe, weights: str | Path) -> str:
-    """Load the weights that training starts from, in place.
+def load_initial_weights(model: Student, recipe: Recipe, weights: str | Path) -> str:
+    """Load the initial weights in place.
 
     Args:
         model: the student to train.
-        recipe: what it was made by.
+        recipe: its recipe.
         weights: a Path is another run's checkpoint, whose whole student is loaded. A string chooses the encoder's
             weights: 'imagenet' (timm's, from the hub's cache or the hub), 'auto' (the same, or random ones if they are
             unavailable), 'none' (random), or the path of a state dict.
 
-    Returns: where the weights are from. Raises UserError when they are unavailable or don't fit.
+    Returns the origin of the weights. Raises UserError if they are unavailable or don't fit.
     """
     return _student(model, recipe, weights) if isinstance(weights, Path) else _encoder(model, recipe, weights)
 
@@ -217,47 +217,47 @@ def _imagenet_file(encoder: str) -> str:
 def _student(model: Student, recipe: Recipe, path: Path) -> str:
     student, trained, content = load_student(path)
     if trained.reference_focal != recipe.reference_focal:
-        raise UserError(f"--init {path}: its metres are those of another reference focal length")
+        raise UserError(f"--init {path}: its reference focal length differs")
     if trained.output_range != recipe.output_range:
-        raise UserError(f"--init {path}: its depth has another range, {trained.output_range} m")
+        raise UserError(f"--init {path}: its output range differs, {trained.output_range} m")
     try:
         model.load_state_dict(student.state_dict())
     except RuntimeError:
-        raise UserError(f"--init {path} is a student of another encoder or width") from None
+        raise UserError(f"--init {path} has another encoder or width") from None
     return f"student of {path}, whose encoder started from {content.get('notes', {}).get('encoder_start')}"
 
 
-def refuse_other_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
-    """Raise UserError when the current recipe differs from the one that a checkpoint was trained with."""
+def check_same_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
+    """Raise UserError if the recipe differs from the one of a checkpoint."""
     for name, value in asdict(recipe).items():
         if (before := getattr(trained, name)) != value:
             raise UserError(
-                f"{path} was trained with {name} {before}, not {value}: give the same settings, or start anew in "
+                f"{path} was trained with {name} {before}, not {value}: use the same settings, or start a new run in "
                 "another --checkpoint-dir"
             )
 
 
-def refuse_other_data(path: Path, trained: dict, notes: dict) -> None:
-    """Raise UserError when a checkpoint was trained on other data than the current run's.
+def check_same_data(path: Path, trained: dict, notes: dict) -> None:
+    """Raise UserError if a checkpoint was trained on other data.
 
     Args:
-        path: its checkpoint.
-        trained: the checkpoint's notes.
+        path: the checkpoint.
+        trained: its notes.
         notes: fingerprint and description of the current data.
     """
     if trained["data_fingerprint"] == notes["data_fingerprint"]:
         return
-    by_times = ":" not in trained["data_fingerprint"]  # of revisions before
+    by_times = ":" not in trained["data_fingerprint"]  # older revisions
     if by_times and all(trained[name] == notes[name] for name in ("train_stems", "camera", "teachers")):
-        print(f"WARNING: {path} knows its data by the files' times; frames, camera and teachers are the same: going on")
+        print(f"WARNING: {path} identifies its data by file times; frames, camera and teachers are the same: resuming")
         return
-    raise UserError(f"{path} was trained on other data: start anew in another --checkpoint-dir")
+    raise UserError(f"{path} was trained on other data: start a new run in another --checkpoint-dir")
 
 
 def describe(rows: Sequence[Row], recipe: Recipe) -> dict:
-    """What later stages want to know of the training data.
+    """Describe the training data for later stages.
 
-    Its camera when all of it has one, its teachers, and its images by name and by content, which tells held-out ones.
+    The camera, if there is only one; the teachers; and the images by name and content, which identify held-out ones.
     """
     size = (recipe.width, recipe.height)
     cameras = {to_network_camera(row.intrinsics, *size) if row.intrinsics else None for row in rows}
@@ -272,7 +272,7 @@ def describe(rows: Sequence[Row], recipe: Recipe) -> dict:
 
 
 def git_revision() -> str:
-    """The commit of this code, 'unknown' outside a git checkout."""
+    """Git revision of this code; 'unknown' outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).resolve().parents[1]), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

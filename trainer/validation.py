@@ -1,4 +1,4 @@
-"""The student on validation frames: the score that best.pt is chosen by, and pictures."""
+"""Validation: metrics, the score that selects best.pt, and pictures."""
 
 import math
 
@@ -13,7 +13,7 @@ from evaluation.pixels import scored_classes, scored_depth
 from trainer.distributed import Processes
 from trainer.feed import Batch, PackedFrames, ordered_batches
 
-PANELS = 4
+N_PANELS = 4
 
 
 @torch.inference_mode()
@@ -22,14 +22,13 @@ def validate(
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """Metrics of a student at the network's size, and pictures of the first frames.
 
-    Each process scores its share of the frames; all of them return the metrics of all frames, and their own pictures.
-    The score: delta1 + mIoU (delta1 alone without classes); NaN without frames, and for a student that has diverged
-    and says nothing anywhere.
+    Each rank scores its slice of the frames; all return the metrics of all frames, and their own pictures. The score is
+    delta1 + mIoU, or delta1 without classes; NaN without frames or without any finite prediction.
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     panels: list[np.ndarray] = []
     answers = 0
-    share = processes.share(len(frames))
+    share = processes.rank_slice(len(frames))
     cameras = iter([row.intrinsics for row in frames.rows[share]])
     for batch in ordered_batches(frames, recipe.batch_size, device, share):
         depth, seg = model(batch.rgb)
@@ -43,10 +42,10 @@ def validate(
             depth_metrics.update(*image)
         answers += int(depth.isfinite().sum())
         confusion.update(classes, class_reference, scored_classes(class_reference, recipe))
-        if len(panels) < PANELS:
+        if len(panels) < N_PANELS:
             reference = torch.where(scored.unsqueeze(1), batch.depth, 0)
             panels.append(_panel(batch, depth, reference, classes, class_reference))
-    gathered = processes.gather((depth_metrics, confusion, answers))
+    gathered = processes.all_gather((depth_metrics, confusion, answers))
     depth_metrics, confusion, answers = gathered[0]
     for other_depth, other_confusion, other_answers in gathered[1:]:
         depth_metrics.extend(other_depth)
@@ -60,20 +59,20 @@ def validate(
     return metrics, panels
 
 
-def best_score(history: list[dict], frozen_from: float) -> float:
-    """The score that best.pt has: the highest among the epochs that ended with standing batch-norm statistics.
+def best_score(history: list[dict], freeze_bn_step: float) -> float:
+    """The score of best.pt: the highest among the epochs that ended with frozen batch norm.
 
-    While batch norm still learns its statistics and the rate is high, a student's metres swing from epoch to epoch, and
-    some of that fits a small validation set by chance.
+    Before that, at a high learning rate, the depth scale swings from epoch to epoch, and some epochs fit a small
+    validation set by chance.
 
     Args:
-        history: an entry for each epoch, with 'step' (steps done at its end) and 'score' (see validate()).
-        frozen_from: the step from which the statistics stand still.
+        history: one dict per epoch, with 'step' (at its end) and 'score' (see validate()).
+        freeze_bn_step: the step from which batch norm is frozen.
 
-    Returns: the highest score of all epochs as long as none ended behind that step; -inf when no epoch has a score.
+    Returns the highest score of all epochs if none ended after that step; -inf if no epoch has a score.
     """
     scored = [entry for entry in history if not math.isnan(entry["score"])]
-    settled = [entry for entry in scored if entry["step"] > frozen_from]
+    settled = [entry for entry in scored if entry["step"] > freeze_bn_step]
     return max((entry["score"] for entry in settled or scored), default=-math.inf)
 
 
