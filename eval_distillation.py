@@ -1,10 +1,10 @@
-"""Table IV: how well the student learned from its teachers, and how good teachers and student are against references.
+"""Table IV: compare the student with its teachers, and teachers and student with the references.
 
 Reads   a checkpoint, a manifest and the frames of one of its splits.
 Writes  table_4.md, table_4.json and pictures of some frames (frame_<n>.png), and prints the table.
 
-Maps are compared at the size of the reference, within the Eigen crop where the data has NYU's camera and frame, without
-any scale alignment. Baselines: the training data's mean depth (times f / f_ref, like the student) and majority class.
+Maps are compared at the reference's size, in the Eigen crop for NYU's camera, without scale alignment. Baselines: the
+training data's mean depth (times f / f_ref, like the student) and majority class.
 """
 
 import sys
@@ -42,7 +42,7 @@ def parse_arguments() -> Namespace:
 def main() -> int:
     """Run the script; returns the exit code."""
     arguments = parse_arguments()
-    keep_freed_memory()  # scoring makes and frees many maps
+    keep_freed_memory()  # scoring allocates many maps
     runtime = Runtime(**flag_values(arguments, Runtime))
     device = resolve_device(runtime.device)
     student, recipe, checkpoint = load_student(arguments.checkpoint)
@@ -51,7 +51,7 @@ def main() -> int:
     if not rows:
         raise UserError(f"{arguments.manifest} has no frame of the split {arguments.split!r}")
     if any(row.intrinsics is None for row in rows):
-        print("WARNING: frames without intrinsics are taken as seen by the reference camera", file=sys.stderr)
+        print("WARNING: frames without intrinsics: assuming the reference camera", file=sys.stderr)
     output = arguments.output_dir or arguments.checkpoint.parent / "table_4"
     pictures = [output / f"frame_{number}.png" for number in range(min(PICTURES, len(rows)))]
     notes = checkpoint.get("notes", {})

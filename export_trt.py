@@ -3,17 +3,16 @@
 Reads   a checkpoint; a manifest and the frames of its split 'test'; camera.json of the robot's camera, if given.
 Writes  <engine-dir>/student_fp32.onnx     rgb [1,3,240,320] float32 in 0..1 -> depth [1,1,240,320] in metres of the
                                            target camera and seg [1,6,240,320], class logits
-        <engine-dir>/student_fp16.onnx     the same in half precision but for what overflows in it; float32 in and out
+        <engine-dir>/student_fp16.onnx     the same in half precision, except what overflows; float32 in and out
                                            (with --uint8-input all take rgb [1,240,320,3] uint8)
         <engine-dir>/student_int8.onnx     the same with convolutions in int8 and the rest in half precision
         <engine-dir>/student_fp32.engine   the same for TensorRT, on the GPU and TensorRT version it was built with
         <engine-dir>/eval_frames.npz       held-out frames with references
-        <engine-dir>/student.json          what was exported, from what, for which camera, with which error
+        <engine-dir>/student.json          description: origin, camera, contract, errors, sha256
 
-Every graph is run in ONNX Runtime against PyTorch before it is written, and half precision is shown to hold every value
-that it has to; exit code 1 when not. An engine runs
-only on the kind of GPU that built it: copy the folder to a Jetson with the .onnx and build there (benchmark_jetson.py
-says how).
+Before a graph is written, it is compared with PyTorch in ONNX Runtime, and its fp16 values are checked for overflow;
+exit code 1 if a bound is exceeded. An engine runs only on the GPU model that built it: copy the folder to the Jetson
+and build there (benchmark_jetson.py --build).
 """
 
 import platform
@@ -43,14 +42,14 @@ from trainer.checkpoint import load_student
 
 
 def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe: Recipe) -> Intrinsics:
-    """The camera that the exported depth is for, at the network's size.
+    """The target camera of the export, at the network's size.
 
     Args:
-        camera_file: camera.json of the robot, wins when given.
-        trained_camera: the checkpoint's notes on the one camera of its training data, None when there were several.
-        recipe: the student's.
+        camera_file: camera.json of the robot; takes precedence.
+        trained_camera: the camera of the training data, from the checkpoint; None if there were several.
+        recipe: the student's recipe.
 
-    Raises UserError when the file is no camera.json with one camera, or when there is neither.
+    Raises UserError if the file does not hold exactly one camera, or if there is neither.
     """
     if camera_file:
         cameras = Cameras.read(camera_file)
@@ -82,7 +81,7 @@ def remove_outdated(path: Path) -> None:
     """Remove a file that this export does not make, if there is one."""
     if path.is_file():
         path.unlink()
-        print(f"removed {path}: it was of an earlier export")
+        print(f"removed {path} of an earlier export")
 
 
 def write_graph(path: Path, graph: bytes) -> None:
@@ -98,7 +97,7 @@ def file_entry(path: Path) -> dict:
 
 
 def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, recipe: Recipe) -> dict:
-    """student.json but for its files: from what, for which camera, inputs and outputs, versions."""
+    """student.json without its files: origin, camera, inputs and outputs, versions."""
     notes = content.get("notes", {})
     shape = [recipe.height, recipe.width]
     frame = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
@@ -128,7 +127,7 @@ def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: b
 
 
 def build_engines(description: dict, engine_dir: Path) -> None:
-    """Build the engine of every exported graph and note it in the description; raises like build()."""
+    """Build the engine of every exported graph and record it in the description; raises as build() does."""
     trt = import_tensorrt()
     for entry in description["precisions"]:
         onnx_path = engine_dir / entry["onnx"]["file"]
@@ -147,7 +146,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX, build no engine")
     parser.add_argument("--camera", type=Path, help="camera.json of the robot (default: the training data's camera)")
     parser.add_argument(
-        "--uint8-input", action="store_true", help="take the camera's frames as they are: uint8 [1,H,W,3], RGB"
+        "--uint8-input", action="store_true", help="graphs take the camera's frames: uint8 [1,H,W,3], RGB"
     )
     parser.add_argument("--manifest", type=Path, help="data with test frames (default: the data folder's, else rooms')")
     parser.add_argument("--eval-frames", type=positive_int, default=32, help="at most so many (default: %(default)s)")

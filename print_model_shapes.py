@@ -28,13 +28,13 @@ def feature_maps(student: Student, height: int, width: int) -> list[list[int]]:
 
 
 def blocks(student: Student) -> dict[str, nn.Module]:
-    """The parts of the student by their dotted names: the encoder's stages, the neck and the decoders."""
+    """Blocks of the student by dotted name: the encoder's stages, the neck and the decoders."""
     stages = {f"encoder.{name}": stage for name, stage in student.encoder.named_children()}
     return stages | {name: getattr(student, name) for name in ("encoder", "neck", "depth_decoder", "seg_decoder")}
 
 
 def complexity(student: Student, height: int, width: int) -> dict[str, tuple[int, int]]:
-    """{block: (parameters, MACs)} for one image of the given size; the whole student stands under 'total'."""
+    """{block: (parameters, MACs)} for one image of the given size; 'total' is the whole student."""
     with torch.inference_mode(), FlopCounterMode(display=False, depth=2) as counter:
         student(torch.zeros(1, 3, height, width))
     flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
@@ -47,7 +47,7 @@ def complexity(student: Student, height: int, width: int) -> dict[str, tuple[int
 
 
 def parameters(block: nn.Module) -> int:
-    """Number of learned values of a module."""
+    """Number of trainable parameters of a module."""
     return sum(parameter.numel() for parameter in block.parameters())
 
 

@@ -169,8 +169,8 @@ def fetch_all(files: list[HubFile | UrlFile], lock_path: Path, runtime: Runtime)
         digest = sha256_of(path)
         if published is not None and digest != published:
             raise UserError(f"{path}: the sha256 differs from the published one: remove the file and run again")
-        known = lock.get(file.key, {}).get("sha256")
-        if published is None and known not in (None, digest):
+        recorded = lock.get(file.key, {}).get("sha256")
+        if published is None and recorded not in (None, digest):
             raise UserError(
                 f"{path} differs from the first download ({lock_path}): remove its entry to accept the new file"
             )
@@ -182,7 +182,7 @@ def main() -> int:
     """Run the script and return its exit code."""
     parser = ArgumentParser(__doc__)
     parser.add_argument(
-        "--check", action="store_true", help="print the state of all files; exit code 1 if any is missing"
+        "--check", action="store_true", help="print the state of all files; exit code 1 if any is missing or changed"
     )
     arguments = parser.parse_args()
     runtime = Runtime()

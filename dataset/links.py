@@ -26,7 +26,7 @@ class DataFolder:
         self._folder_roots: dict[Path, Path] = {}  # cached per folder: on a cluster each lookup is a network round trip
         self._relative: dict[Path, str | None] = {}
 
-    def resolve(self, relative: object, where: str) -> Path:
+    def locate(self, relative: object, where: str) -> Path:
         """The file for a manifest path, with links unresolved; it need not exist.
 
         Raises UserError naming `where` if the path is not relative, contains `..`, or leads outside through a link that

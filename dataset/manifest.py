@@ -205,7 +205,7 @@ def _parse_row(line: str, folder: DataFolder, where: str) -> Row:
         if not entry.get(name):
             raise UserError(f"{where}: the row has no column {name!r}")
     columns = ["rgb", "depth", *(name for name in OPTIONAL_MAPS if entry.get(name))]
-    paths = {name: folder.resolve(entry[name], f"{where}, {name}") for name in columns}
+    paths = {name: folder.locate(entry[name], f"{where}, {name}") for name in columns}
     split = entry.get("split")
     if split not in (None, *SPLITS):
         raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}")

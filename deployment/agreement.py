@@ -1,4 +1,4 @@
-"""How far an exported graph is from the student that it was made of: pixel by pixel, and in what it scores."""
+"""Compare an exported graph with the PyTorch student: per pixel, and by its scores."""
 
 import math
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from evaluation.metrics import ConfusionMatrix, DepthMetrics
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a graph may stray from PyTorch's float32.
+    """Bounds on the differences between a graph and PyTorch in float32.
 
-    depth_mm: largest difference of depth at any pixel, in millimetres; None where a precision has no such bound.
-    depth_share: mean difference of depth, as a share of it.
-    class_agreement: least share of pixels with the same class.
-    losses: the most that may be lost in scores, by the names of losses().
+    depth_mm: maximum depth difference at any pixel, millimetres; None: unbounded.
+    depth_share: maximum mean relative depth difference.
+    class_agreement: minimum fraction of pixels with the same class.
+    losses: maximum loss of each score, by the names of losses().
     """
 
     depth_mm: float | None
@@ -56,10 +56,10 @@ def run_pytorch(model: ExportedStudent) -> Answer:
 
 
 def compare(answer: Answer, expected: Answer, images: np.ndarray) -> dict[str, float]:
-    """How far one way to run the student strays from another; images: uint8 [N,H,W,3], N >= 1.
+    """Compare two ways to run the student; images: uint8 [N,H,W,3], N >= 1.
 
-    Returns: max_depth_error_mm, the largest difference of depth at any pixel; mean_depth_share, the mean difference as
-        a share of depth; class_agreement, the share of pixels with the same class. NaN as soon as either side says NaN.
+    Returns max_depth_error_mm, the maximum depth difference at any pixel; mean_depth_share, the mean relative
+    difference; class_agreement, the fraction of pixels with the same class. NaN if either output contains NaN.
     """
     errors, shares, agreements = [], [], []
     for image in images:
@@ -76,13 +76,13 @@ def compare(answer: Answer, expected: Answer, images: np.ndarray) -> dict[str, f
 
 
 def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, recipe: Recipe) -> dict[str, float]:
-    """RMSE in metres, delta1 and mIoU on held-out frames; NaN for what they have no reference of.
+    """RMSE in metres, delta1 and mIoU on held-out frames; NaN without a reference.
 
     Args:
-        answer: what is scored.
-        frames: of evaluation.held_out.evaluation_frames().
-        focal: of the camera that the answers' depth is for, in pixels at the network's size.
-        recipe: bounds the depth that is scored.
+        answer: the function to score.
+        frames: from evaluation.held_out.evaluation_frames().
+        focal: focal length that the predicted depth is for, pixels at the network's size.
+        recipe: defines the scored depth range.
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
     columns = (frames[name] for name in ("rgb", "depth", "labels", "focal"))
@@ -97,9 +97,9 @@ def score(answer: Answer, frames: dict[str, np.ndarray], focal: float, recipe: R
 
 
 def losses(scores: dict[str, float], base: dict[str, float]) -> dict[str, float]:
-    """How much worse scores are than `base`, below 0 is better; without what has no reference (NaN in both).
+    """How much worse the scores are than `base`; negative is better. Scores that are NaN in both are omitted.
 
-    Returns: rmse and miou as a share of `base`: 0.01 is one per cent worse; miou_points in hundredths of mIoU.
+    Returns rmse and miou relative to `base` (0.01 is one per cent worse) and miou_points in hundredths of mIoU.
     """
     lost = {}
     if not math.isnan(base["rmse"]):
@@ -111,7 +111,7 @@ def losses(scores: dict[str, float], base: dict[str, float]) -> dict[str, float]
 
 
 def within(errors: dict[str, float], lost: dict[str, float], tolerance: Tolerance) -> bool:
-    """Whether compare()'s errors and losses() are within a tolerance; NaN is not."""
+    """Whether the results of compare() and losses() are within a tolerance; NaN is not."""
     near = tolerance.depth_mm is None or errors["max_depth_error_mm"] <= tolerance.depth_mm
     near = near and errors["mean_depth_share"] <= tolerance.depth_share
     alike = errors["class_agreement"] >= tolerance.class_agreement

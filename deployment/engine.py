@@ -1,4 +1,4 @@
-"""TensorRT engines on the machine that exports; benchmark_jetson.py, which runs alone on the robot, has the builder."""
+"""Build TensorRT engines on the exporting machine, with the builder of benchmark_jetson.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmark_jetson import BenchmarkError, build_engine, identity
 
 
 def import_tensorrt() -> ModuleType:
-    """The tensorrt module; raises UserError when it is not installed."""
+    """Import tensorrt; raises UserError if it is not installed."""
     try:
         import tensorrt
     except ImportError as error:
@@ -22,14 +22,14 @@ def import_tensorrt() -> ModuleType:
 
 
 def build(trt: ModuleType, onnx_path: Path, entry: dict) -> tuple[bytes, dict[str, str]]:
-    """An engine of an exported graph for the GPU at hand, and what it is bound to.
+    """Build an engine of an exported graph for this GPU; returns it and what it is bound to.
 
     Args:
         trt: the tensorrt module, 8.5 or newer.
         onnx_path: the graph; timing.cache lies beside it.
-        entry: the graph's, of student.json's precisions.
+        entry: the graph's entry in the precisions of student.json.
 
-    Raises UserError when there is no GPU or TensorRT does not take the graph.
+    Raises UserError if there is no GPU or TensorRT rejects the graph.
     """
     try:
         engine = build_engine(trt, onnx_path.read_bytes(), entry, onnx_path.parent / "timing.cache")
@@ -43,10 +43,10 @@ def build(trt: ModuleType, onnx_path: Path, entry: dict) -> tuple[bytes, dict[st
 
 
 def layer_types(graph: onnx.ModelProto) -> dict:
-    """What benchmark_jetson.build_engine() must know of a graph where a network is not strongly typed.
+    """Layer types that benchmark_jetson.build_engine() needs for networks that are not strongly typed.
 
-    Returns: int8, whether there are quantised layers, and float32_layers, the names of those that stay in float32; None
-        in a graph without float16.
+    Returns int8, whether there are quantised layers, and float32_layers, the names of the layers in float32, or None
+    for a graph without float16.
     """
     inferred = onnx.shape_inference.infer_shapes(graph).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}

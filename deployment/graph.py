@@ -1,4 +1,4 @@
-"""The student as ONNX graphs that carry their own precision: export, contract, and what half precision can hold."""
+"""Export the student as ONNX graphs with explicit precisions; check their contract and fp16 ranges."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from config import CLASS_NAMES
 from models.student import Student
 
-OPSET = 17  # the newest that the parsers of TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) read
+OPSET = 17  # the latest that the parsers of TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) support
 INPUT, DEPTH, SEG = "rgb", "depth", "seg"
 MAX_FP16_VALUE = 16_000.0  # largest stored fp16 value: a quarter of what overflows, as a margin for unseen frames
 
@@ -23,20 +23,20 @@ MAX_FP16_VALUE = 16_000.0  # largest stored fp16 value: a quarter of what overfl
 class ExportedStudent(nn.Module):
     """The student behind one camera: an image to depth in metres of that camera and class logits, both float32.
 
-    The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras give it. In half precision float32 remain the
-    normalisation of the image, attention's products (timm's block sees to that; they overflow in float16) and the
-    decoders' heads with all that follows them.
+    The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras provide it. In half precision these stay
+    float32: the normalisation, attention's products (timm's block does so; they overflow in fp16), and everything from
+    the decoders' heads on.
     """
 
     def __init__(self, student: Student, depth_factor: float, uint8_input: bool = False):
         """depth_factor: f / f_ref, see models/student.py."""
         super().__init__()
         self.student, self.depth_factor, self.uint8_input = student, depth_factor, uint8_input
-        self.eval()  # all of it: the exporter puts every part back into the mode that it finds the outermost one in
+        self.eval()  # the whole model: the exporter resets every part to the outermost module's mode
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """The image to depth [1,1,H,W] and class logits [1,6,H,W]."""
-        if self.uint8_input:  # TensorRT does nothing with uint8 but make it another type
+        """Map the image to depth [1,1,H,W] and class logits [1,6,H,W]."""
+        if self.uint8_input:  # TensorRT supports no uint8 operation but the cast
             rgb = rgb.float().permute(0, 3, 1, 2) / 255
         depth, seg = self.student(rgb)
         return depth * self.depth_factor, seg
@@ -55,10 +55,10 @@ def to_half(model: ExportedStudent) -> ExportedStudent:
 def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelProto:
     """The graph of a model in the precision of its weights, simplified, in one piece, opset 17.
 
-    torch.export's exporter writes opset 18 whatever is asked for; the TorchScript one writes 17, in three times the
-    nodes, which onnxslim folds.
+    The torch.export exporter always writes opset 18. The TorchScript exporter writes 17, with three times the nodes,
+    which onnxslim folds.
     """
-    buffer: Any = io.BytesIO()  # the exporter takes it, though annotated for paths alone
+    buffer: Any = io.BytesIO()  # the exporter accepts it, though annotated for paths
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter itself
         warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
@@ -75,7 +75,7 @@ def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelP
 
 
 def check_graph(graph: onnx.ModelProto, height: int, width: int, uint8_input: bool = False) -> None:
-    """Raises RuntimeError when a graph is not valid, or of other opset, names, types or shapes than engines rely on."""
+    """Raise RuntimeError if a graph is invalid, or its opset, names, types or shapes break the contract."""
     onnx.checker.check_model(graph, full_check=True)
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
     if opsets != {"": OPSET}:
@@ -101,10 +101,10 @@ def fp16_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     nodes it does, because each tensor is stored as the graph says. to_half(model) run by PyTorch shows the rest.
 
     Args:
-        graph: one of export_graph() or Quantiser.
+        graph: from export_graph() or Quantiser.
         images: uint8 [N,H,W,3], N >= 1.
 
-    Returns: {tensor: value}, the largest first; empty for a graph without float16.
+    Returns {tensor: value}, largest first; empty for a graph without fp16.
     """
     inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True)
     half = [info for info in inferred.graph.value_info if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16]
@@ -113,7 +113,7 @@ def fp16_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     watched = onnx.ModelProto()
     watched.CopyFrom(graph)
     watched.graph.output.extend(half)
-    session = open_session(watched.SerializeToString(), fuse=False)  # fused nodes store less
+    session = open_session(watched.SerializeToString(), fuse=False)  # fusion would hide tensors
     uint8_input = takes_uint8(session)
     names = [info.name for info in half]
     largest = np.zeros(len(names))

@@ -26,11 +26,11 @@ def find_manifest(manifest: Path | None, runtime: Runtime) -> Path | None:
 def calibration_images(
     manifest: Path, test_rows: list[Row], limit: int, recipe: Recipe, allowed_links: Sequence[Path] = ()
 ) -> np.ndarray:
-    """Frames of the split 'train' at the network's size, uint8 [N,H,W,3], at most `limit` spread evenly over it.
+    """Training frames at the network's size, uint8 [N,H,W,3], at most `limit`, evenly spaced.
 
     allowed_links: see read_manifest().
 
-    Raises UserError when there is none, or when one of them is a test frame: int8 would be tuned to its own test.
+    Raises UserError if there is none, or if one of them is a test frame.
     """
     rows = select_rows(read_manifest(manifest, allowed_links), "train", limit)
     tested = {content_sample(row.rgb) for row in test_rows}

@@ -1,8 +1,8 @@
-"""The int8 graph: convolutions between quantise and dequantise nodes, the rest in half precision.
+"""The int8 graph: convolutions between Q/DQ nodes, the rest in half precision.
 
-ONNX Runtime's static quantisation sets the ranges from calibration frames: weights per channel, activations symmetric,
-biases left alone. Attention is left out. Q/DQ of opset 17 are float32 only, so a quantised convolution is float32
-between int8 on both sides, which runtimes fuse into one int8 kernel; the rest is as in the fp16 graph.
+ONNX Runtime's static quantisation calibrates the ranges: per-channel weights, symmetric activations, no quantised bias.
+Attention is not quantised. Q/DQ nodes of opset 17 are float32 only, so a quantised convolution is a float32 node
+between int8 tensors, which runtimes fuse into one int8 kernel. The rest is as in the fp16 graph.
 """
 
 import logging
@@ -34,12 +34,12 @@ class CalibrationImages(CalibrationDataReader):
         self.inputs = ({INPUT: as_input(image, uint8_input)} for image in images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next frame as the graph's input; None after the last."""
+        """The next image as the graph's input; None after the last."""
         return next(self.inputs, None)
 
 
 class Quantiser:
-    """Makes int8 graphs of one float32 graph, with more or fewer of its convolutions quantised."""
+    """Quantises chosen convolutions of a float32 graph."""
 
     def __init__(self, graph: onnx.ModelProto, images: np.ndarray, uint8_input: bool):
         """images: calibration frames, uint8 [N,H,W,3], N >= 1."""
@@ -47,9 +47,9 @@ class Quantiser:
         convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
         self.layers = [name for name in convolutions if ATTENTION_PREFIX not in name]
         self.folder = tempfile.TemporaryDirectory()
-        self.source = Path(self.folder.name) / "float32.onnx"  # a graph in memory would be changed
+        self.source = Path(self.folder.name) / "float32.onnx"  # a graph in memory would be modified
         onnx.save(graph, self.source)
-        self.ranges = Path(self.folder.name) / "ranges.json"  # calibrated once, by the first graph
+        self.ranges = Path(self.folder.name) / "ranges.json"  # calibrated once
 
     def __enter__(self) -> "Quantiser":
         self.make(self.layers)
@@ -63,17 +63,17 @@ class Quantiser:
         return convert_rest_to_half(self.quantise(layers), set(layers))
 
     def quantise(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """The graph with these convolutions, one or more, in int8 and all else in float32."""
+        """The graph with these convolutions, at least one, in int8 and the rest in float32."""
         path = Path(self.folder.name) / "int8.onnx"
         logger, level = logging.getLogger(), logging.getLogger().level
-        logger.setLevel(logging.ERROR)  # it advises to simplify a graph that has been simplified
+        logger.setLevel(logging.ERROR)  # it recommends preprocessing that was done
         try:
             quantize_static(
                 self.source,
                 path,
                 CalibrationImages(self.images, self.uint8_input),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],  # not the heads, transposed: 256 steps would be too coarse for answers
+                op_types_to_quantize=["Conv"],  # not the heads (ConvTranspose): 256 levels are too coarse for outputs
                 nodes_to_quantize=list(layers),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
@@ -84,7 +84,7 @@ class Quantiser:
                     "ActivationSymmetric": True,
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
-                    # what comes out meets an activation first, and is rounded once, where the next one takes it in
+                    # an activation follows; the next convolution's input is quantised instead
                     "OpTypesToExcludeOutputQuantization": ["Conv"],
                 },
             )
@@ -141,10 +141,10 @@ def between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
 
 
 def skip_double_casts(graph: onnx.ModelProto) -> None:
-    """Read a float32 tensor directly where it is read through float16 and back, in place.
+    """Remove casts from float32 to float16 and back, in place.
 
-    The converter puts a cast at every edge of a float32 node, also between two such nodes, where the detour rounds
-    values and stands between a dequantise node and its convolution.
+    The converter adds a cast at every edge of a float32 node, also between two of them, where it rounds the values and
+    separates a dequantise node from its convolution.
     """
     casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
     types = {name: node.attribute[0].i for name, node in casts.items()}

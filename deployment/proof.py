@@ -1,4 +1,4 @@
-"""Every precision exported, measured against PyTorch and the reference, and mended where it loses too much."""
+"""Export every precision, validate it against PyTorch and the reference, and un-quantise layers that lose too much."""
 
 import math
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from deployment.graph import (
 )
 from deployment.int8 import Quantiser
 
-LISTED = 8  # tensors with the largest values, and layers that lose most in int8, that are told
+LISTED = 8  # tensors with the largest values that are listed
 RANKING_IMAGES = 4
-RANGE_IMAGES = 8  # beside the extreme ones: each takes a quarter of a second
+RANGE_IMAGES = 8  # in addition to the extreme ones; each takes a quarter of a second
 
 
 class PrecisionValidator:
@@ -38,14 +38,14 @@ class PrecisionValidator:
         focal: float,
         recipe: Recipe,
     ):
-        """Take what every graph is measured on.
+        """Set the data that graphs are validated on.
 
         Args:
-            model: what the graphs are exported from.
+            model: the exported model.
             images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
-            frames: to score on, of evaluation_frames(), if there are any.
-            focal: of the camera that the depth is for, in pixels at the network's size.
-            recipe: the model's.
+            frames: frames to score on, from evaluation_frames(), or None.
+            focal: focal length of the target camera, pixels at the network's size.
+            recipe: the model's recipe.
         """
         self.model, self.exact = model, run_pytorch(model)
         self.images, self.frames, self.focal, self.recipe = images, frames, focal, recipe
@@ -55,8 +55,8 @@ class PrecisionValidator:
     def validate(self, precision: str, graph: onnx.ModelProto) -> dict:
         """An entry for student.json; 'passed' says whether the graph is good.
 
-        Errors against PyTorch in float32, scores against the reference and what they lose, the largest values that are
-        stored as float16. Raises RuntimeError when the graph is not what engines rely on.
+        The entry holds the errors against PyTorch in float32, the scores and their losses, and the largest fp16 values.
+        Raises RuntimeError if the graph breaks the contract.
         """
         tolerance = TOLERANCES[precision]
         check_graph(graph, self.recipe.height, self.recipe.width, self.model.uint8_input)
@@ -77,9 +77,9 @@ class PrecisionValidator:
 def validate_precisions(
     model: ExportedStudent, validator: PrecisionValidator, calibration: np.ndarray | None, recipe: Recipe
 ) -> tuple[dict[str, bytes], list[dict]]:
-    """Export and measure every precision; int8 only with calibration frames, uint8 [N,H,W,3].
+    """Export and validate every precision; int8 only with calibration images, uint8 [N,H,W,3].
 
-    Returns: the serialised graphs by precision, and of each an entry for student.json.
+    Returns the serialised graphs by precision, and their entries for student.json.
     """
     half = to_half(model)
     whole = export_graph(model, recipe.height, recipe.width)
@@ -98,8 +98,8 @@ def validate_precisions(
 def validate_int8(quantiser: Quantiser, validator: PrecisionValidator) -> tuple[onnx.ModelProto, dict]:
     """The int8 graph with as many layers in int8 as its tolerance allows, and its entry.
 
-    If all of them lose too much, the layers are ranked by what each loses alone, and the worst 1, 2, 4... are left in
-    half precision until the tolerance holds.
+    If all layers together exceed it, they are ranked by what each loses alone, and the worst 1, 2, 4... stay in half
+    precision until the tolerance holds.
     """
     graph = quantiser.make(quantiser.layers)
     entry, left = validator.validate("int8", graph), 0
@@ -117,7 +117,7 @@ def validate_int8(quantiser: Quantiser, validator: PrecisionValidator) -> tuple[
 def rank_layers(quantiser: Quantiser, exact: Answer, images: np.ndarray) -> dict[str, float]:
     """{layer: mean error of depth, as a share of it, plus share of pixels of another class} with that layer in int8.
 
-    The layer that loses most comes first; all others are in float32.
+    In each graph only that layer is int8; the rest is float32.
     """
     lost, answers = {}, [exact(image) for image in images]
     for layer in quantiser.layers:
@@ -151,4 +151,4 @@ def print_validation(entries: Sequence[dict], images_are: str) -> None:
             print(f"largest values in {entry['precision']}, on extreme images, too; bound {MAX_FP16_VALUE:.0f}:")
             print(tabulate(entry["largest_values"].items(), floatfmt=".0f"))
         if entry.get("left_in_half"):
-            print(f"left in half precision, for what they lose in int8: {', '.join(entry['left_in_half'])}")
+            print(f"kept in half precision, because int8 loses too much: {', '.join(entry['left_in_half'])}")

@@ -1,4 +1,4 @@
-"""The rows of Table IV: student, baseline and teacher, each against teacher and reference."""
+"""Rows of Table IV: student, baseline and teacher, each compared with teacher and reference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,13 @@ ROWS = (
     "baseline vs reference",
     "teacher vs reference",
 )
-# Of NYU's frames, whose depth was filled in where the sensor had none, also where it is not to be believed.
+# Of NYU's frames: depth that was filled in where the sensor had no reading, whatever its confidence.
 FILLED_ROWS = ("student vs filled reference", "baseline vs filled reference", "teacher vs filled reference")
 
 
 @dataclass
 class Maps:
-    """Depth float32 [H,W] in metres and classes uint8 [H,W] of one frame; None for what there is none of."""
+    """Depth float32 [H,W] in metres and classes uint8 [H,W] of one frame; None if missing."""
 
     depth: np.ndarray | None
     seg: np.ndarray | None
@@ -37,14 +37,14 @@ class Maps:
 
 @dataclass
 class Truth(Maps):
-    """What answers are compared with, and bool [H,W] where it counts (see evaluation.pixels)."""
+    """A reference for predictions, and bool [H,W] where it is valid (see evaluation.pixels)."""
 
     scored_depth: np.ndarray
     scored_seg: np.ndarray
 
 
 class Comparison:
-    """One row of the table: the sums of comparing answers with a truth over a set.
+    """One row of the table: accumulates the comparison of predictions with a reference over a set.
 
     Args:
         recipe: the student's.
@@ -59,7 +59,7 @@ class Comparison:
         self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # predicted, scored
 
     def update(self, answer: Maps, truth: Truth) -> None:
-        """Add one frame; what a truth has not, and what an answer has nothing of, is not compared."""
+        """Add one frame; maps missing on either side are not compared."""
         if answer.depth is not None and truth.depth is not None:
             answered = np.nan_to_num(answer.depth) > 0
             scored = self._scored("depth", truth.scored_depth, answered)
@@ -74,9 +74,9 @@ class Comparison:
         return both if self.mask_holes else counts
 
     def results(self) -> dict[str, dict]:
-        """Metrics of what was compared: 'depth' and 'seg', each absent when no pixel was.
+        """Metrics 'depth' and 'seg', each absent if no pixel was compared.
 
-        Beside the metrics 'coverage': the share of the truth's pixels that have an answer.
+        Each includes 'coverage', the fraction of the reference's valid pixels that have a prediction.
         """
         results: dict[str, dict] = {}
         if self.depth.sums:
@@ -109,14 +109,14 @@ def references_of(frame: Frame, recipe: Recipe) -> dict[str, Truth]:
 def compare(
     student: Predictor, rows: list[Row], notes: dict, recipe: Recipe, pictures: list[Path]
 ) -> dict[str, dict]:
-    """All rows of the table as {name: results}, in the order in which they are printed.
+    """Compute all rows of the table as {name: results}, in print order.
 
     Args:
         student: see evaluation.inference.
         rows: the frames.
-        notes: of the student's checkpoint, for the baseline.
-        recipe: the student's.
-        pictures: where to draw some of the frames.
+        notes: notes of the student's checkpoint, for the baseline.
+        recipe: the student's recipe.
+        pictures: paths of pictures to draw.
     """
     table = {name: Comparison(recipe, name.startswith("teacher")) for name in ROWS + FILLED_ROWS}
     drawn = dict(zip(np.linspace(0, len(rows) - 1, len(pictures)).round().astype(int), pictures, strict=True))
@@ -140,7 +140,7 @@ def compare(
 
 
 def baseline(shape: tuple[int, int], scale: float, notes: dict) -> Maps:
-    """What needs no learning: the training data's mean depth (through this lens) and most frequent class."""
+    """Constant baseline: the training data's mean depth, through this lens, and its most frequent class."""
     mean, majority = notes.get("mean_depth"), notes.get("majority_class")
     depth = None if mean is None else np.full(shape, mean * scale, dtype=np.float32)
     return Maps(depth, None if majority is None else np.full(shape, majority, dtype=np.uint8))

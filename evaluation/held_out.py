@@ -19,17 +19,18 @@ from evaluation.pixels import scored_depth
 def find_test_rows(
     manifest: Path, notes: dict, limit: int, allowed_links: Sequence[Path] = ()
 ) -> tuple[list[Row], str]:
-    """Rows of the test split that the student was not trained on, and what they are in words.
+    """Rows of the test split that the student was not trained on, and a description of them.
 
-    Frames are told by their images: all loaders call them 000001. A checkpoint of before knows their names alone.
+    Frames are identified by the content of their images, since all loaders start at 000001. Older checkpoints store
+    names.
 
     Args:
-        manifest: of the data.
-        notes: of the student's checkpoint.
-        limit: maximum number of rows, spread evenly over the split.
+        manifest: its path.
+        notes: notes of the student's checkpoint.
+        limit: maximum number of rows, evenly spaced over the split.
         allowed_links: see read_manifest().
 
-    Raises UserError when the manifest is unreadable or has no such row.
+    Raises UserError if the manifest is unreadable or has no such row.
     """
     test_rows = [row for row in read_manifest(manifest, allowed_links) if row.split == "test"]
     if "train_images" in notes:
@@ -39,7 +40,7 @@ def find_test_rows(
         stems = set(notes.get("train_stems", ()))
         rows = [row for row in test_rows if row.stem not in stems]
     if len(rows) < len(test_rows):
-        print(f"left out {len(test_rows) - len(rows)} test frames of {manifest}: the student was trained on them")
+        print(f"skipped {len(test_rows) - len(rows)} test frames of {manifest}: the student was trained on them")
     if not rows:
         raise UserError(f"{manifest} has no frame of the split 'test' that the student was not trained on")
     rows = select_rows(rows, "test", limit)
@@ -47,7 +48,7 @@ def find_test_rows(
 
 
 def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
-    """The arrays of eval_frames.npz: what Table III is computed from, at the network's size.
+    """The arrays of eval_frames.npz: the data of Table III, at the network's size.
 
     Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where it is not scored (see
         evaluation.pixels); labels uint8 [N,H,W], reference classes, 255 = none; focal float32 [N], pixels at this size
@@ -77,7 +78,7 @@ def _focal(frame: Frame, recipe: Recipe) -> float:
 
 
 def write_evaluation_frames(path: Path, frames: dict[str, np.ndarray] | None) -> None:
-    """Write eval_frames.npz; without frames an older one goes away."""
+    """Write eval_frames.npz; without frames, remove an older one."""
     if frames:
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **frames)

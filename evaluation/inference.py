@@ -1,4 +1,4 @@
-"""A student on images of any size: to the network's size and back, in metres of each image's own camera."""
+"""Inference on images of any size, in metres of each image's own camera."""
 
 from collections.abc import Callable
 
@@ -10,23 +10,20 @@ from torch import nn
 from config import Intrinsics, Recipe
 from dataset.frames import from_network_map, to_network_camera, to_network_rgb
 
-# An image, uint8 [H,W,3], and its camera, if that is known, to depth float32 [H,W] in metres of that camera (of the
-# reference camera without one) and classes uint8 [H,W]; NaN and 255 where there is no answer.
+# Maps an image, uint8 [H,W,3], and its camera (None: the reference camera) to depth float32 [H,W] in metres of that
+# camera and classes uint8 [H,W]; NaN and 255 outside the student's window.
 Predictor = Callable[[np.ndarray, Intrinsics | None], tuple[np.ndarray, np.ndarray]]
 
 
 def focal_scale(camera: Intrinsics | None, recipe: Recipe) -> float:
-    """Ratio f / f_ref at the network's size, by which a student's depth is multiplied; 1 for an unknown camera."""
+    """Factor f / f_ref, at the network's size, on a student's depth; 1 for an unknown camera."""
     if camera is None:
         return 1.0
     return to_network_camera(camera, recipe.width, recipe.height).focal / recipe.reference_focal
 
 
 def predictor(student: nn.Module, recipe: Recipe, device: torch.device) -> Predictor:
-    """A student, in eval mode on the device, as a function of an image and its camera.
-
-    Outside the window of the network's aspect ratio it has no answer.
-    """
+    """Wrap a student, in eval mode on the device, as a function of an image and its camera."""
 
     @torch.inference_mode()
     def predict(rgb: np.ndarray, camera: Intrinsics | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,12 @@
 """Depth and segmentation metrics, in one place for training and evaluation.
 
 Depth: Eigen et al., NeurIPS 2014 (arXiv:1406.2283) and the KITTI and NYU benchmarks that follow it. Every metric is
-given twice: pooled over all pixels, and as the mean over images. There is no scale alignment.
-Segmentation: one confusion matrix over the whole set; IoU = TP / (TP + FP + FN) a class, mIoU its mean over the
+computed twice: pooled over all pixels, and as the mean over images, without scale alignment.
+Segmentation: one confusion matrix over the whole set; IoU = TP / (TP + FP + FN) per class, mIoU its mean over the
 classes that occur in reference or prediction.
 
-Which pixels count is said by evaluation.pixels. A pixel that counts and has no answer is an error, never left out: else
-the less a student says, the better it would look.
+evaluation.pixels defines the valid pixels. A valid pixel without a prediction is an error and is never skipped:
+otherwise a student would improve by predicting less.
 """
 
 import torch
@@ -14,25 +14,25 @@ from torch import Tensor
 
 
 class DepthMetrics:
-    """Sums that depth metrics are made of, per image and over all; add images with update(), read with compute()."""
+    """Accumulates depth metrics per image and over all images; add images with update(), read with compute()."""
 
     ERRORS = ("mae", "abs_rel", "sq_rel", "log10", "delta1", "delta2", "delta3")
 
     def __init__(self, min_depth: float, max_depth: float):
-        """min_depth, max_depth: the range of what is scored, in metres; answers outside are taken as its ends."""
+        """min_depth, max_depth: scored range in metres; predictions are clipped to it."""
         self.min_depth, self.max_depth = min_depth, max_depth
-        # numbers, not tensors: small tensors that stay between large ones that go keep the heap from shrinking
-        self.sums: list[list[float]] = []  # one row an image, see _row()
+        # numbers, not tensors: small tensors that stay keep the heap from shrinking
+        self.sums: list[list[float]] = []  # one row per image, see _row()
         self.median_ratios: list[float] = []
 
     def update(self, predicted: Tensor, reference: Tensor, scored: Tensor) -> None:
         """Add one image.
 
         Args:
-            predicted: metres [H,W]; NaN, 0 or less where there is no answer. That counts as the end of the range that
-                is farther from the reference, and as wrong for every delta.
+            predicted: metres [H,W]; NaN, 0 or less where there is no prediction, which counts as the end of the range
+                that is farther from the reference, and as wrong for every delta.
             reference: metres [H,W].
-            scored: bool [H,W], the pixels that count; the reference lies within the range there.
+            scored: bool [H,W], the valid pixels; the reference is within the range there.
         """
         answer, truth = (values.double() for values in _selected(scored, predicted, reference))
         if not len(truth):
@@ -45,7 +45,7 @@ class DepthMetrics:
         self.sums.append(self._row(answer.clamp(self.min_depth, self.max_depth), truth, answered).tolist())
 
     def extend(self, other: "DepthMetrics") -> None:
-        """Add the images that another one has seen."""
+        """Merge the images of another accumulator."""
         self.sums += other.sums
         self.median_ratios += other.median_ratios
 
@@ -67,11 +67,11 @@ class DepthMetrics:
         return torch.stack([values.sum() for values in per_pixel])
 
     def compute(self) -> dict[str, float]:
-        """All metrics, pooled over pixels under their own name and as mean over images under 'image_<name>'.
+        """All metrics: pooled over pixels as '<name>', and averaged over images as 'image_<name>'.
 
         Units: rmse, mae, sq_rel in metres; silog is 100 times the standard deviation of the log difference, as KITTI
         defines it; deltas and abs_rel are fractions. 'median_ratio' is the median over images of each image's median
-        of predicted / reference: 1 when the scale is right. NaN everywhere when no pixel was scored.
+        of predicted / reference; 1 means the right scale. All NaN if no pixel was scored.
         """
         if not self.sums:
             names = ("rmse", "rmse_log", "silog", *self.ERRORS)
@@ -94,13 +94,13 @@ class DepthMetrics:
 
 
 def _selected(scored: Tensor, *maps: Tensor) -> list[Tensor]:
-    """The values of each map where a mask is true, a third of the time of indexing by the mask."""
+    """Values of each map where a mask is true; equals map[mask], in a third of the time."""
     places = scored.flatten().nonzero().squeeze(1)
     return [values.flatten().index_select(0, places) for values in maps]
 
 
 class ConfusionMatrix:
-    """Counts [C,C+1] of (reference class, predicted class) over a whole set; the last column is for no answer."""
+    """Counts [C,C+1] of (reference class, predicted class) over a set; the last column counts missing predictions."""
 
     def __init__(self, classes: int):
         self.classes = classes
@@ -110,9 +110,9 @@ class ConfusionMatrix:
         """Add class maps of one shape, any integer dtype.
 
         Args:
-            predicted: a class; any other number, such as 255, is no answer, which is wrong.
-            reference: a class where scored.
-            scored: bool, the pixels that count.
+            predicted: class ids; any other value, such as 255, is a missing prediction, which is wrong.
+            reference: class ids where scored.
+            scored: bool, the valid pixels.
         """
         answer, truth = (classes.long() for classes in _selected(scored, predicted, reference))
         answer = torch.where((answer >= 0) & (answer < self.classes), answer, self.classes)
@@ -120,11 +120,11 @@ class ConfusionMatrix:
         self.counts += counts.reshape(self.counts.shape).cpu()
 
     def extend(self, other: "ConfusionMatrix") -> None:
-        """Add the pixels that another one has counted."""
+        """Merge the counts of another matrix."""
         self.counts += other.counts
 
     def compute(self) -> dict[str, float | list[float]]:
-        """miou, pixel_accuracy (fractions) and iou, one a class, NaN for a class that occurs nowhere."""
+        """Return miou and pixel_accuracy, fractions; iou per class, NaN for a class that does not occur."""
         counts = self.counts.double()
         hits = counts.diag()
         iou = hits / (counts.sum(dim=0)[: self.classes] + counts.sum(dim=1) - hits)

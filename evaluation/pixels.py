@@ -1,7 +1,7 @@
-"""Which pixels of a truth count: the one answer for validation, Table IV, export and Table III.
+"""Valid pixels of a reference, for validation, Table IV, export and Table III alike.
 
-A truth is what an answer is compared with: the sensor's depth and reference classes, or a teacher's. All answers are
-compared with it on the same pixels.
+A reference is the sensor's depth with the reference classes, or a teacher's. All predictions are compared with it on
+the same pixels.
 """
 
 from typing import TypeVar
@@ -19,13 +19,13 @@ EIGEN_CROP = (45 / 480, 471 / 480, 41 / 640, 601 / 640)
 
 
 def eigen_crop(height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of an image of the given size that NYU's depth is scored in."""
+    """Rows and columns of NYU's evaluation crop, for an image of the given size."""
     top, bottom, left, right = EIGEN_CROP
     return slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width))
 
 
 def is_nyu(camera: Intrinsics | None) -> bool:
-    """Whether a camera is NYU's, at any size of its images, so that the Eigen crop applies."""
+    """Whether a camera is NYU's, at any image size; the Eigen crop applies to it."""
     return camera is not None and camera == NYU_INTRINSICS.resized(camera.width, camera.height)
 
 
@@ -36,13 +36,13 @@ def student_window(height: int, width: int, recipe: Recipe) -> tuple[slice, slic
 
 
 def scored_depth(depth: Map, confidence: Map | None, recipe: Recipe, camera: Intrinsics | None) -> Map:
-    """Where the depth of a truth counts: bool, of depth's shape.
+    """Mask of the valid depth of a reference: bool, of depth's shape.
 
     Args:
-        depth: float [...,H,W], metres of the image's camera, 0 = no value.
-        confidence: of the depth, [...,H,W] in 0..1; None where all of it is to be believed, as a teacher's is.
-        recipe: the student's; its depth range, its threshold for the confidence and its aspect ratio.
-        camera: of the image, if it is known.
+        depth: float [...,H,W], metres of the image's camera, 0 = invalid.
+        confidence: of the depth, [...,H,W] in 0..1; None: all of it is valid, as for a teacher.
+        recipe: the student's: depth range, confidence threshold and aspect ratio.
+        camera: of the image, if known.
     """
     height, width = depth.shape[-2:]
     counts = (depth >= recipe.min_depth) & (depth <= recipe.max_depth)
@@ -53,7 +53,7 @@ def scored_depth(depth: Map, confidence: Map | None, recipe: Recipe, camera: Int
 
 
 def scored_classes(classes: Map, recipe: Recipe) -> Map:
-    """Where the classes of a truth, integers [...,H,W], count: bool, of their shape."""
+    """Mask of the valid classes of a reference, integers [...,H,W]: bool, of their shape."""
     height, width = classes.shape[-2:]
     return _inside(classes != IGNORE, student_window(height, width, recipe))
 

@@ -1,4 +1,4 @@
-"""Table IV as Markdown, and pictures of what it compares."""
+"""Table IV as Markdown, and pictures of its frames."""
 
 import numpy as np
 from tabulate import tabulate
@@ -17,7 +17,7 @@ HEADERS = {"image_rmse": "RMSE/img", "rmse": "RMSE", "mae": "MAE", "abs_rel": "A
 
 
 def picture(frame: Frame, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
-    """RGB, reference, prediction and error of depth; reference and prediction of the classes."""
+    """Draw the image, reference, prediction and error of depth, and reference and predicted classes."""
     near, far = depth_range(frame.depth)
     classes = frame.labels if frame.labels is not None else frame.sam2_seg
     tiles = [
@@ -35,14 +35,14 @@ def picture(frame: Frame, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
 
 
 def title(rows: list[Row], split: str) -> str:
-    """The table's heading; says so when what made the labels is no teacher but the reference."""
+    """Title of the table; says so if the labels come from reference teachers."""
     backends = {str(made.get("backend")) for row in rows for made in row.made_by.values() if isinstance(made, dict)}
     text = f"Table IV: distillation, {len(rows)} frames of split '{split}'"
     return f"{text}; REFERENCE TEACHERS, not learned ones" if "reference" in backends else text
 
 
 def as_markdown(heading: str, results: dict[str, dict]) -> str:
-    """The depth table and the segmentation table as Markdown."""
+    """Format the depth and segmentation tables as Markdown."""
     depth = [[name, *(r["depth"][c] for c in DEPTH_COLUMNS)] for name, r in results.items() if "depth" in r]
     seg = [
         [name, r["seg"]["miou"], r["seg"]["pixel_accuracy"], *r["seg"]["iou"], r["seg"]["coverage"]]

@@ -1,4 +1,4 @@
-"""What the student learns from: hybrid depth, teacher classes, and smoothness where the image is smooth."""
+"""Losses: hybrid depth, teacher classes, and edge-aware smoothness."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ class LossWeights:
 def hybrid_depth(
     depth: Tensor, confidence: Tensor, teacher: Tensor, threshold: float, depth_range: tuple[float, float]
 ) -> Tensor:
-    """The depth target: the sensor where its confidence reaches the threshold, the teacher elsewhere.
+    """Depth target: the sensor where its confidence reaches the threshold, the teacher elsewhere.
 
-    Values outside the range are none: a stereo sensor's 65 m indoors is a mistake, and one that outweighs the room.
+    Values outside the range are invalid: 65 m of a stereo sensor indoors is an outlier that would outweigh the room.
 
     Args:
-        depth: the sensor's, float32 [B,1,H,W], metres, 0 = no value.
+        depth: the sensor's depth, float32 [B,1,H,W], metres, 0 = invalid.
         confidence: of the sensor, float32 [B,1,H,W] in 0..1.
-        teacher: the same as depth; all 0 for a frame without a teacher.
+        teacher: the teacher's depth, as depth; all 0 for a frame without a teacher.
         threshold: tau, in 0..1.
-        depth_range: nearest and farthest value in metres.
+        depth_range: minimum and maximum in metres.
 
-    Returns: float32 [B,1,H,W], metres, 0 = nothing to learn.
+    Returns float32 [B,1,H,W], metres, 0 = no target.
     """
     nearest, farthest = depth_range
 
@@ -46,14 +46,14 @@ def hybrid_depth(
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values [B,...] where the mask is true; 0 where it is true nowhere."""
+    """Mean of the values [B,...] where the mask is true; 0 for an empty mask."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 
 def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference over the pixels with a target, in metres plus in log metres; float32 [B,1,H,W] each.
 
-    In metres alone the far wall outweighs what the robot is about to touch; the logarithm is the relative error.
+    In metres alone, a far wall outweighs nearby obstacles; the logarithm adds the relative error.
     """
     mask = target > 0
     log_difference = predicted.log() - torch.where(mask, target, 1).log()
@@ -72,12 +72,11 @@ def segmentation_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -
 
 
 def dice_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """1 less Dice's coefficient, in the mean over the classes that each frame has; arguments as for the cross-entropy.
+    """1 - Dice, averaged over the classes present in each frame; arguments as for the cross-entropy.
 
-    The coefficient is 2 * sum(p * t) / (sum(p) + sum(t)) over the frame's weighted pixels, p being the class's
-    probability and t whether it is the target: Milletari et al., 3DV 2016 (arXiv:1606.04797), section 3, whose
-    denominator has squares. To the cross-entropy a small thing matters as little as its area is; to this it is as much
-    as a wall.
+    Dice = 2 * sum(p * t) / (sum(p) + sum(t)) over the frame's weighted pixels, with the class's probability p and its
+    target t: Milletari et al., 3DV 2016 (arXiv:1606.04797), section 3, who square the terms of the denominator. In the
+    cross-entropy a small object counts by its area; here it counts as much as a wall.
     """
     probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
     known = target != IGNORE
@@ -97,7 +96,7 @@ def sum_per_class(values: Tensor, target: Tensor) -> Tensor:
 
 
 def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
-    """Mean gradient of the mean-normalised inverse depth, damped by exp(-image gradient).
+    """Mean gradient of the mean-normalised inverse depth, weighted by exp(-image gradient).
 
     Godard et al., ICCV 2019 (Monodepth2, arXiv:1806.01260), equation 3. depth [B,1,H,W] metres, rgb [B,3,H,W] in 0..1.
     """
@@ -112,16 +111,16 @@ def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
 
 
 def class_weights(shares: Tensor, balance: float) -> Tensor:
-    """What a pixel of each class counts in the cross-entropy: share ** -balance, 1 in the mean over the pixels.
+    """Class weights of the cross-entropy: share ** -balance, normalised to a mean of 1 over the pixels.
 
-    If every pixel counts the same, a small student learns walls and furniture and leaves people out. The inverse square
-    root of the frequency, balance 0.5, is one of the usual answers: see Cui et al., CVPR 2019 (arXiv:1901.05555).
+    With equal weights a small student learns walls and furniture and misses people. The inverse square root of the
+    frequency, balance 0.5, is a common choice: see Cui et al., CVPR 2019 (arXiv:1901.05555).
 
     Args:
-        shares: float32 [C], of the training data's pixels with a class; they add up to 1, or to 0 if there are none.
-        balance: 0 = each pixel counts the same, to 1 = each class does as a whole.
+        shares: float32 [C], fraction of the labelled training pixels per class; sums to 1, or to 0 without labels.
+        balance: 0 = equal weight per pixel, 1 = equal weight per class.
 
-    Returns: float32 [256], to be indexed by class maps; 0 for what is no class.
+    Returns float32 [256], indexed by class maps; 0 for labels that are not classes.
     """
     rareness = shares.clamp(min=MIN_CLASS_SHARE).pow(-balance)
     weights = rareness / (rareness * shares).sum() if shares.any() else torch.ones_like(shares)
@@ -129,10 +128,10 @@ def class_weights(shares: Tensor, balance: float) -> Tensor:
 
 
 def target_counts(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:
-    """What the terms of distillation_loss() are means over.
+    """Denominators of the terms of distillation_loss(); the arguments are the same.
 
-    Arguments as there. Returns [4] of depth_target's dtype: pixels with depth, weights of those with a class, classes
-    of all frames, frames.
+    Returns [4] of depth_target's dtype: pixels with depth, sum of the weights of labelled pixels, number of classes
+    present summed over the frames, frames.
     """
     pixels = (depth_target > 0).sum().to(depth_target)
     by_class = sum_per_class(seg_weight, seg_target)
@@ -150,21 +149,21 @@ def distillation_loss(
     weights: LossWeights,
     share: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms that have a weight, and their weighted total.
+    """Compute the loss terms with a non-zero weight, and their weighted sum.
 
     Args:
         depth: predicted, float32 [B,1,H,W], metres at the reference focal length.
         seg: predicted logits [B,6,H,W].
         rgb: float32 [B,3,H,W] in 0..1.
-        depth_target: as depth, 0 = nothing to learn.
-        seg_target: integers [B,H,W], 255 = nothing to learn.
-        seg_weight: float32 [B,1,H,W], how much a pixel's class counts: the teacher's confidence in it, 0..1, times the
-            class's weight, see class_weights().
-        weights: of the terms.
-        share: float32 [4], for a part of a batch: its target_counts() by the whole batch's. The parts' losses then add
-            up to the batch's, however unevenly the targets are spread over them.
+        depth_target: as depth, 0 = no target.
+        seg_target: integers [B,H,W], 255 = ignore.
+        seg_weight: float32 [B,1,H,W], weight of each pixel: the teacher's confidence, 0..1, times the class weight, see
+            class_weights().
+        weights: weights of the terms.
+        share: float32 [4], for a micro-batch: its target_counts() divided by the whole batch's. The losses of the
+            micro-batches then add up to the batch's, however the targets are distributed.
 
-    Returns: scalars 'depth', 'segmentation', 'dice', 'smoothness', less those of weight 0, and 'total'.
+    Returns scalars 'depth', 'segmentation', 'dice', 'smoothness', without those of weight 0, and 'total'.
     """
     losses: dict[str, Callable[[], Tensor]] = {
         "depth": lambda: depth_l1(depth, depth_target),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INITIAL_DEPTH = 2.0  # metres, what an untrained student says
+INITIAL_DEPTH = 2.0  # metres, output of an untrained student
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -42,12 +42,12 @@ def separable(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 def resize_to(features: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear resize of [B,C,h,w] to [B,C,*size], pixel centres aligned."""
+    """Bilinear resize of [B,C,h,w] to [B,C,*size] with half-pixel centres (align_corners=False)."""
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
 class Neck(nn.Module):
-    """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): every level gets what the coarser ones know.
+    """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): each level adds the upsampled coarser one.
 
     Takes the encoder's maps (strides 4, 8, 16, 32), returns the finest one: [B,channels,H/4,W/4].
     """
@@ -58,7 +58,7 @@ class Neck(nn.Module):
         self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[:-1])
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Maps from fine to coarse to the finest one."""
+        """Merge the maps, given from fine to coarse, into the finest one."""
         merged = self.lateral[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             lateral = self.lateral[level](maps[level])
@@ -67,62 +67,63 @@ class Neck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the last doubling is left to the caller.
+    """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the caller upsamples to full size.
 
-    All convolutions run at a quarter of the image's size; the head predicts four sub-pixels a cell, a fraction of a
-    convolution at half size. It is a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158) written as the
-    transposed one that it equals, which runtimes compute without a shuffle, and starts as in Aitken et al.
+    All convolutions run at a quarter of the image's size. The head predicts four sub-pixels per cell, at a fraction of
+    the cost of a convolution at half size. It is a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158),
+    written as the equal transposed convolution, which needs no pixel shuffle, and initialised as in Aitken et al.
     (arXiv:1707.02937).
 
-    The head is float32 whatever autocast does. In bfloat16 metres would come in steps of 18 mm at 2 to 4 m and of 96 mm
-    at 8 to 12 m, and a cast afterwards would bring nothing back.
+    The head always runs in float32. bfloat16 would round metres to steps of 18 mm at 2 to 4 m and 96 mm at 8 to 12 m,
+    which no later cast can undo.
     """
 
-    def __init__(self, channels: int, refined: int, outputs: int):
+    def __init__(self, channels: int, head_channels: int, outputs: int):
         super().__init__()
-        self.refine = separable(channels, refined, 5)
-        self.head = nn.ConvTranspose2d(refined, outputs, 2, stride=2)
-        # As nn.Conv2d starts a 1x1 convolution. All sub-pixels of a cell alike, else the output is a checkerboard.
-        start = nn.Conv2d(refined, outputs, 1)
+        self.refine = separable(channels, head_channels, 5)
+        self.head = nn.ConvTranspose2d(head_channels, outputs, 2, stride=2)
+        # Initialised as a 1x1 nn.Conv2d, equal for all sub-pixels of a cell: anything else gives a checkerboard.
+        start = nn.Conv2d(head_channels, outputs, 1)
         assert self.head.bias is not None and start.bias is not None
         with torch.no_grad():
             self.head.weight.copy_(start.weight.transpose(0, 1).expand_as(self.head.weight))
             self.head.bias.copy_(start.bias)
 
     def forward(self, pyramid: Tensor) -> Tensor:
-        """The neck's map to one of twice its height and width."""
+        """Decode the neck's map to twice its height and width."""
         refined = self.refine(pyramid)
         with torch.autocast(refined.device.type, enabled=False):
             return self.head(refined.to(self.head.weight.dtype))
 
 
 class Student(nn.Module):
-    """Depth and classes from one RGB image; see the module's text for shapes and units.
+    """Depth and classes from one RGB image; see the module docstring for shapes and units.
 
     Args:
         encoder: name of a timm model with feature maps at strides 4 to 32.
         channels: width of the neck.
-        refined: channels that each decoder's head reads.
+        head_channels: input channels of each decoder's head.
         classes: number of classes.
-        output_range: nearest and farthest depth that it can say, metres at the reference focal length.
+        output_range: minimum and maximum depth, metres at the reference focal length.
     """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, encoder: str, channels: int, refined: int, classes: int, output_range: tuple[float, float]):
+    def __init__(self, encoder: str, channels: int, head_channels: int, classes: int, output_range: tuple[float,
+    float]):
         super().__init__()
         self.output_range = output_range
         features: Any = timm.create_model(encoder, features_only=True, pretrained=False)
         self.encoder: nn.Module = features
         self.neck = Neck(features.feature_info.channels(), channels)
-        self.depth_decoder = Decoder(channels, refined, 1)
-        self.seg_decoder = Decoder(channels, refined, classes)
+        self.depth_decoder = Decoder(channels, head_channels, 1)
+        self.seg_decoder = Decoder(channels, head_channels, classes)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("variance", torch.tensor(IMAGENET_STD).square(), persistent=False)
         for module in self.encoder.modules():
             if isinstance(module, nn.Hardswish):
-                module.inplace = False  # autograd needs what comes in, and would copy it first
+                module.inplace = False  # autograd needs the input and would copy it first
         nearest, farthest = output_range
         position = math.log(INITIAL_DEPTH / nearest) / math.log(farthest / nearest)
         assert self.depth_decoder.head.bias is not None
@@ -130,17 +131,17 @@ class Student(nn.Module):
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """RGB float32 [B,3,H,W] in 0..1 to depth [B,1,H,W] and class logits [B,6,H,W]."""
-        # a batch norm of fixed statistics: one pass over the image
+        # normalisation as batch norm with fixed statistics: one pass over the image
         normalised = F.batch_norm(rgb, self.mean, self.variance, eps=0.0)
         pyramid = self.neck(self.encoder(normalised.to(next(self.encoder.parameters()).dtype)))
-        # Doubling the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
+        # Upsample the raw outputs, not the depth: bilinear in log depth keeps edges between near and far sharp.
         raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
         seg = resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
         return bounded_depth(raw_depth, self.output_range), seg
 
 
 def bounded_depth(raw: Tensor, output_range: tuple[float, float]) -> Tensor:
-    """Any real number, float32, to metres within the range, even in log depth; it has a gradient up to raw = ±16."""
+    """Map float32 to metres in the range by a sigmoid in log depth; the gradient is non-zero up to raw = ±16."""
     nearest, farthest = output_range
     return nearest * torch.exp(math.log(farthest / nearest) * torch.sigmoid(raw))
 
@@ -149,8 +150,8 @@ def load_timm_weights(student: Student, encoder: str, path: str) -> None:
     """Load pretrained weights of the encoder in place, from a weights file that timm publishes.
 
     Args:
-        student: whose encoder it is.
-        encoder: its name in timm.
+        student: the student to load into.
+        encoder: name of its encoder in timm.
         path: .safetensors file of the whole timm model; the classifier's weights are ignored.
 
     Raises RuntimeError or OSError if the file does not hold this model's weights.
@@ -162,8 +163,8 @@ def load_timm_weights(student: Student, encoder: str, path: str) -> None:
 def load_encoder_state(student: Student, encoder: str, path: str) -> None:
     """Load the encoder's weights in place from a state dict that torch.save wrote.
 
-    Args as load_timm_weights(). Raises OSError or RuntimeError if the file is missing, is no state dict or lacks
-    tensors of the encoder.
+    Arguments as for load_timm_weights(). Raises OSError or RuntimeError if the file is missing, is not a state dict or
+    lacks tensors of the encoder.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,10 +1,10 @@
-"""Depth teachers: Depth Anything 3, metric models of transformers, and a data folder's own depth in their place.
+"""Depth teachers: Depth Anything 3, metric models of transformers, or a data folder's own depth.
 
-Each works in three steps, so that a stage can read and write in threads while the model runs on a batch:
+Each has three steps, so that a stage can read and write in threads while the model runs on a batch:
 
-    prepare(stem, rgb, camera) -> Prepared   the image at the size that the network sees
-    infer(list of Prepared)    -> outputs    the network, same-sized images together
-    finish(Prepared, output)   -> depth      float32 [H,W] at the image's size, metres, 0 = none
+    prepare(stem, rgb, camera) -> Prepared   the image at the network's size
+    infer(list of Prepared)    -> outputs    the network, on batches of one size
+    finish(Prepared, output)   -> depth      float32 [H,W] at the image's size, metres, 0 = invalid
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ DEFAULT_MODELS = {
     "transformers": "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
 }
 WEIGHTS_FILE = "model.safetensors"
-PROCESS_RESOLUTION = 504  # pixels of the longer side that DA3 sees; its own default
+PROCESS_RESOLUTION = 504  # longer side of DA3's input in pixels; its default
 CANONICAL_FOCAL = 300.0  # pixels; metric depth = focal * raw / 300 (Depth Anything 3's README)
-SKY = 0.3  # DA3's own threshold: from here on it fills depth in, from an unseeded sample
-SMALLEST_SIDE = 28  # pixels, two of DA3's patches: what is smaller is no photograph
-SIZES_COMPILED = 64  # of images; past Dynamo's own limit of 8 the network would run uncompiled without a word
+SKY = 0.3  # DA3's sky threshold; above it DA3 fills depth in from an unseeded sample
+SMALLEST_SIDE = 28  # pixels, two of DA3's patches
+SIZES_COMPILED = 64  # image sizes; beyond Dynamo's default limit of 8 the network would silently run uncompiled
 ADVICE = "use --backend reference or --model-id <local folder>"
 
 
@@ -50,8 +50,8 @@ ADVICE = "use --backend reference or --model-id <local folder>"
 class Prepared:
     """One frame before the network.
 
-    image: what the network takes, float32 tensor [3,h,w], or the reference depth [H,W] in place of a network.
-    shape: (H, W) of the image that was read. camera: of that image; None for a backend that needs none.
+    image: the network's input, float32 tensor [3,h,w], or the reference depth [H,W].
+    shape: (H, W) of the original image. camera: of that image; None if the backend needs none.
     """
 
     image: Any
@@ -60,30 +60,30 @@ class Prepared:
 
 
 class DepthBackend(Protocol):
-    """What makes depth of images; `provenance` says what it is."""
+    """Predicts depth; `provenance` describes it."""
 
     provenance: dict
 
     def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
-        """An image uint8 [H,W,3] at the network's size; UserError when there is no depth to be had of it."""
+        """Resize an image uint8 [H,W,3] for the network; raises UserError if it has no depth."""
 
     def infer(self, prepared: list[Prepared]) -> list:
         """The network's output for each frame."""
 
     def finish(self, prepared: Prepared, output: Any) -> np.ndarray:
-        """Depth float32 [H,W] at the image's size, metres, 0 = none."""
+        """Depth float32 [H,W] at the image's size, metres, 0 = invalid."""
 
 
 def depth_of(backend: DepthBackend, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> np.ndarray:
-    """Depth of a single image: float32 [H,W], metres, 0 = none."""
+    """Depth of a single image: float32 [H,W], metres, 0 = invalid."""
     prepared = backend.prepare(stem, rgb, camera)
     return backend.finish(prepared, backend.infer([prepared])[0])
 
 
 def processed_focal(camera: Intrinsics, width: int, height: int) -> float:
-    """Focal length in pixels of the image that the network sees, width x height pixels.
+    """Focal length in pixels of the network's input, which has width x height pixels.
 
-    camera: of the image before it was resized. Each side is rounded to the patch size, so the axes are scaled apart.
+    camera: of the original image. Each side is rounded to the patch size, so the two axes have different scales.
     """
     return (camera.fx * width / camera.width + camera.fy * height / camera.height) / 2
 
@@ -94,11 +94,11 @@ class DA3:
     Args:
         model_id: name on the Hugging Face hub, or a folder with config.json and model.safetensors.
         device: torch device name.
-        process_resolution: pixels of the longer side of the image that the network sees.
-        batch_size: images at once.
-        compiled: compile the network; pays over thousands of frames.
+        process_resolution: longer side of the network's input in pixels.
+        batch_size: images per forward pass.
+        compiled: compile the network; pays off over thousands of frames.
 
-    Raises UserError when the package or the weights can't be had.
+    Raises UserError if the package or the weights are missing.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class DA3:
         self.network = _load_da3(model_id).to(self.device).eval()
         name = self.network.model_name
         if "metric" not in name and "nested" not in name:
-            print(f"warning: {name} is trained for relative depth; its output is no metres")
-        # the nested model fits one scale to all that it is given
+            print(f"warning: {name} is trained for relative depth; its output is not metric")
+        # the nested model fits one scale to the whole batch
         self.batch_size = 1 if "nested" in name else batch_size
         self.model = _compiled(self.network.model, self.device) if compiled else self.network.model
         self.provenance = _provenance("da3", model_id, name, self.device) | {
@@ -123,7 +123,7 @@ class DA3:
         }
 
     def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
-        """The image as DA3's own processor makes it; raises UserError when it is too small."""
+        """Prepare the image with DA3's own processor; raises UserError if it is too small."""
         _check_size(rgb)
         images, _, _ = self.network.input_processor([rgb], process_res=self.process_resolution, sequential=True)
         return Prepared(images[0], rgb.shape[:2], camera)
@@ -135,7 +135,7 @@ class DA3:
     def _forward(self, batch: list[Prepared]) -> list[tuple[np.ndarray, np.ndarray | None, bool]]:
         import torch
 
-        # [batch, 1 view, 3, h, w]: as views of one batch entry, any-view models would mix the frames
+        # [batch, 1 view, 3, h, w]: views of one batch entry would be mixed by any-view models
         images = torch.stack([p.image for p in batch])[:, None]
         with _inference(self.device):
             output = self.model(images.to(self.device), export_feat_layers=[])
@@ -146,7 +146,7 @@ class DA3:
         return [(raw, sky, bool(getattr(output, "is_metric", 0))) for raw, sky in zip(depth, skies, strict=True)]
 
     def finish(self, prepared: Prepared, output: tuple[np.ndarray, np.ndarray | None, bool]) -> np.ndarray:
-        """Metres by the focal length, unless the output is metres already; sky gets 0."""
+        """Convert to metres by the focal length, unless the output is metric; sky becomes 0."""
         raw, sky, is_metric = output
         height, width = raw.shape
         scale = 1.0
@@ -160,12 +160,12 @@ class DA3:
 
 
 class Transformers:
-    """A metric depth model of transformers: Depth Anything V2 metric, ZoeDepth, Depth Pro and their like.
+    """A metric depth model of transformers, such as Depth Anything V2 metric, ZoeDepth or Depth Pro.
 
-    Args as of DA3. The library's own processor makes the input and brings the output to the image's size; these
-    models know the cameras that they were trained with, so no focal length enters.
+    Arguments as for DA3. The library's processor prepares the input and resizes the output. These models take no focal
+    length.
 
-    Raises UserError when the weights can't be had, or are said to be of relative depth.
+    Raises UserError if the weights are missing or give relative depth.
     """
 
     def __init__(self, model_id: str, device: str, batch_size: int = 1, compiled: bool = False):
@@ -175,12 +175,12 @@ class Transformers:
         _keep_half_precision_to_the_encoder(self.network, self.device)
         self.model = _compiled(self.network, self.device) if compiled else self.network
         self.provenance = _provenance("transformers", model_id, network.config.model_type, self.device) | {
-            "head": "float32",  # labels of before were rounded to 8 bits on a GPU
+            "head": "float32",  # older labels were rounded to bfloat16 on a GPU
             "versions": versions_of(("transformers", "torch")),
         }
 
     def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
-        """The image as the library's processor makes it; raises UserError when it is too small."""
+        """Prepare the image with the library's processor; raises UserError if it is too small."""
         _check_size(rgb)
         return Prepared(self.processor(images=rgb, return_tensors="pt")["pixel_values"][0], rgb.shape[:2], camera)
 
@@ -194,24 +194,24 @@ class Transformers:
         images = torch.stack([p.image for p in batch]).to(self.device)
         with _inference(self.device, half=False):
             output = self.model(pixel_values=images)
-        # the second argument is the size before padding for ZoeDepth, the size to come for the others: here the same
+        # for ZoeDepth the second argument is the size before padding, for the others the target size: here equal
         found = self.processor.post_process_depth_estimation(output, [p.shape for p in batch])
         return [entry["predicted_depth"].float().cpu().numpy() for entry in found]
 
     def finish(self, prepared: Prepared, output: np.ndarray) -> np.ndarray:
-        """Depth float32 [H,W], 0 where the output is none."""
+        """Depth float32 [H,W], 0 where the output is invalid."""
         return np.where(np.isfinite(output) & (output > 0), output, 0).astype(np.float32).reshape(prepared.shape)
 
 
 class Reference:
-    """The reference depth of a data folder in place of a teacher, where the teacher's weights can't be had."""
+    """The reference depth of a data folder, for use without a teacher's weights."""
 
     def __init__(self, depth_dir: Path):
         self.depth_dir = depth_dir
         self.provenance = {"backend": "reference", "model": f"reference depth in {depth_dir.resolve().name}/"}
 
     def prepare(self, stem: str, rgb: np.ndarray, camera: Intrinsics | None) -> Prepared:
-        """The frame's reference depth; raises UserError when it is missing or not of the image's size."""
+        """The frame's reference depth; raises UserError if it is missing or differs in size from the image."""
         path = find_map(self.depth_dir, stem)
         if path is None:
             raise UserError(f"{self.depth_dir} has no depth for frame {stem}")
@@ -222,19 +222,19 @@ class Reference:
         return Prepared(depth, rgb.shape[:2], camera)
 
     def infer(self, prepared: list[Prepared]) -> list[np.ndarray]:
-        """The depth as it was read."""
+        """The depth, unchanged."""
         return [p.image for p in prepared]
 
     def finish(self, prepared: Prepared, output: np.ndarray) -> np.ndarray:
-        """The depth as it was read."""
+        """The depth, unchanged."""
         return output
 
 
 def in_batches(prepared: list[Prepared], batch_size: int, forward: Callable[[list[Prepared]], list]) -> list:
-    """Outputs of `forward`, which takes batch_size frames of one network size, for frames of any sizes, in order.
+    """Run `forward` on batches of batch_size frames of one size; returns the outputs in the order of the frames.
 
-    A batch that is not full repeats its last frame: a compiled network sees one shape, and what becomes of a frame does
-    not depend on how many went with it, so that a resumed run ends with the same bytes as an uninterrupted one.
+    An incomplete batch repeats its last frame. A compiled network then sees one shape, and the result of a frame does
+    not depend on the batch, so that a resumed run writes the same bytes.
     """
     by_size: dict[tuple, list[int]] = {}
     for index, frame in enumerate(prepared):
@@ -251,7 +251,7 @@ def in_batches(prepared: list[Prepared], batch_size: int, forward: Callable[[lis
 
 
 def resize_valid(depth: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of a map float32 [h,w] to (H, W) that mixes values above 0 only; 0 where the nearest is 0."""
+    """Bilinear resize of a map float32 [h,w] to (H, W) over valid values only; 0 where the nearest is 0."""
     size = shape[::-1]
     valid = (depth > 0).astype(np.float32)
     weight = cv2.resize(valid, size, interpolation=cv2.INTER_LINEAR)
@@ -266,7 +266,7 @@ def _check_size(rgb: np.ndarray) -> None:
 
 
 def half_precision(device: torch.device) -> AbstractContextManager:
-    """Autocast on a GPU, in bfloat16 where it has that."""
+    """Autocast on a GPU, to bfloat16 if supported."""
     import torch
 
     dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
@@ -274,7 +274,7 @@ def half_precision(device: torch.device) -> AbstractContextManager:
 
 
 def _keep_half_precision_to_the_encoder(network: Any, device: torch.device) -> None:
-    """Let a network of transformers run its encoder, which is most of it, in half precision, and its head in float32.
+    """Run the encoder of a transformers network in half precision and its head in float32.
 
     A head in bfloat16 would round metres to 62 mm at 8 to 16 m.
     """
@@ -293,7 +293,7 @@ def _keep_half_precision_to_the_encoder(network: Any, device: torch.device) -> N
 
 
 def _as_float32(output: Any) -> Any:
-    """An encoder's output, tensors in tuples, lists or the library's own dictionaries, in float32."""
+    """Convert an encoder's output, tensors in tuples, lists or dictionaries, to float32."""
     import torch
 
     if isinstance(output, torch.Tensor):
@@ -305,7 +305,7 @@ def _as_float32(output: Any) -> Any:
 
 @contextlib.contextmanager
 def _inference(device: torch.device, half: bool = True) -> Iterator[None]:
-    """inference_mode, half precision on a GPU, and a GPU's lack of memory as what ends a stage."""
+    """inference_mode with half precision on a GPU; running out of GPU memory ends the stage."""
     import torch
 
     with gpu_memory(), torch.inference_mode(), half_precision(device) if half else contextlib.nullcontext():
@@ -333,7 +333,7 @@ def _not_loaded(model_id: str, error: Exception) -> UserError:
 
 def _load_da3(model_id: str) -> Any:
     _check_model_folder(model_id)
-    os.environ.setdefault("DA3_LOG_LEVEL", "ERROR")  # its remarks are about 3D export, and two a frame
+    os.environ.setdefault("DA3_LOG_LEVEL", "ERROR")  # two messages per frame about 3D export
     try:
         from depth_anything_3.api import DepthAnything3
     except ImportError as error:
@@ -343,7 +343,7 @@ def _load_da3(model_id: str) -> Any:
     local = is_local(model_id, ("config.json",), (WEIGHTS_FILE,))
     try:
         return DepthAnything3.from_pretrained(model_id, local_files_only=local)
-    except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
+    except Exception as error:  # the hub's client, safetensors and torch raise different types
         raise _not_loaded(model_id, error) from None
 
 
@@ -359,10 +359,10 @@ def _load_transformers(model_id: str) -> tuple[Any, Any]:
     try:
         processor = AutoImageProcessor.from_pretrained(model_id, local_files_only=local)
         network = AutoModelForDepthEstimation.from_pretrained(model_id, use_safetensors=True, local_files_only=local)
-    except Exception as error:  # the hub's client, safetensors and torch each raise their own kinds
+    except Exception as error:  # the hub's client, safetensors and torch raise different types
         raise _not_loaded(model_id, error) from None
     if getattr(network.config, "depth_estimation_type", "metric") == "relative":
-        raise UserError(f"--model-id {model_id} gives relative depth: take a metric model")
+        raise UserError(f"--model-id {model_id} gives relative depth: use a metric model")
     return processor, network
 
 
@@ -388,13 +388,13 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("da3", "transformers", "reference"),
         default="da3",
-        help="da3: Depth Anything 3; transformers: a metric depth model of that library; reference: the data's own "
+        help="da3: Depth Anything 3; transformers: a metric model of that library; reference: the data's own "
         "depth in a teacher's place (default: da3)",
     )
     parser.add_argument(
         "--reference-depth-dir",
         metavar="DEPTH",
-        help="depth that --backend reference takes (default: depth/ beside the image folder)",
+        help="depth for --backend reference (default: depth/ beside the image folder)",
     )
     models = ", ".join(f"{model} for {backend}" for backend, model in DEFAULT_MODELS.items())
     parser.add_argument(
@@ -404,13 +404,13 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
         "--process-res",
         type=positive_int,
         default=PROCESS_RESOLUTION,
-        help="pixels of the longer side of the image that DA3 sees (default: %(default)s)",
+        help="longer side of DA3's input in pixels (default: %(default)s)",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays over many frames")
 
 
 def load_depth_backend(args: argparse.Namespace, input_dir: Path, batch_size: int) -> DepthBackend:
-    """The backend that the flags name; raises UserError when its package, weights or folder can't be had."""
+    """Create the backend of the flags; raises UserError if its package, weights or folder are missing."""
     if args.backend == "reference":
         folder = args.reference_depth_dir or find_data_folder(input_dir) / "depth"
         return Reference(existing_dir(folder, "--reference-depth-dir"))

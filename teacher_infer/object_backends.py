@@ -1,6 +1,6 @@
-"""Object teachers: YOLO boxes with SAM2 masks, and the reference instances of a data folder in their place.
+"""Object teachers: YOLO boxes with SAM2 masks, or the reference instances of a data folder.
 
-Both take some images at once and give the objects of each: find([(stem, rgb)]) -> [[DetectedObject]].
+Both take several images at once and return the objects of each: find([(stem, rgb)]) -> [[DetectedObject]].
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ SAM2_CONFIGS = {  # part of the checkpoint's file name -> config that ships with
     for size, letter in (("tiny", "t"), ("small", "s"), ("base_plus", "b+"), ("large", "l"))
 }
 DETECTION_CONFIDENCE = 0.25
-BOXES_AT_ONCE = 32  # prompts of one image that SAM2 gets together: its masks of more don't fit a small GPU
-SMALLEST_IOU = 0.5  # SAM2's own estimate of a mask's IoU; below it the prompt has failed
-SMALLEST_INSIDE = 0.5  # share of a mask that lies in its box; less, and the prompt has failed
-ISLAND = 0.05  # share of the mask's largest part that another part must have: a chair behind a table is in two
-HOLE = 0.02  # share of the mask up to which a hole in it is filled
-LARGEST_OTHER = 0.10  # share of the image; larger reference instances of class other are ceilings and passages
+BOXES_AT_ONCE = 32  # box prompts per SAM2 call; more do not fit a small GPU
+SMALLEST_IOU = 0.5  # minimum IoU that SAM2 predicts for a mask; below it the prompt has failed
+SMALLEST_INSIDE = 0.5  # minimum fraction of a mask inside its box; below it the prompt has failed
+ISLAND = 0.05  # minimum size of a part, relative to the largest: a chair behind a table has several
+HOLE = 0.02  # holes up to this fraction of the mask are filled
+LARGEST_OTHER = 0.10  # of the image; larger reference instances of class other are ceilings and passages
 SMALLEST_COMPONENT = 64  # pixels
 ADVICE = "use --backend reference"
 
@@ -58,21 +58,21 @@ class DetectedObject:
 
 
 class ObjectBackend(Protocol):
-    """What finds objects in images; `provenance` says what it is."""
+    """Finds objects in images; `provenance` describes it."""
 
     provenance: dict
 
     def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
-        """The objects of each (stem, image uint8 [H,W,3]); UserError when a frame can't be done."""
+        """The objects of each (stem, image uint8 [H,W,3]); raises UserError if a frame fails."""
 
 
 def student_class(name: str) -> int:
-    """The student's class of a detector's class, by config.DETECTOR_CLASSES."""
+    """Map a detector's class to a student class, by config.DETECTOR_CLASSES."""
     return CLASS_NAMES.index(DETECTOR_CLASSES.get(name, "other"))
 
 
 class YoloSam2:
-    """YOLO finds boxes, SAM2 outlines them: the image is encoded once and its boxes are one batch of prompts.
+    """YOLO detects boxes, SAM2 segments them: each image is encoded once, and its boxes are one batch of prompts.
 
     Args:
         yolo_weights: a pickle of ultralytics. It is loaded with ultralytics' list of allowed classes, unless it is
@@ -111,13 +111,13 @@ class YoloSam2:
         }
 
     def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
-        """The objects of each frame; images of one size are one batch to the detector."""
+        """The objects of each frame; images of one size form one detector batch."""
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, (_, rgb) in enumerate(frames):
             by_size.setdefault(rgb.shape[:2], []).append(index)
         found: list[list[DetectedObject]] = [[] for _ in frames]
-        for indices in by_size.values():  # ultralytics pads images of several sizes to squares: other boxes come of it
-            bgr = [np.ascontiguousarray(frames[index][1][..., ::-1]) for index in indices]  # as it takes arrays
+        for indices in by_size.values():  # mixed sizes would be padded to squares, which changes the boxes
+            bgr = [np.ascontiguousarray(frames[index][1][..., ::-1]) for index in indices]  # ultralytics expects BGR
             with gpu_memory():
                 results = self.detector.predict(bgr, conf=DETECTION_CONFIDENCE, device=str(self.device), verbose=False)
                 for index, result in zip(indices, results, strict=True):
@@ -136,10 +136,10 @@ class YoloSam2:
         ]
 
     def masks_of(self, rgb: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """SAM2's mask for each box [N,4], bool [N,H,W], and its own estimate of the mask's IoU [N].
+        """SAM2's mask for each box [N,4], bool [N,H,W], and its predicted IoU [N].
 
-        One mask a box, as its authors take it: three are for points, whose object may be a part or the whole, and the
-        best of three by its own estimate may be a part.
+        One mask per box (multimask_output=False), as its authors use it. Three masks are for points, where the object
+        may be a part or the whole; the best of three may be a part.
         """
         import torch
 
@@ -156,14 +156,14 @@ class YoloSam2:
 
 
 def inside_box(mask: np.ndarray, box: np.ndarray) -> float:
-    """Share of a mask's pixels that lie in a box x0 y0 x1 y1; 0 for an empty mask."""
+    """Fraction of a mask inside a box x0 y0 x1 y1; 0 for an empty mask."""
     x0, y0 = np.maximum(np.floor(box[:2]), 0).astype(int)
     x1, y1 = np.ceil(box[2:]).astype(int)
     return float(mask[y0:y1, x0:x1].sum() / max(mask.sum(), 1))
 
 
 def clean_mask(mask: np.ndarray) -> np.ndarray:
-    """A mask bool [H,W] without stray islands (ISLAND) and small holes (HOLE)."""
+    """Remove small islands (ISLAND) and fill small holes (HOLE) of a mask bool [H,W]."""
     count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     if not len(areas):
@@ -173,7 +173,7 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     small = stats[:, cv2.CC_STAT_AREA] <= HOLE * kept.sum()
     small[0] = False  # the mask itself
     rim = np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]])
-    small[rim] = False  # open to the image's border: no hole
+    small[rim] = False  # touches the border: not a hole
     return kept | small[gaps]
 
 
@@ -194,14 +194,14 @@ def _load_yolo(weights: Path, trusted: bool) -> tuple[Any, dict[int, str]]:
     try:
         detector = YOLO(str(weights))
         names = dict(detector.names)
-    except Exception as error:  # unpickling raises whatever the file makes it raise
+    except Exception as error:  # unpickling can raise anything
         if isinstance(error.__cause__, pickle.UnpicklingError) and zipfile.is_zipfile(weights):
             raise UserError(
                 f"--yolo-weights {weights} holds more than ultralytics' own classes, so loading it could run any code: "
-                "take the file from its makers, or give --trust-yolo-weights"
+                "use the file of its makers, or add --trust-yolo-weights"
             ) from None
         raise UserError(f"--yolo-weights {weights}: not a YOLO weights file ({type(error).__name__})") from None
-    if names == {i: str(i) for i in range(80)}:  # weights made from a bare architecture number COCO's classes
+    if names == {i: str(i) for i in range(80)}:  # weights of a bare architecture have numbers for class names
         names = dict(YAML.load(ROOT / "cfg" / "datasets" / "coco.yaml")["names"])
     if not set(names.values()) & set(DETECTOR_CLASSES):
         raise UserError(f"--yolo-weights {weights}: none of its {len(names)} classes is in config.DETECTOR_CLASSES")
@@ -212,7 +212,7 @@ def _config_of(checkpoint: Path) -> str:
     for part, config in SAM2_CONFIGS.items():
         if part in checkpoint.name:
             return config
-    raise UserError(f"--sam2-checkpoint {checkpoint.name}: can't tell its size from the name; give --sam2-config")
+    raise UserError(f"--sam2-checkpoint {checkpoint.name}: can't infer its size from the name; add --sam2-config")
 
 
 def _load_sam2(checkpoint: Path, config: str, device: torch.device) -> Any:
@@ -223,18 +223,18 @@ def _load_sam2(checkpoint: Path, config: str, device: torch.device) -> Any:
         raise UserError(f"the package sam2 is not installed ({error}): {install_hint('sam2')}, or {ADVICE}") from None
     try:
         return SAM2ImagePredictor(build_sam2(config, str(checkpoint), device=str(device)))
-    except Exception as error:  # hydra, torch and sam2 each raise their own kinds
+    except Exception as error:  # hydra, torch and sam2 raise different types
         raise UserError(
             f"--sam2-checkpoint {checkpoint} does not load with --sam2-config {config} ({type(error).__name__})"
         ) from None
 
 
 class Reference:
-    """The reference objects of a data folder in place of a detector, where the detector's weights can't be had.
+    """The reference objects of a data folder, for use without detector weights.
 
-    Reads instances/<stem>.png (uint16 [H,W], 0 = none, a number an object) and labels/<stem>.* (classes). Taken are
-    persons, furniture and small things of class other; floor, wall, glass and ceiling are left to geometry.
-    Without instances/, connected components of persons and furniture in labels/ are the objects.
+    Reads instances/<stem>.png (uint16 [H,W], 0 = none, one number per object) and labels/<stem>.* (classes). It returns
+    persons, furniture and small objects of class other; floor, wall, glass and ceiling are left to geometry. Without
+    instances/, the objects are the connected components of persons and furniture in labels/.
     """
 
     def __init__(self, reference_dir: Path):
@@ -244,7 +244,7 @@ class Reference:
         self.provenance = {"backend": "reference", "model": f"reference {kind}"}
 
     def find(self, frames: list[tuple[str, np.ndarray]]) -> list[list[DetectedObject]]:
-        """The objects of each frame; raises UserError when a map is missing or not of its image's size."""
+        """The objects of each frame; raises UserError if a map is missing or differs in size from its image."""
         return [self._find(stem, rgb) for stem, rgb in frames]
 
     def _find(self, stem: str, rgb: np.ndarray) -> list[DetectedObject]:
@@ -260,7 +260,7 @@ class Reference:
             raise UserError(f"{folder} has no map for frame {stem}")
         array = read(path)
         if array.shape != rgb.shape[:2]:
-            raise UserError(f"{path} is not of its image's size")
+            raise UserError(f"{path} differs in size from its image")
         return array
 
 
@@ -299,12 +299,12 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("yolo-sam2", "reference"),
         default="yolo-sam2",
-        help="objects from YOLO and SAM2, or from reference instances in their place (default: yolo-sam2)",
+        help="objects from YOLO and SAM2, or from reference instances (default: yolo-sam2)",
     )
     parser.add_argument(
         "--reference-dir",
         metavar="D",
-        help="data folder whose labels/ and instances/ --backend reference takes "
+        help="data folder with labels/ and instances/ for --backend reference "
         "(default: the one that holds the image folder)",
     )
     parser.add_argument(
@@ -334,7 +334,7 @@ def add_object_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load_object_backend(args: argparse.Namespace, input_dir: Path) -> ObjectBackend:
-    """The backend that the flags name; raises UserError when its package, weights or folder can't be had."""
+    """Create the backend of the flags; raises UserError if its package, weights or folder are missing."""
     if args.backend == "yolo-sam2":
         return YoloSam2(
             args.yolo_weights, args.sam2_checkpoint, args.sam2_config, args.device, args.trust_yolo_weights

@@ -54,7 +54,7 @@ def test_a_second_training_in_a_checkpoint_folder_is_refused_in_one_line(manifes
         assert exit_code(train.main, *train_flags(manifest, tmp_path / "out")) == EXIT_USAGE
         assert (checkpoints / ".last.abc.part.pt").exists()
         error = capfd.readouterr().err
-        assert error == (f"train.py: error: another training writes to {checkpoints}: give another --checkpoint-dir\n")
+        assert error == (f"train.py: error: another training writes to {checkpoints}: use another --checkpoint-dir\n")
         (checkpoints / ".last.abc.part.pt").unlink()
     assert not (tmp_path / "out").exists(), "neither has left anything"
     with lock_checkpoint_dir(checkpoints, Processes()):
