@@ -1,4 +1,4 @@
-"""Table IV: compare the student with its teachers, and teachers and student with the references.
+"""Table IV: compare the student with its teachers, and both with the references.
 
 Reads   a checkpoint, a manifest and the frames of one of its splits.
 Writes  table_4.md, table_4.json and pictures of some frames (frame_<n>.png), and prints the table.
@@ -17,12 +17,12 @@ from config import Runtime
 from dataset.files import atomic_path, write_json
 from dataset.manifest import SPLITS, read_manifest
 from evaluation.comparison import compare
-from evaluation.inference import predictor
-from evaluation.report import as_markdown, title
+from evaluation.inference import make_predictor
+from evaluation.report import table_title, to_markdown
 from trainer.checkpoint import load_student
 from trainer.memory import keep_freed_memory
 
-PICTURES = 6
+MAX_PICTURES = 6
 
 
 def parse_arguments() -> Namespace:
@@ -34,7 +34,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--manifest", type=Path, default=manifest, help="default: %(default)s")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     parser.add_argument("--output-dir", type=Path, help="default: table_4 beside the checkpoint")
-    parser.add_argument("--data-limit", type=positive_int, help="evaluate at most so many frames")
+    parser.add_argument("--data-limit", type=positive_int, help="maximum number of frames to evaluate")
     add_flags(parser, runtime, "allow_links_to", "device")
     return parser.parse_args()
 
@@ -51,16 +51,16 @@ def main() -> int:
     if not rows:
         raise UserError(f"{arguments.manifest} has no frame of the split {arguments.split!r}")
     if any(row.intrinsics is None for row in rows):
-        print("WARNING: frames without intrinsics: assuming the reference camera", file=sys.stderr)
+        print("WARNING: some frames have no intrinsics; assuming the reference camera for them", file=sys.stderr)
     output = arguments.output_dir or arguments.checkpoint.parent / "table_4"
-    pictures = [output / f"frame_{number}.png" for number in range(min(PICTURES, len(rows)))]
+    pictures = [output / f"frame_{index}.png" for index in range(min(MAX_PICTURES, len(rows)))]
     notes = checkpoint.get("notes", {})
-    results = compare(predictor(student.to(device), recipe, device), rows, notes, recipe, pictures)
+    results = compare(make_predictor(student.to(device), recipe, device), rows, notes, recipe, pictures)
     if not any(results.values()):
         raise UserError(f"{arguments.manifest}: the frames have neither depth nor classes to compare with")
 
-    heading = title(rows, arguments.split)
-    table = as_markdown(heading, results)
+    heading = table_title(rows, arguments.split)
+    table = to_markdown(heading, results)
     with atomic_path(output / "table_4.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
     content = {"title": heading, "checkpoint": str(arguments.checkpoint), "rows": results}

@@ -4,15 +4,15 @@ Reads   a checkpoint; a manifest and the frames of its split 'test'; camera.json
 Writes  <engine-dir>/student_fp32.onnx     rgb [1,3,240,320] float32 in 0..1 -> depth [1,1,240,320] in metres of the
                                            target camera and seg [1,6,240,320], class logits
         <engine-dir>/student_fp16.onnx     the same in half precision, except what overflows; float32 in and out
-                                           (with --uint8-input all take rgb [1,240,320,3] uint8)
+                                           (with --uint8-input all graphs take rgb [1,240,320,3] uint8)
         <engine-dir>/student_int8.onnx     the same with convolutions in int8 and the rest in half precision
         <engine-dir>/student_fp32.engine   the same for TensorRT, on the GPU and TensorRT version it was built with
         <engine-dir>/eval_frames.npz       held-out frames with references
-        <engine-dir>/student.json          description: origin, camera, contract, errors, sha256
+        <engine-dir>/student.json          description: checkpoint, camera, inputs and outputs, errors, sha256
 
-Before a graph is written, it is compared with PyTorch in ONNX Runtime, and its fp16 values are checked for overflow;
-exit code 1 if a bound is exceeded. An engine runs only on the GPU model that built it: copy the folder to the Jetson
-and build there (benchmark_jetson.py --build).
+Before a graph is written, it is run in ONNX Runtime and compared with PyTorch, and its fp16 values are checked for
+overflow; exit code 1 if a bound is exceeded. An engine runs only on the GPU model that built it: copy the folder to the
+Jetson and build there (benchmark_jetson.py --build).
 """
 
 import platform
@@ -33,7 +33,7 @@ from dataset.files import atomic_path, sha256_of, write_json
 from dataset.frames import to_network_camera
 from dataset.manifest import Cameras
 from deployment.agreement import TOLERANCES
-from deployment.engine import build, import_tensorrt, layer_types
+from deployment.engine import build, import_tensorrt, layer_precisions
 from deployment.graph import DEPTH, INPUT, MAX_FP16_VALUE, SEG, ExportedStudent
 from deployment.images import calibration_images, find_manifest, random_images
 from deployment.proof import PrecisionValidator, print_validation, validate_precisions
@@ -46,46 +46,46 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
 
     Args:
         camera_file: camera.json of the robot; takes precedence.
-        trained_camera: the camera of the training data, from the checkpoint; None if there were several.
+        trained_camera: the training data's camera, from the checkpoint; None if there were several.
         recipe: the student's recipe.
 
     Raises UserError if the file does not hold exactly one camera, or if there is neither.
     """
     if camera_file:
         cameras = Cameras.read(camera_file)
-        different = {cameras.common} if cameras.common else set(cameras.by_stem.values())
-        if len(different) != 1:
-            raise UserError(f"--camera {camera_file} holds {len(different)} cameras: depth is exported for one")
-        return to_network_camera(different.pop(), recipe.width, recipe.height)
+        distinct = {cameras.common} if cameras.common else set(cameras.by_stem.values())
+        if len(distinct) != 1:
+            raise UserError(f"--camera {camera_file} holds {len(distinct)} cameras: depth is exported for one")
+        return to_network_camera(distinct.pop(), recipe.width, recipe.height)
     if trained_camera:
         return Intrinsics(**trained_camera)
     raise UserError(
-        "the training data had several cameras or none with intrinsics, so nothing says for which one to export depth: "
+        "the training data had several cameras, or none with intrinsics, so the camera to export depth for is unknown: "
         "give the robot's with --camera camera.json"
     )
 
 
 def check_depth_range(camera: Intrinsics, recipe: Recipe) -> None:
-    """Raise UserError when a student can't say the depth that it is scored on through a camera's lens."""
+    """Raise UserError if, through a camera, the student's output range does not cover the evaluated depth range."""
     factor = camera.focal / recipe.reference_focal
     nearest, farthest = (metres * factor for metres in recipe.output_range)
     if nearest > recipe.min_depth or farthest < recipe.max_depth:
         raise UserError(
-            f"through a lens of {camera.focal:.0f} pixels at {camera.width}x{camera.height} this student says "
-            f"{nearest:.2f} to {farthest:.1f} m, not {recipe.min_depth:g} to {recipe.max_depth:g}: train with lenses "
-            "like it, by the data's cameras or --zoom"
+            f"through a lens of {camera.focal:.0f} pixels at {camera.width}x{camera.height}, this student predicts "
+            f"{nearest:.2f} to {farthest:.1f} m, not {recipe.min_depth:g} to {recipe.max_depth:g}: train with similar "
+            "lenses, from other cameras or with --zoom"
         )
 
 
 def remove_outdated(path: Path) -> None:
-    """Remove a file that this export does not make, if there is one."""
+    """Remove a file of an earlier export, if there is one."""
     if path.is_file():
         path.unlink()
         print(f"removed {path} of an earlier export")
 
 
 def write_graph(path: Path, graph: bytes) -> None:
-    """Write an ONNX file; an engine beside it goes away, since it was built from an earlier one."""
+    """Write an ONNX file, and remove an engine that was built from an earlier one."""
     remove_outdated(path.with_suffix(".engine"))
     with atomic_path(path) as temporary:
         temporary.write_bytes(graph)
@@ -96,8 +96,8 @@ def file_entry(path: Path) -> dict:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def describe(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, recipe: Recipe) -> dict:
-    """student.json without its files: origin, camera, inputs and outputs, versions."""
+def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, recipe: Recipe) -> dict:
+    """Content of student.json without its graphs: checkpoint, camera, inputs and outputs, versions."""
     notes = content.get("notes", {})
     shape = [recipe.height, recipe.width]
     frame = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
@@ -132,10 +132,10 @@ def build_engines(description: dict, engine_dir: Path) -> None:
     for entry in description["precisions"]:
         onnx_path = engine_dir / entry["onnx"]["file"]
         print(f"building {onnx_path.with_suffix('.engine')} with TensorRT {trt.__version__}: takes minutes")
-        engine, bound_to = build(trt, onnx_path, entry)
+        engine, binding = build(trt, onnx_path, entry)
         with atomic_path(onnx_path.with_suffix(".engine")) as temporary:
             temporary.write_bytes(engine)
-        entry["engine"] = file_entry(onnx_path.with_suffix(".engine")) | bound_to
+        entry["engine"] = file_entry(onnx_path.with_suffix(".engine")) | binding
 
 
 def parse_arguments() -> Namespace:
@@ -143,18 +143,25 @@ def parse_arguments() -> Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
     add_flags(parser, Runtime(), "engine_dir", "allow_links_to")
-    parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX, build no engine")
+    parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX graphs, build no engine")
     parser.add_argument("--camera", type=Path, help="camera.json of the robot (default: the training data's camera)")
     parser.add_argument(
         "--uint8-input", action="store_true", help="graphs take the camera's frames: uint8 [1,H,W,3], RGB"
     )
-    parser.add_argument("--manifest", type=Path, help="data with test frames (default: the data folder's, else rooms')")
-    parser.add_argument("--eval-frames", type=positive_int, default=32, help="at most so many (default: %(default)s)")
+    parser.add_argument(
+        "--manifest", type=Path, help="manifest with test frames (default: the data folder's, else the rooms')"
+    )
+    parser.add_argument(
+        "--eval-frames",
+        type=positive_int,
+        default=32,
+        help="maximum number of test frames to score (default: %(default)s)",
+    )
     parser.add_argument(
         "--calibration-frames",
         type=positive_int,
         default=500,
-        help="of the split 'train', that int8's ranges are taken from; at most so many (default: %(default)s)",
+        help="maximum number of training frames to calibrate int8 on (default: %(default)s)",
     )
     return parser.parse_args()
 
@@ -172,7 +179,7 @@ def main() -> int:
 
     manifest = find_manifest(arguments.manifest, runtime)
     limit, links = arguments.eval_frames, runtime.allow_links_to
-    rows, images_are = find_test_rows(manifest, notes, limit, links) if manifest else ([], "random images")
+    rows, images_description = find_test_rows(manifest, notes, limit, links) if manifest else ([], "random images")
     frames = evaluation_frames(rows, recipe) if rows else None
     calibration = None
     if manifest and rows:
@@ -180,13 +187,13 @@ def main() -> int:
     if not frames:
         print(
             "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graphs are compared with "
-            "PyTorch on RANDOM IMAGES, Table III will have no accuracy, and int8, with nothing to calibrate it on, is "
-            "left out. ***"
+            "PyTorch on RANDOM IMAGES, Table III will have no accuracy, and int8 is skipped, because there are no "
+            "calibration frames. ***"
         )
     images = frames["rgb"] if frames else random_images(recipe.height, recipe.width)
     validator = PrecisionValidator(model, images, frames, camera.focal, recipe)
     graphs, precisions = validate_precisions(model, validator, calibration, recipe)
-    print_validation(precisions, images_are)
+    print_validation(precisions, images_description)
     if failed := [entry["precision"] for entry in precisions if not entry["passed"]]:
         bounds = ", ".join(f"{precision}: {TOLERANCES[precision]}" for precision in failed)
         print(f"FAILED: {bounds}, no half-precision value above {MAX_FP16_VALUE:.0f}; nothing was written")
@@ -198,11 +205,11 @@ def main() -> int:
     for entry in precisions:
         path = runtime.engine_dir / f"student_{entry['precision']}.onnx"
         write_graph(path, graphs[entry["precision"]])
-        entry |= {"onnx": file_entry(path), "engine": None} | layer_types(onnx.load(path))
+        entry |= {"onnx": file_entry(path), "engine": None} | layer_precisions(onnx.load(path))
     evaluation = runtime.engine_dir / "eval_frames.npz"
     write_evaluation_frames(evaluation, frames)
-    description: dict[str, Any] = {"precisions": precisions, "compared_on": images_are}
-    description |= describe(arguments.checkpoint, content, camera, arguments.uint8_input, recipe)
+    description: dict[str, Any] = {"precisions": precisions, "compared_on": images_description}
+    description |= describe_export(arguments.checkpoint, content, camera, arguments.uint8_input, recipe)
     description["evaluation"] = file_entry(evaluation) | {"frames": len(rows)} if frames else None
     write_json(runtime.engine_dir / "student.json", description)
     print(f"wrote {', '.join(sorted(path.name for path in runtime.engine_dir.glob('*')))} in {runtime.engine_dir}")

@@ -41,7 +41,7 @@ from dataset.listing import IMAGE_SUFFIXES, stem_of
 from dataset.manifest import Cameras, check_camera
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel, stack
 from dataset.video import Video, open_video_writer
-from evaluation.inference import predictor
+from evaluation.inference import make_predictor
 from trainer.checkpoint import load_student
 
 
@@ -160,7 +160,7 @@ def main() -> int:
     arguments = parse_arguments()
     device = resolve_device(Runtime(**flag_values(arguments, Runtime)).device)
     model, recipe, checkpoint = load_student(arguments.checkpoint)
-    student = predictor(model.to(device), recipe, device)
+    student = make_predictor(model.to(device), recipe, device)
     images = InputImages(arguments.input, arguments.output_dir, arguments.data_limit)
     cameras = Cameras.read(arguments.camera) if arguments.camera else None
     trained_on = checkpoint.get("notes", {}).get("camera")

@@ -21,13 +21,13 @@ from models.student import Student
 from trainer.checkpoint import build_student, load_student
 
 
-def feature_maps(student: Student, height: int, width: int) -> list[list[int]]:
+def feature_map_shapes(student: Student, height: int, width: int) -> list[list[int]]:
     """Shapes [C,h,w] of the encoder's maps for an image of the given size, finest first."""
     with torch.inference_mode():
         return [list(features.shape[1:]) for features in student.encoder(torch.zeros(1, 3, height, width))]
 
 
-def blocks(student: Student) -> dict[str, nn.Module]:
+def named_blocks(student: Student) -> dict[str, nn.Module]:
     """Blocks of the student by dotted name: the encoder's stages, the neck and the decoders."""
     stages = {f"encoder.{name}": stage for name, stage in student.encoder.named_children()}
     return stages | {name: getattr(student, name) for name in ("encoder", "neck", "depth_decoder", "seg_decoder")}
@@ -37,16 +37,16 @@ def complexity(student: Student, height: int, width: int) -> dict[str, tuple[int
     """{block: (parameters, MACs)} for one image of the given size; 'total' is the whole student."""
     with torch.inference_mode(), FlopCounterMode(display=False, depth=2) as counter:
         student(torch.zeros(1, 3, height, width))
-    flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+    flops = {name: sum(per_operator.values()) for name, per_operator in counter.get_flop_counts().items()}
     root = type(student).__name__
     table = {
-        name: (parameters(block), flops.get(f"{root}.{name}", 0) // 2)  # one multiply-accumulate is two FLOPs
-        for name, block in blocks(student).items()
+        name: (count_parameters(block), flops.get(f"{root}.{name}", 0) // 2)  # one multiply-accumulate is two FLOPs
+        for name, block in named_blocks(student).items()
     }
-    return table | {"total": (parameters(student), flops[root] // 2)}
+    return table | {"total": (count_parameters(student), flops[root] // 2)}
 
 
-def parameters(block: nn.Module) -> int:
+def count_parameters(block: nn.Module) -> int:
     """Number of trainable parameters of a module."""
     return sum(parameter.numel() for parameter in block.parameters())
 
@@ -68,8 +68,7 @@ def main() -> int:
         student = build_student(recipe).eval()
     size = (recipe.height, recipe.width)
     maps = [
-        [f"1/{recipe.width // shape[2]}", " x ".join(map(str, shape))]
-        for shape in feature_maps(student, *size)
+        [f"1/{recipe.width // shape[2]}", " x ".join(map(str, shape))] for shape in feature_map_shapes(student, *size)
     ]
     print(f"input 3 x {recipe.height} x {recipe.width}\n")
     print(tabulate(maps, ["encoder map", "channels x height x width"]), end="\n\n")

@@ -37,9 +37,9 @@ from config import Recipe
 from dataset.files import read_image
 from dataset.frames import read_depth
 from dataset.manifest import Row, read_manifest, write_manifest
-from evaluation.inference import predictor
+from evaluation.inference import make_predictor
 from evaluation.metrics import DepthMetrics
-from evaluation.pixels import scored_depth
+from evaluation.pixels import depth_mask
 from trainer.checkpoint import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,13 +70,13 @@ def compute_metrics(
 ) -> dict[str, float]:
     """Depth metrics of a split; `use_camera`: the model predicts for the reference camera and is rescaled."""
     metrics = DepthMetrics(recipe.min_depth, recipe.max_depth)
-    student = predictor(model.eval(), recipe, torch.device("cpu"))
+    student = make_predictor(model.eval(), recipe, torch.device("cpu"))
     for row in rows:
         if row.split == split:
             depth, _ = student(read_image(row.rgb), row.intrinsics if use_camera else None)
             depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is a prediction, not a missing value
             truth = read_depth(row.depth, row.depth_unit)
-            metrics.update(*map(torch.from_numpy, (depth, truth, scored_depth(truth, None, recipe, row.intrinsics))))
+            metrics.update(*map(torch.from_numpy, (depth, truth, depth_mask(truth, None, recipe, row.intrinsics))))
     return metrics.compute()
 
 

@@ -27,7 +27,7 @@ from benchmarks.machine import peak_memory, processor
 from config import Recipe, Runtime
 from dataset.manifest import read_manifest
 from evaluation import comparison
-from evaluation.inference import predictor
+from evaluation.inference import make_predictor
 from trainer.checkpoint import build_student, load_student
 from trainer.memory import keep_freed_memory
 
@@ -62,7 +62,7 @@ def main() -> None:
 
         return call
 
-    predict = timed("student", predictor(student.to(device), recipe, device))
+    predict = timed("student", make_predictor(student.to(device), recipe, device))
     start = time.perf_counter()
     with mock.patch.object(comparison, "read_frame", timed("reading", comparison.read_frame)):
         comparison.compare(predict, rows, {"mean_depth": 3.0, "majority_class": 1}, recipe, [])

@@ -106,7 +106,7 @@ class Ours(TimedMethods):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             depth, seg = trainer.model(batch.rgb.contiguous(memory_format=torch.channels_last))
         classes = (batch.sam2_seg, batch.seg_confidence)
-        loss = distillation_loss(depth, seg, batch.rgb, batch.depth, *classes, trainer.weights)["total"]
+        loss = distillation_loss(depth, seg, batch.rgb, batch.depth, *classes, trainer.loss_weights)["total"]
         trainer.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.recipe.gradient_clip)

@@ -1,1 +1,1 @@
-"""The student as ONNX graphs in three precisions, what each loses, and TensorRT engines."""
+"""Deployment: ONNX graphs in three precisions, their validation, and TensorRT engines."""

@@ -26,8 +26,8 @@ def build(trt: ModuleType, onnx_path: Path, entry: dict) -> tuple[bytes, dict[st
 
     Args:
         trt: the tensorrt module, 8.5 or newer.
-        onnx_path: the graph; timing.cache lies beside it.
-        entry: the graph's entry in the precisions of student.json.
+        onnx_path: the graph; timing.cache is kept beside it.
+        entry: the graph's entry in 'precisions' of student.json.
 
     Raises UserError if there is no GPU or TensorRT rejects the graph.
     """
@@ -42,20 +42,20 @@ def build(trt: ModuleType, onnx_path: Path, entry: dict) -> tuple[bytes, dict[st
     return engine, identity(trt, gpu, capability)
 
 
-def layer_types(graph: onnx.ModelProto) -> dict:
-    """Layer types that benchmark_jetson.build_engine() needs for networks that are not strongly typed.
+def layer_precisions(graph: onnx.ModelProto) -> dict:
+    """The layer precisions that benchmark_jetson.build_engine() needs if the network is not strongly typed.
 
-    Returns int8, whether there are quantised layers, and float32_layers, the names of the layers in float32, or None
-    for a graph without float16.
+    Returns 'int8', whether the graph has quantised layers, and 'float32_layers', the names of its float32 layers, or
+    None for a graph without fp16.
     """
     inferred = onnx.shape_inference.infer_shapes(graph).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
-    scaled = {node.output[0] for node in inferred.node if node.op_type == "DequantizeLinear"}
+    dequantised = {node.output[0] for node in inferred.node if node.op_type == "DequantizeLinear"}
     if onnx.TensorProto.FLOAT16 not in types.values():
-        return {"int8": bool(scaled), "float32_layers": None}
-    whole = [
+        return {"int8": bool(dequantised), "float32_layers": None}
+    float32_layers = [
         node.name
         for node in inferred.node
-        if types.get(node.output[0]) == onnx.TensorProto.FLOAT and not scaled & {*node.input, *node.output}
+        if types.get(node.output[0]) == onnx.TensorProto.FLOAT and not dequantised & {*node.input, *node.output}
     ]
-    return {"int8": bool(scaled), "float32_layers": whole}
+    return {"int8": bool(dequantised), "float32_layers": float32_layers}

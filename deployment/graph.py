@@ -1,4 +1,4 @@
-"""Export the student as ONNX graphs with explicit precisions; check their contract and fp16 ranges."""
+"""Export the student as ONNX graphs with explicit precisions, and check their inputs, outputs and fp16 ranges."""
 
 import copy
 import io
@@ -17,33 +17,33 @@ from models.student import Student
 
 OPSET = 17  # the latest that the parsers of TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) support
 INPUT, DEPTH, SEG = "rgb", "depth", "seg"
-MAX_FP16_VALUE = 16_000.0  # largest stored fp16 value: a quarter of what overflows, as a margin for unseen frames
+MAX_FP16_VALUE = 16_000.0  # bound on stored fp16 values: a quarter of the maximum, as a margin for unseen frames
 
 
 class ExportedStudent(nn.Module):
-    """The student behind one camera: an image to depth in metres of that camera and class logits, both float32.
+    """The student for one camera: maps an image to depth in metres of that camera and class logits, both float32.
 
-    The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras provide it. In half precision these stay
-    float32: the normalisation, attention's products (timm's block does so; they overflow in fp16), and everything from
-    the decoders' heads on.
+    The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras provide it. In half precision, these stay in
+    float32: the normalisation; attention's products, which overflow in fp16 (timm's block casts them); and everything
+    from the decoders' heads on.
     """
 
     def __init__(self, student: Student, depth_factor: float, uint8_input: bool = False):
         """depth_factor: f / f_ref, see models/student.py."""
         super().__init__()
         self.student, self.depth_factor, self.uint8_input = student, depth_factor, uint8_input
-        self.eval()  # the whole model: the exporter resets every part to the outermost module's mode
+        self.eval()  # this module, too: the exporter restores its mode on all submodules
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Map the image to depth [1,1,H,W] and class logits [1,6,H,W]."""
-        if self.uint8_input:  # TensorRT supports no uint8 operation but the cast
+        if self.uint8_input:  # TensorRT supports only casts of uint8
             rgb = rgb.float().permute(0, 3, 1, 2) / 255
         depth, seg = self.student(rgb)
         return depth * self.depth_factor, seg
 
 
 def to_half(model: ExportedStudent) -> ExportedStudent:
-    """A copy whose weights are float16, but for the decoders' heads."""
+    """Return a copy with fp16 weights, except in the decoders' heads."""
     copied = copy.deepcopy(model)
     copied.student.half()
     copied.student.depth_decoder.head.float()
@@ -53,9 +53,9 @@ def to_half(model: ExportedStudent) -> ExportedStudent:
 
 
 def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelProto:
-    """The graph of a model in the precision of its weights, simplified, in one piece, opset 17.
+    """Export a model in the precision of its weights, as a simplified graph of opset 17.
 
-    The torch.export exporter always writes opset 18. The TorchScript exporter writes 17, with three times the nodes,
+    The torch.export exporter always writes opset 18. The TorchScript exporter writes 17, but three times the nodes,
     which onnxslim folds.
     """
     buffer: Any = io.BytesIO()  # the exporter accepts it, though annotated for paths
@@ -64,7 +64,7 @@ def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelP
         warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
         torch.onnx.export(
             model,
-            (torch.from_numpy(as_input(np.zeros((height, width, 3), np.uint8), model.uint8_input)),),
+            (torch.from_numpy(to_input(np.zeros((height, width, 3), np.uint8), model.uint8_input)),),
             buffer,
             input_names=[INPUT],
             output_names=[DEPTH, SEG],
@@ -75,7 +75,7 @@ def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelP
 
 
 def check_graph(graph: onnx.ModelProto, height: int, width: int, uint8_input: bool = False) -> None:
-    """Raise RuntimeError if a graph is invalid, or its opset, names, types or shapes break the contract."""
+    """Raise RuntimeError if a graph is invalid, or has another opset or other inputs or outputs than engines expect."""
     onnx.checker.check_model(graph, full_check=True)
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
     if opsets != {"": OPSET}:
@@ -95,10 +95,10 @@ def check_graph(graph: onnx.ModelProto, height: int, width: int, uint8_input: bo
 
 
 def fp16_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
-    """The largest absolute value of every tensor that a graph stores as float16; inf and NaN count as inf.
+    """Maximum absolute value of every fp16 tensor of a graph; inf and NaN count as inf.
 
-    ONNX Runtime computes float16 nodes in float32 on a CPU, so what overflows within a node does not show; between two
-    nodes it does, because each tensor is stored as the graph says. to_half(model) run by PyTorch shows the rest.
+    On a CPU, ONNX Runtime computes fp16 nodes in float32, which hides an overflow inside a node. The tensors between
+    nodes are stored as fp16 and show it. to_half(model) in PyTorch shows the rest.
 
     Args:
         graph: from export_graph() or Quantiser.
@@ -110,44 +110,44 @@ def fp16_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     half = [info for info in inferred.graph.value_info if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16]
     if not half:
         return {}
-    watched = onnx.ModelProto()
-    watched.CopyFrom(graph)
-    watched.graph.output.extend(half)
-    session = open_session(watched.SerializeToString(), fuse=False)  # fusion would hide tensors
-    uint8_input = takes_uint8(session)
+    instrumented = onnx.ModelProto()
+    instrumented.CopyFrom(graph)
+    instrumented.graph.output.extend(half)
+    session = open_session(instrumented.SerializeToString(), fuse=False)  # fusion would hide tensors
+    uint8_input = has_uint8_input(session)
     names = [info.name for info in half]
     largest = np.zeros(len(names))
     for image in images:
-        values = session.run(names, {INPUT: as_input(image, uint8_input)})
-        found = [np.nan_to_num(np.abs(value.astype(np.float32)), nan=np.inf).max(initial=0) for value in values]
-        largest = np.maximum(largest, found)
+        values = session.run(names, {INPUT: to_input(image, uint8_input)})
+        maxima = [np.nan_to_num(np.abs(value.astype(np.float32)), nan=np.inf).max(initial=0) for value in values]
+        largest = np.maximum(largest, maxima)
     return dict(sorted(zip(names, largest.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
 def open_session(graph: bytes, fuse: bool = True) -> onnxruntime.InferenceSession:
-    """A serialised ONNX model in ONNX Runtime on the CPU; fuse: whether it may optimise the graph."""
+    """Open a serialised ONNX model in ONNX Runtime on the CPU; fuse: whether to optimise the graph."""
     options = onnxruntime.SessionOptions()
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # threads that wait for work by spinning take the cores from PyTorch's, whose answers are compared in between
+    # idle threads that spin would take cores from PyTorch, which runs in between
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def takes_uint8(session: onnxruntime.InferenceSession) -> bool:
-    """Whether a graph takes images as cameras give them."""
+def has_uint8_input(session: onnxruntime.InferenceSession) -> bool:
+    """Whether a graph takes uint8 images."""
     return session.get_inputs()[0].type == "tensor(uint8)"
 
 
-def as_input(image: np.ndarray, uint8_input: bool) -> np.ndarray:
-    """uint8 [H,W,3] to what a graph takes: the same as uint8 [1,H,W,3], or float32 [1,3,H,W] in 0..1."""
+def to_input(image: np.ndarray, uint8_input: bool) -> np.ndarray:
+    """Convert an image, uint8 [H,W,3], to a graph's input: uint8 [1,H,W,3], or float32 [1,3,H,W] in 0..1."""
     if uint8_input:
         return image[None]
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
 
 
 def extreme_images(height: int, width: int) -> np.ndarray:
-    """uint8 [N,H,W,3] that drive activations far: black, white, plain colours, noise, fine and coarse checks."""
+    """Images, uint8 [N,H,W,3], with extreme activations: black, white, solid colours, checkerboards, noise."""
     plain = [np.full((height, width, 3), colour) for colour in np.ndindex(2, 2, 2)]
     row, column = np.indices((height, width))
     checks = [np.repeat(((row // side + column // side) % 2)[..., None], 3, axis=2) for side in (1, 2, 16)]

@@ -1,1 +1,1 @@
-"""Which pixels count, in which scale and for which camera: metrics, inference at the image's size, Table IV."""
+"""Evaluation: masks of valid pixels, metrics, inference on images of any size, Table IV."""

@@ -1,4 +1,4 @@
-"""Rows of Table IV: student, baseline and teacher, each compared with teacher and reference."""
+"""Rows of Table IV: student, baseline and teacher, each against the teacher or the reference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from dataset.frames import Frame, read_frame
 from dataset.manifest import Row
 from evaluation.inference import Predictor, focal_scale
 from evaluation.metrics import ConfusionMatrix, DepthMetrics
-from evaluation.pixels import is_nyu, scored_classes, scored_depth
-from evaluation.report import picture
+from evaluation.pixels import class_mask, depth_mask, is_nyu
+from evaluation.report import draw_comparison
 
 ROWS = (
     "student vs teacher",
@@ -23,7 +23,7 @@ ROWS = (
     "baseline vs reference",
     "teacher vs reference",
 )
-# Of NYU's frames: depth that was filled in where the sensor had no reading, whatever its confidence.
+# For NYU: depth whose holes were filled in. Confidence is ignored.
 FILLED_ROWS = ("student vs filled reference", "baseline vs filled reference", "teacher vs filled reference")
 
 
@@ -36,47 +36,47 @@ class Maps:
 
 
 @dataclass
-class Truth(Maps):
-    """A reference for predictions, and bool [H,W] where it is valid (see evaluation.pixels)."""
+class Reference(Maps):
+    """Maps that predictions are compared with, and their masks of valid pixels, bool [H,W] (see evaluation.pixels)."""
 
-    scored_depth: np.ndarray
-    scored_seg: np.ndarray
+    depth_mask: np.ndarray
+    seg_mask: np.ndarray
 
 
 class Comparison:
-    """One row of the table: accumulates the comparison of predictions with a reference over a set.
+    """One row of the table: accumulates the metrics of predictions against references.
 
     Args:
-        recipe: the student's.
-        mask_holes: whether a pixel without an answer is left out rather than wrong: a teacher's holes are no
-            mistakes, they teach nothing.
+        recipe: the student's recipe.
+        mask_holes: skip pixels without a prediction instead of counting them as wrong. For a teacher, whose holes are
+            not errors: the student does not learn from them.
     """
 
     def __init__(self, recipe: Recipe, mask_holes: bool = False):
         self.depth = DepthMetrics(recipe.min_depth, recipe.max_depth)
         self.seg = ConfusionMatrix(len(CLASS_NAMES))
         self.mask_holes = mask_holes
-        self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # predicted, scored
+        self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # predicted, valid
 
-    def update(self, answer: Maps, truth: Truth) -> None:
-        """Add one frame; maps missing on either side are not compared."""
-        if answer.depth is not None and truth.depth is not None:
-            answered = np.nan_to_num(answer.depth) > 0
-            scored = self._scored("depth", truth.scored_depth, answered)
-            self.depth.update(*map(torch.from_numpy, (answer.depth, truth.depth, scored)))
-        if answer.seg is not None and truth.seg is not None:
-            scored = self._scored("seg", truth.scored_seg, answer.seg != IGNORE)
-            self.seg.update(*map(torch.from_numpy, (answer.seg, truth.seg, scored)))
+    def update(self, prediction: Maps, reference: Reference) -> None:
+        """Add one frame; a map that is missing on either side is skipped."""
+        if prediction.depth is not None and reference.depth is not None:
+            predicted = np.nan_to_num(prediction.depth) > 0
+            mask = self._count_and_mask("depth", reference.depth_mask, predicted)
+            self.depth.update(*map(torch.from_numpy, (prediction.depth, reference.depth, mask)))
+        if prediction.seg is not None and reference.seg is not None:
+            mask = self._count_and_mask("seg", reference.seg_mask, prediction.seg != IGNORE)
+            self.seg.update(*map(torch.from_numpy, (prediction.seg, reference.seg, mask)))
 
-    def _scored(self, part: str, counts: np.ndarray, answered: np.ndarray) -> np.ndarray:
-        both = counts & answered
-        self.pixels[part] += (np.count_nonzero(both), np.count_nonzero(counts))
-        return both if self.mask_holes else counts
+    def _count_and_mask(self, task: str, valid: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        compared = valid & predicted
+        self.pixels[task] += (np.count_nonzero(compared), np.count_nonzero(valid))
+        return compared if self.mask_holes else valid
 
     def results(self) -> dict[str, dict]:
-        """Metrics 'depth' and 'seg', each absent if no pixel was compared.
+        """Return the metrics of 'depth' and 'seg', each absent if no pixel was compared.
 
-        Each includes 'coverage', the fraction of the reference's valid pixels that have a prediction.
+        Both include 'coverage', the fraction of the reference's valid pixels that have a prediction.
         """
         results: dict[str, dict] = {}
         if self.depth.sums:
@@ -85,56 +85,54 @@ class Comparison:
             results["seg"] = self.seg.compute() | {"coverage": self._coverage("seg")}
         return results
 
-    def _coverage(self, part: str) -> float:
-        answered, counted = self.pixels[part]
-        return float(answered / counted)
+    def _coverage(self, task: str) -> float:
+        predicted, valid = self.pixels[task]
+        return float(predicted / valid)
 
 
-def references_of(frame: Frame, recipe: Recipe) -> dict[str, Truth]:
-    """The truths of a frame by the names that the table's rows give them."""
+def frame_references(frame: Frame, recipe: Recipe) -> dict[str, Reference]:
+    """References of a frame, by their names in ROWS and FILLED_ROWS."""
     camera = frame.intrinsics
-    nothing = np.zeros(frame.rgb.shape[:2], dtype=bool)
+    empty = np.zeros(frame.rgb.shape[:2], dtype=bool)
 
-    def truth(depth: np.ndarray | None, seg: np.ndarray | None, confidence: np.ndarray | None = None) -> Truth:
-        counts = nothing if depth is None else scored_depth(depth, confidence, recipe, camera)
-        return Truth(depth, seg, counts, nothing if seg is None else scored_classes(seg, recipe))
+    def reference(depth: np.ndarray | None, seg: np.ndarray | None, confidence: np.ndarray | None = None) -> Reference:
+        valid = empty if depth is None else depth_mask(depth, confidence, recipe, camera)
+        return Reference(depth, seg, valid, empty if seg is None else class_mask(seg, recipe))
 
-    truths = {
-        "teacher": truth(frame.da3_depth, frame.sam2_seg),
-        "reference": truth(frame.depth, frame.labels, frame.confidence),
+    references = {
+        "teacher": reference(frame.da3_depth, frame.sam2_seg),
+        "reference": reference(frame.depth, frame.labels, frame.confidence),
     }
-    return truths | ({"filled reference": truth(frame.depth, None)} if is_nyu(camera) else {})
+    return references | ({"filled reference": reference(frame.depth, None)} if is_nyu(camera) else {})
 
 
-def compare(
-    student: Predictor, rows: list[Row], notes: dict, recipe: Recipe, pictures: list[Path]
-) -> dict[str, dict]:
+def compare(student: Predictor, rows: list[Row], notes: dict, recipe: Recipe, pictures: list[Path]) -> dict[str, dict]:
     """Compute all rows of the table as {name: results}, in print order.
 
     Args:
-        student: see evaluation.inference.
-        rows: the frames.
+        student: from make_predictor().
+        rows: rows of the manifest.
         notes: notes of the student's checkpoint, for the baseline.
         recipe: the student's recipe.
-        pictures: paths of pictures to draw.
+        pictures: paths to draw pictures to, of frames spread over the rows.
     """
     table = {name: Comparison(recipe, name.startswith("teacher")) for name in ROWS + FILLED_ROWS}
-    drawn = dict(zip(np.linspace(0, len(rows) - 1, len(pictures)).round().astype(int), pictures, strict=True))
+    picture_paths = dict(zip(np.linspace(0, len(rows) - 1, len(pictures)).round().astype(int), pictures, strict=True))
     for index, row in enumerate(tqdm(rows, desc="evaluating", disable=None)):
         frame = read_frame(row)
         depth, seg = student(frame.rgb, frame.intrinsics)
-        answers = {
+        predictions = {
             "student": Maps(depth, seg),
             "baseline": baseline(frame.rgb.shape[:2], focal_scale(frame.intrinsics, recipe), notes),
             "teacher": Maps(frame.da3_depth, frame.sam2_seg),
         }
-        truths = references_of(frame, recipe)
+        references = frame_references(frame, recipe)
         for name, comparison in table.items():
-            answer, truth = name.split(" vs ")
-            if truth in truths:
-                comparison.update(answers[answer], truths[truth])
-        if index in drawn:
-            write_png(drawn[index], picture(frame, depth, seg))
+            prediction, reference = name.split(" vs ")
+            if reference in references:
+                comparison.update(predictions[prediction], references[reference])
+        if index in picture_paths:
+            write_png(picture_paths[index], draw_comparison(frame, depth, seg))
     results = {name: comparison.results() for name, comparison in table.items()}
     return {name: row for name, row in results.items() if row or name in ROWS}
 

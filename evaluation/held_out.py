@@ -13,7 +13,7 @@ from dataset.frames import MILLIMETRES, Frame, read_frame, to_network_camera
 from dataset.identity import content_sample
 from dataset.manifest import Row, read_manifest, select_rows
 from dataset.packing import pack_frame
-from evaluation.pixels import scored_depth
+from evaluation.pixels import depth_mask
 
 
 def find_test_rows(
@@ -21,8 +21,8 @@ def find_test_rows(
 ) -> tuple[list[Row], str]:
     """Rows of the test split that the student was not trained on, and a description of them.
 
-    Frames are identified by the content of their images, since all loaders start at 000001. Older checkpoints store
-    names.
+    Frames are identified by the content of their images, because all loaders name frames from 000001 on. Older
+    checkpoints store only names.
 
     Args:
         manifest: its path.
@@ -50,28 +50,28 @@ def find_test_rows(
 def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
     """The arrays of eval_frames.npz: the data of Table III, at the network's size.
 
-    Returns: rgb uint8 [N,H,W,3]; depth float32 [N,H,W], metres of the frame's own camera, 0 where it is not scored (see
-        evaluation.pixels); labels uint8 [N,H,W], reference classes, 255 = none; focal float32 [N], pixels at this size
-        (the reference's for a frame without intrinsics); stems, fixed-width strings [N].
+    Returns rgb, uint8 [N,H,W,3]; depth, float32 [N,H,W], metres of the frame's own camera, 0 = invalid (see
+    evaluation.pixels); labels, uint8 [N,H,W], reference classes, 255 = ignore; focal, float32 [N], pixels at this size
+    (the reference focal length for a frame without intrinsics); stems, fixed-width strings [N].
     """
     frames = [read_frame(row) for row in rows]
     packed = [pack_frame(frame, recipe.width, recipe.height) for frame in frames]
     return {
         "rgb": np.stack([maps["rgb"] for maps in packed]),
-        "depth": np.stack([_scored_depth(*pair, recipe) for pair in zip(frames, packed, strict=True)]),
+        "depth": np.stack([_masked_depth(*pair, recipe) for pair in zip(frames, packed, strict=True)]),
         "labels": np.stack([maps["labels"][..., 0] for maps in packed]),
-        "focal": np.array([_focal(frame, recipe) for frame in frames], dtype=np.float32),
+        "focal": np.array([_focal_length(frame, recipe) for frame in frames], dtype=np.float32),
         "stems": np.array([frame.stem for frame in frames]),
     }
 
 
-def _scored_depth(frame: Frame, packed: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+def _masked_depth(frame: Frame, packed: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
     depth = packed["depth"][..., 0].astype(np.float32) / np.float32(MILLIMETRES)
     confidence = packed["confidence"][..., 0].astype(np.float32) / np.float32(255)
-    return np.where(scored_depth(depth, confidence, recipe, frame.intrinsics), depth, np.float32(0))
+    return np.where(depth_mask(depth, confidence, recipe, frame.intrinsics), depth, np.float32(0))
 
 
-def _focal(frame: Frame, recipe: Recipe) -> float:
+def _focal_length(frame: Frame, recipe: Recipe) -> float:
     if frame.intrinsics is None:
         return recipe.reference_focal
     return to_network_camera(frame.intrinsics, recipe.width, recipe.height).focal

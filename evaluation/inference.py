@@ -16,13 +16,13 @@ Predictor = Callable[[np.ndarray, Intrinsics | None], tuple[np.ndarray, np.ndarr
 
 
 def focal_scale(camera: Intrinsics | None, recipe: Recipe) -> float:
-    """Factor f / f_ref, at the network's size, on a student's depth; 1 for an unknown camera."""
+    """Factor f / f_ref, at the network's size, from the student's depth to a camera's; 1 for an unknown camera."""
     if camera is None:
         return 1.0
     return to_network_camera(camera, recipe.width, recipe.height).focal / recipe.reference_focal
 
 
-def predictor(student: nn.Module, recipe: Recipe, device: torch.device) -> Predictor:
+def make_predictor(student: nn.Module, recipe: Recipe, device: torch.device) -> Predictor:
     """Wrap a student, in eval mode on the device, as a function of an image and its camera."""
 
     @torch.inference_mode()

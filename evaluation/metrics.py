@@ -1,12 +1,12 @@
 """Depth and segmentation metrics, in one place for training and evaluation.
 
 Depth: Eigen et al., NeurIPS 2014 (arXiv:1406.2283) and the KITTI and NYU benchmarks that follow it. Every metric is
-computed twice: pooled over all pixels, and as the mean over images, without scale alignment.
-Segmentation: one confusion matrix over the whole set; IoU = TP / (TP + FP + FN) per class, mIoU its mean over the
-classes that occur in reference or prediction.
+computed twice, pooled over all pixels and averaged over images, without scale alignment.
+Segmentation: one confusion matrix over the whole set; IoU = TP / (TP + FP + FN) per class; mIoU is its mean over the
+classes that occur in the reference or the prediction.
 
-evaluation.pixels defines the valid pixels. A valid pixel without a prediction is an error and is never skipped:
-otherwise a student would improve by predicting less.
+evaluation.pixels defines the valid pixels. A valid pixel without a prediction counts as an error and is never skipped:
+otherwise a student could improve its metrics by predicting less.
 """
 
 import torch
@@ -14,43 +14,47 @@ from torch import Tensor
 
 
 class DepthMetrics:
-    """Accumulates depth metrics per image and over all images; add images with update(), read with compute()."""
+    """Accumulates depth metrics: add images with update(), then call compute()."""
 
-    ERRORS = ("mae", "abs_rel", "sq_rel", "log10", "delta1", "delta2", "delta3")
+    MEAN_METRICS = ("mae", "abs_rel", "sq_rel", "log10", "delta1", "delta2", "delta3")
 
     def __init__(self, min_depth: float, max_depth: float):
-        """min_depth, max_depth: scored range in metres; predictions are clipped to it."""
+        """min_depth, max_depth: the evaluated range in metres; predictions are clipped to it."""
         self.min_depth, self.max_depth = min_depth, max_depth
-        # numbers, not tensors: small tensors that stay keep the heap from shrinking
-        self.sums: list[list[float]] = []  # one row per image, see _row()
+        # floats, not tensors: small tensors that live on would keep the heap from shrinking
+        self.sums: list[list[float]] = []  # one list per image, see _image_sums()
         self.median_ratios: list[float] = []
 
-    def update(self, predicted: Tensor, reference: Tensor, scored: Tensor) -> None:
+    def update(self, predicted: Tensor, reference: Tensor, mask: Tensor) -> None:
         """Add one image.
 
         Args:
-            predicted: metres [H,W]; NaN, 0 or less where there is no prediction, which counts as the end of the range
-                that is farther from the reference, and as wrong for every delta.
+            predicted: metres [H,W]; NaN or <= 0 where there is no prediction. A missing prediction counts as the end of
+                the range that is farther from the reference, and as wrong for every delta.
             reference: metres [H,W].
-            scored: bool [H,W], the valid pixels; the reference is within the range there.
+            mask: bool [H,W], valid pixels, where the reference must be within the range.
         """
-        answer, truth = (values.double() for values in _selected(scored, predicted, reference))
-        if not len(truth):
+        prediction, target = (values.double() for values in _select(mask, predicted, reference))
+        if not len(target):
             return
-        answered = answer > 0
-        if not answered.all():
-            nearest_is_farther = truth - self.min_depth > self.max_depth - truth
-            answer = torch.where(answered, answer, torch.where(nearest_is_farther, self.min_depth, self.max_depth))
-        self.median_ratios.append((answer / truth).median().item())
-        self.sums.append(self._row(answer.clamp(self.min_depth, self.max_depth), truth, answered).tolist())
+        has_prediction = prediction > 0
+        if not has_prediction.all():
+            min_is_farther = target - self.min_depth > self.max_depth - target
+            prediction = torch.where(
+                has_prediction, prediction, torch.where(min_is_farther, self.min_depth, self.max_depth)
+            )
+        self.median_ratios.append((prediction / target).median().item())
+        self.sums.append(
+            self._image_sums(prediction.clamp(self.min_depth, self.max_depth), target, has_prediction).tolist()
+        )
 
-    def extend(self, other: "DepthMetrics") -> None:
-        """Merge the images of another accumulator."""
+    def merge(self, other: "DepthMetrics") -> None:
+        """Add the images of another accumulator."""
         self.sums += other.sums
         self.median_ratios += other.median_ratios
 
     @staticmethod
-    def _row(p: Tensor, r: Tensor, answered: Tensor) -> Tensor:
+    def _image_sums(p: Tensor, r: Tensor, has_prediction: Tensor) -> Tensor:
         difference, log_difference = p - r, p.log() - r.log()
         ratio = torch.maximum(p / r, r / p)
         per_pixel = [
@@ -62,21 +66,21 @@ class DepthMetrics:
             difference.abs() / r,
             difference**2 / r,
             (p.log10() - r.log10()).abs(),
-            *(((ratio < 1.25**power) & answered).double() for power in (1, 2, 3)),
+            *(((ratio < 1.25**power) & has_prediction).double() for power in (1, 2, 3)),
         ]
         return torch.stack([values.sum() for values in per_pixel])
 
     def compute(self) -> dict[str, float]:
-        """All metrics: pooled over pixels as '<name>', and averaged over images as 'image_<name>'.
+        """Return all metrics, pooled over pixels as '<name>' and averaged over images as 'image_<name>'.
 
         Units: rmse, mae, sq_rel in metres; silog is 100 times the standard deviation of the log difference, as KITTI
         defines it; deltas and abs_rel are fractions. 'median_ratio' is the median over images of each image's median
-        of predicted / reference; 1 means the right scale. All NaN if no pixel was scored.
+        of predicted / reference; 1 means a correct scale. All are NaN if there was no valid pixel.
         """
         if not self.sums:
-            names = ("rmse", "rmse_log", "silog", *self.ERRORS)
-            nothing = {prefix + name: float("nan") for prefix in ("", "image_") for name in names}
-            return nothing | {"median_ratio": float("nan")}
+            names = ("rmse", "rmse_log", "silog", *self.MEAN_METRICS)
+            undefined = {prefix + name: float("nan") for prefix in ("", "image_") for name in names}
+            return undefined | {"median_ratio": float("nan")}
         rows = torch.tensor(self.sums, dtype=torch.float64)
         pooled = self._metrics(rows.sum(dim=0, keepdim=True))
         mean = self._metrics(rows)
@@ -90,13 +94,13 @@ class DepthMetrics:
         means = rows / rows[:, :1]
         variance = (means[:, 2] - means[:, 3] ** 2).clamp(min=0)
         metrics = {"rmse": means[:, 1].sqrt(), "rmse_log": means[:, 2].sqrt(), "silog": 100 * variance.sqrt()}
-        return metrics | dict(zip(self.ERRORS, means[:, 4:].unbind(dim=1), strict=True))
+        return metrics | dict(zip(self.MEAN_METRICS, means[:, 4:].unbind(dim=1), strict=True))
 
 
-def _selected(scored: Tensor, *maps: Tensor) -> list[Tensor]:
-    """Values of each map where a mask is true; equals map[mask], in a third of the time."""
-    places = scored.flatten().nonzero().squeeze(1)
-    return [values.flatten().index_select(0, places) for values in maps]
+def _select(mask: Tensor, *maps: Tensor) -> list[Tensor]:
+    """Select the values of each map where the mask is true; equals map[mask], in a third of the time."""
+    indices = mask.flatten().nonzero().squeeze(1)
+    return [values.flatten().index_select(0, indices) for values in maps]
 
 
 class ConfusionMatrix:
@@ -106,30 +110,30 @@ class ConfusionMatrix:
         self.classes = classes
         self.counts = torch.zeros(classes, classes + 1, dtype=torch.int64)
 
-    def update(self, predicted: Tensor, reference: Tensor, scored: Tensor) -> None:
+    def update(self, predicted: Tensor, reference: Tensor, mask: Tensor) -> None:
         """Add class maps of one shape, any integer dtype.
 
         Args:
             predicted: class ids; any other value, such as 255, is a missing prediction, which is wrong.
-            reference: class ids where scored.
-            scored: bool, the valid pixels.
+            reference: class ids at the valid pixels.
+            mask: bool, valid pixels.
         """
-        answer, truth = (classes.long() for classes in _selected(scored, predicted, reference))
-        answer = torch.where((answer >= 0) & (answer < self.classes), answer, self.classes)
-        counts = torch.bincount(truth * (self.classes + 1) + answer, minlength=self.counts.numel())
+        prediction, target = (classes.long() for classes in _select(mask, predicted, reference))
+        prediction = torch.where((prediction >= 0) & (prediction < self.classes), prediction, self.classes)
+        counts = torch.bincount(target * (self.classes + 1) + prediction, minlength=self.counts.numel())
         self.counts += counts.reshape(self.counts.shape).cpu()
 
-    def extend(self, other: "ConfusionMatrix") -> None:
-        """Merge the counts of another matrix."""
+    def merge(self, other: "ConfusionMatrix") -> None:
+        """Add the counts of another matrix."""
         self.counts += other.counts
 
     def compute(self) -> dict[str, float | list[float]]:
         """Return miou and pixel_accuracy, fractions; iou per class, NaN for a class that does not occur."""
         counts = self.counts.double()
-        hits = counts.diag()
-        iou = hits / (counts.sum(dim=0)[: self.classes] + counts.sum(dim=1) - hits)
+        true_positives = counts.diag()
+        iou = true_positives / (counts.sum(dim=0)[: self.classes] + counts.sum(dim=1) - true_positives)
         return {
             "miou": iou.nanmean().item(),
-            "pixel_accuracy": (hits.sum() / counts.sum()).item(),
+            "pixel_accuracy": (true_positives.sum() / counts.sum()).item(),
             "iou": iou.tolist(),
         }

@@ -1,7 +1,7 @@
-"""Valid pixels of a reference, for validation, Table IV, export and Table III alike.
+"""Masks of a reference's valid pixels, shared by validation, Table IV, export and Table III.
 
-A reference is the sensor's depth with the reference classes, or a teacher's. All predictions are compared with it on
-the same pixels.
+A reference is the sensor's depth with the reference classes, or a teacher's maps. All predictions are compared with it
+on the same pixels.
 """
 
 from typing import TypeVar
@@ -25,40 +25,40 @@ def eigen_crop(height: int, width: int) -> tuple[slice, slice]:
 
 
 def is_nyu(camera: Intrinsics | None) -> bool:
-    """Whether a camera is NYU's, at any image size; the Eigen crop applies to it."""
+    """Whether a camera is NYU's, at any image size, so that the Eigen crop applies."""
     return camera is not None and camera == NYU_INTRINSICS.resized(camera.width, camera.height)
 
 
 def student_window(height: int, width: int, recipe: Recipe) -> tuple[slice, slice]:
-    """Rows and columns of an image of the given size that the student sees: those of its input's aspect ratio."""
-    left, top, seen_width, seen_height = centre_crop(width, height, recipe.width / recipe.height)
-    return slice(top, top + seen_height), slice(left, left + seen_width)
+    """Rows and columns that the student sees of an image of the given size: a centre crop to its aspect ratio."""
+    left, top, window_width, window_height = centre_crop(width, height, recipe.width / recipe.height)
+    return slice(top, top + window_height), slice(left, left + window_width)
 
 
-def scored_depth(depth: Map, confidence: Map | None, recipe: Recipe, camera: Intrinsics | None) -> Map:
-    """Mask of the valid depth of a reference: bool, of depth's shape.
+def depth_mask(depth: Map, confidence: Map | None, recipe: Recipe, camera: Intrinsics | None) -> Map:
+    """Mask of a reference's valid depth: bool, in depth's shape.
 
     Args:
         depth: float [...,H,W], metres of the image's camera, 0 = invalid.
-        confidence: of the depth, [...,H,W] in 0..1; None: all of it is valid, as for a teacher.
-        recipe: the student's: depth range, confidence threshold and aspect ratio.
-        camera: of the image, if known.
+        confidence: of the depth, [...,H,W] in 0..1; None: 1 everywhere, as for a teacher.
+        recipe: the student's depth range, confidence threshold and aspect ratio.
+        camera: the image's camera, if known.
     """
     height, width = depth.shape[-2:]
-    counts = (depth >= recipe.min_depth) & (depth <= recipe.max_depth)
+    mask = (depth >= recipe.min_depth) & (depth <= recipe.max_depth)
     if confidence is not None:
-        counts = counts & (confidence >= recipe.confidence_threshold)
-    counts = _inside(counts, student_window(height, width, recipe))
-    return _inside(counts, eigen_crop(height, width)) if is_nyu(camera) else counts
+        mask = mask & (confidence >= recipe.confidence_threshold)
+    mask = _crop_mask(mask, student_window(height, width, recipe))
+    return _crop_mask(mask, eigen_crop(height, width)) if is_nyu(camera) else mask
 
 
-def scored_classes(classes: Map, recipe: Recipe) -> Map:
-    """Mask of the valid classes of a reference, integers [...,H,W]: bool, of their shape."""
+def class_mask(classes: Map, recipe: Recipe) -> Map:
+    """Mask of a reference's valid classes, integers [...,H,W]: bool, in their shape."""
     height, width = classes.shape[-2:]
-    return _inside(classes != IGNORE, student_window(height, width, recipe))
+    return _crop_mask(classes != IGNORE, student_window(height, width, recipe))
 
 
-def _inside(counts: Map, window: tuple[slice, slice]) -> Map:
-    inside = counts & False
-    inside[..., window[0], window[1]] = counts[..., window[0], window[1]]
-    return inside
+def _crop_mask(mask: Map, window: tuple[slice, slice]) -> Map:
+    cropped = mask & False
+    cropped[..., window[0], window[1]] = mask[..., window[0], window[1]]
+    return cropped

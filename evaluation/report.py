@@ -16,8 +16,8 @@ HEADERS = {"image_rmse": "RMSE/img", "rmse": "RMSE", "mae": "MAE", "abs_rel": "A
               "rmse_log": "RMSElog", "silog": "SILog", "median_ratio": "med.ratio"}  # fmt: skip
 
 
-def picture(frame: Frame, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
-    """Draw the image, reference, prediction and error of depth, and reference and predicted classes."""
+def draw_comparison(frame: Frame, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
+    """Draw the image; reference, predicted depth and its error; reference and predicted classes. RGB uint8 [H,W,3]."""
     near, far = depth_range(frame.depth)
     classes = frame.labels if frame.labels is not None else frame.sam2_seg
     tiles = [
@@ -34,14 +34,14 @@ def picture(frame: Frame, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
     return stack([panel(tiles)], legend=classes is not None)
 
 
-def title(rows: list[Row], split: str) -> str:
-    """Title of the table; says so if the labels come from reference teachers."""
-    backends = {str(made.get("backend")) for row in rows for made in row.made_by.values() if isinstance(made, dict)}
+def table_title(rows: list[Row], split: str) -> str:
+    """Title of the table; it says if the labels come from reference teachers."""
+    backends = {str(stage.get("backend")) for row in rows for stage in row.made_by.values() if isinstance(stage, dict)}
     text = f"Table IV: distillation, {len(rows)} frames of split '{split}'"
     return f"{text}; REFERENCE TEACHERS, not learned ones" if "reference" in backends else text
 
 
-def as_markdown(heading: str, results: dict[str, dict]) -> str:
+def to_markdown(heading: str, results: dict[str, dict]) -> str:
     """Format the depth and segmentation tables as Markdown."""
     depth = [[name, *(r["depth"][c] for c in DEPTH_COLUMNS)] for name, r in results.items() if "depth" in r]
     seg = [
@@ -57,14 +57,11 @@ def as_markdown(heading: str, results: dict[str, dict]) -> str:
         headers = ["classes", "mIoU", "pixel acc.", *CLASS_NAMES, "coverage"]
         parts.append(tabulate(seg, headers, tablefmt="github", floatfmt=".3f"))
     parts.append(
-        "RMSE, MAE, SqRel in metres; RMSE and all else pooled over pixels, RMSE/img the mean over images; the "
-        "baseline predicts the training data's mean depth and its majority class everywhere. Rows against one truth "
-        "cover the same pixels of it; coverage is the share of them with an answer. A pixel without one counts as "
-        "wrong, but a teacher's is left out."
+        "RMSE, MAE and SqRel are in metres. RMSE/img is averaged over images, med.ratio is the median over images, and "
+        "the other metrics are pooled over pixels. The baseline predicts the training data's mean depth and majority "
+        "class everywhere. Rows with the same reference cover the same pixels; coverage is the fraction of them with a "
+        "prediction. A pixel without a prediction counts as wrong, except a teacher's, which is skipped."
     )
     if any("filled" in name for name in results):
-        parts.append(
-            "The filled reference is NYU's depth as it was filled in, where the sensor had none, too: confidence is "
-            "ignored."
-        )
+        parts.append("The filled reference is NYU's depth with its holes filled in; confidence is ignored.")
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""Losses: hybrid depth, teacher classes, and edge-aware smoothness."""
+"""Distillation losses and their targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE = 255  # class of pixels that teach nothing
-MIN_CLASS_SHARE = 1e-3  # of the pixels: a class that is rarer counts no more, so that a few wrong labels don't lead
+IGNORE = 255  # label of ignored pixels
+MIN_CLASS_SHARE = 1e-3  # of the pixels; caps the weight of rarer classes, so that a few wrong labels do not dominate
 
 
 @dataclass
@@ -26,23 +26,23 @@ def hybrid_depth(
 ) -> Tensor:
     """Depth target: the sensor where its confidence reaches the threshold, the teacher elsewhere.
 
-    Values outside the range are invalid: 65 m of a stereo sensor indoors is an outlier that would outweigh the room.
+    Values outside the range are invalid: an outlier of 65 m from a stereo sensor would outweigh the whole room.
 
     Args:
         depth: the sensor's depth, float32 [B,1,H,W], metres, 0 = invalid.
-        confidence: of the sensor, float32 [B,1,H,W] in 0..1.
-        teacher: the teacher's depth, as depth; all 0 for a frame without a teacher.
-        threshold: tau, in 0..1.
-        depth_range: minimum and maximum in metres.
+        confidence: the sensor's confidence, float32 [B,1,H,W] in 0..1.
+        teacher: the teacher's depth, in the same format; all 0 for a frame without a teacher.
+        threshold: confidence threshold, in 0..1.
+        depth_range: minimum and maximum depth in metres.
 
     Returns float32 [B,1,H,W], metres, 0 = no target.
     """
     nearest, farthest = depth_range
 
-    def within(values: Tensor) -> Tensor:
+    def in_range(values: Tensor) -> Tensor:
         return (values >= nearest) & (values <= farthest)
 
-    return torch.where((confidence >= threshold) & within(depth), depth, torch.where(within(teacher), teacher, 0))
+    return torch.where((confidence >= threshold) & in_range(depth), depth, torch.where(in_range(teacher), teacher, 0))
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference over the pixels with a target, in metres plus in log metres; float32 [B,1,H,W] each.
+    """L1 in metres plus L1 in log metres, averaged over the pixels with a target; float32 [B,1,H,W] each.
 
-    In metres alone, a far wall outweighs nearby obstacles; the logarithm adds the relative error.
+    With L1 in metres alone, a far wall outweighs nearby obstacles. L1 in log metres measures the relative error.
     """
     mask = target > 0
     log_difference = predicted.log() - torch.where(mask, target, 1).log()
@@ -61,7 +61,7 @@ def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def segmentation_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of the cross-entropy over the pixels with a class.
+    """Cross-entropy, averaged over the labelled pixels with their weights.
 
     logits: [B,C,H,W]; target: integers [B,H,W], 255 = ignore; weight: float32 [B,1,H,W], 0 or more.
     """
@@ -74,29 +74,29 @@ def segmentation_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -
 def dice_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """1 - Dice, averaged over the classes present in each frame; arguments as for the cross-entropy.
 
-    Dice = 2 * sum(p * t) / (sum(p) + sum(t)) over the frame's weighted pixels, with the class's probability p and its
-    target t: Milletari et al., 3DV 2016 (arXiv:1606.04797), section 3, who square the terms of the denominator. In the
-    cross-entropy a small object counts by its area; here it counts as much as a wall.
+    Dice = 2 * sum(p * t) / (sum(p) + sum(t)), with a class's probability p and target t, over the frame's weighted
+    pixels: Milletari et al., 3DV 2016 (arXiv:1606.04797), section 3, without the squares in the denominator. The
+    cross-entropy weights an object by its area; here a small object counts as much as a wall.
     """
     probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=1)
-    known = target != IGNORE
-    of_target = probability.gather(1, torch.where(known, target, 0).long()[:, None])
+    valid = target != IGNORE
+    target_probability = probability.gather(1, torch.where(valid, target, 0).long()[:, None])
     classes = logits.shape[1]
-    labelled = sum_per_class(weight, target)[:, :classes]
-    intersection = sum_per_class(weight * of_target, target)[:, :classes]
-    predicted = (probability * torch.where(known[:, None], weight, 0)).sum(dim=(2, 3))
-    total = (labelled + predicted).clamp(min=torch.finfo(predicted.dtype).tiny)
-    return masked_mean(1 - 2 * intersection / total, labelled > 0)
+    target_sum = sum_per_class(weight, target)[:, :classes]
+    intersection = sum_per_class(weight * target_probability, target)[:, :classes]
+    predicted_sum = (probability * torch.where(valid[:, None], weight, 0)).sum(dim=(2, 3))
+    total = (target_sum + predicted_sum).clamp(min=torch.finfo(predicted_sum.dtype).tiny)
+    return masked_mean(1 - 2 * intersection / total, target_sum > 0)
 
 
 def sum_per_class(values: Tensor, target: Tensor) -> Tensor:
-    """Sums of values [B,1,H,W] over the pixels of each class of each frame: [B,255]; target: integers [B,H,W]."""
+    """Sum values [B,1,H,W] per frame and class: [B,255]; target: integers [B,H,W], 255 = ignore."""
     sums = values.new_zeros(len(values), IGNORE + 1)
     return sums.scatter_add(1, target.flatten(1).long(), values.flatten(1))[:, :IGNORE]
 
 
 def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
-    """Mean gradient of the mean-normalised inverse depth, weighted by exp(-image gradient).
+    """Mean gradient of the mean-normalised inverse depth, damped at image edges by exp(-image gradient).
 
     Godard et al., ICCV 2019 (Monodepth2, arXiv:1806.01260), equation 3. depth [B,1,H,W] metres, rgb [B,3,H,W] in 0..1.
     """
@@ -111,32 +111,32 @@ def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
 
 
 def class_weights(shares: Tensor, balance: float) -> Tensor:
-    """Class weights of the cross-entropy: share ** -balance, normalised to a mean of 1 over the pixels.
+    """Weight per class: share ** -balance, normalised to a mean of 1 over the pixels.
 
-    With equal weights a small student learns walls and furniture and misses people. The inverse square root of the
-    frequency, balance 0.5, is a common choice: see Cui et al., CVPR 2019 (arXiv:1901.05555).
+    With equal weights, a small student learns walls and furniture and misses people. A balance of 0.5, the inverse
+    square root of the frequency, is a common choice: see Cui et al., CVPR 2019 (arXiv:1901.05555).
 
     Args:
         shares: float32 [C], fraction of the labelled training pixels per class; sums to 1, or to 0 without labels.
         balance: 0 = equal weight per pixel, 1 = equal weight per class.
 
-    Returns float32 [256], indexed by class maps; 0 for labels that are not classes.
+    Returns float32 [256], to be indexed by class maps; 0 for other labels.
     """
-    rareness = shares.clamp(min=MIN_CLASS_SHARE).pow(-balance)
-    weights = rareness / (rareness * shares).sum() if shares.any() else torch.ones_like(shares)
+    unnormalised = shares.clamp(min=MIN_CLASS_SHARE).pow(-balance)
+    weights = unnormalised / (unnormalised * shares).sum() if shares.any() else torch.ones_like(shares)
     return F.pad(weights, (0, IGNORE + 1 - len(shares)))
 
 
 def target_counts(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:
     """Denominators of the terms of distillation_loss(); the arguments are the same.
 
-    Returns [4] of depth_target's dtype: pixels with depth, sum of the weights of labelled pixels, number of classes
-    present summed over the frames, frames.
+    Returns [4] of depth_target's dtype: number of pixels with depth, summed weight of the labelled pixels, number of
+    classes present summed over the frames, number of frames.
     """
     pixels = (depth_target > 0).sum().to(depth_target)
-    by_class = sum_per_class(seg_weight, seg_target)
+    per_class = sum_per_class(seg_weight, seg_target)
     frames = depth_target.new_full((), len(depth_target))  # new_tensor() would wait for the device
-    return torch.stack([pixels, by_class.sum(), (by_class > 0).sum().to(depth_target), frames])
+    return torch.stack([pixels, per_class.sum(), (per_class > 0).sum().to(depth_target), frames])
 
 
 def distillation_loss(
@@ -147,7 +147,7 @@ def distillation_loss(
     seg_target: Tensor,
     seg_weight: Tensor,
     weights: LossWeights,
-    share: Tensor | None = None,
+    term_scales: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the loss terms with a non-zero weight, and their weighted sum.
 
@@ -160,10 +160,10 @@ def distillation_loss(
         seg_weight: float32 [B,1,H,W], weight of each pixel: the teacher's confidence, 0..1, times the class weight, see
             class_weights().
         weights: weights of the terms.
-        share: float32 [4], for a micro-batch: its target_counts() divided by the whole batch's. The losses of the
-            micro-batches then add up to the batch's, however the targets are distributed.
+        term_scales: float32 [4], for a micro-batch: its target_counts() divided by the whole batch's. The losses of the
+            micro-batches then add up to the batch's, however unevenly the targets are distributed.
 
-    Returns scalars 'depth', 'segmentation', 'dice', 'smoothness', without those of weight 0, and 'total'.
+    Returns scalars 'depth', 'segmentation', 'dice' and 'smoothness', except those of weight 0, and 'total'.
     """
     losses: dict[str, Callable[[], Tensor]] = {
         "depth": lambda: depth_l1(depth, depth_target),
@@ -171,10 +171,10 @@ def distillation_loss(
         "dice": lambda: dice_loss(seg, seg_target, seg_weight),
         "smoothness": lambda: edge_aware_smoothness(depth, rgb),
     }
-    shares = [1.0] * len(losses) if share is None else share
+    scales = [1.0] * len(losses) if term_scales is None else term_scales
     terms = {
-        name: loss() * part
-        for (name, loss), part in zip(losses.items(), shares, strict=True)
+        name: loss() * scale
+        for (name, loss), scale in zip(losses.items(), scales, strict=True)
         if getattr(weights, name)
     }
     terms["total"] = sum(getattr(weights, name) * term for name, term in terms.items())

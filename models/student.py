@@ -31,7 +31,7 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> list
     ]
 
 
-def separable(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def separable_conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     """Depthwise then pointwise convolution, each with batch norm and ReLU, which runtimes fold into the convolution."""
     return nn.Sequential(
         *conv_bn(inputs, inputs, kernel, groups=inputs),
@@ -47,18 +47,18 @@ def resize_to(features: Tensor, size: torch.Size) -> Tensor:
 
 
 class Neck(nn.Module):
-    """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): each level adds the upsampled coarser one.
+    """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): each level adds the upsampled coarser level.
 
-    Takes the encoder's maps (strides 4, 8, 16, 32), returns the finest one: [B,channels,H/4,W/4].
+    Takes the encoder's maps (strides 4, 8, 16, 32) and returns the finest level, [B,channels,H/4,W/4].
     """
 
     def __init__(self, encoder_channels: list[int], channels: int):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Sequential(*conv_bn(c, channels)) for c in encoder_channels)
-        self.fuse = nn.ModuleList(separable(channels, channels, 5) for _ in encoder_channels[:-1])
+        self.fuse = nn.ModuleList(separable_conv(channels, channels, 5) for _ in encoder_channels[:-1])
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Merge the maps, given from fine to coarse, into the finest one."""
+        """Merge the maps, ordered from fine to coarse, into the finest level."""
         merged = self.lateral[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             lateral = self.lateral[level](maps[level])
@@ -67,27 +67,27 @@ class Neck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the caller upsamples to full size.
+    """Decodes the pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the caller upsamples it to full size.
 
     All convolutions run at a quarter of the image's size. The head predicts four sub-pixels per cell, at a fraction of
-    the cost of a convolution at half size. It is a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158),
-    written as the equal transposed convolution, which needs no pixel shuffle, and initialised as in Aitken et al.
+    the cost of a convolution at half size. It equals a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158),
+    written as a transposed convolution to avoid the pixel shuffle, and is initialised as in Aitken et al.
     (arXiv:1707.02937).
 
     The head always runs in float32. bfloat16 would round metres to steps of 18 mm at 2 to 4 m and 96 mm at 8 to 12 m,
-    which no later cast can undo.
+    and no later cast could undo that.
     """
 
     def __init__(self, channels: int, head_channels: int, outputs: int):
         super().__init__()
-        self.refine = separable(channels, head_channels, 5)
+        self.refine = separable_conv(channels, head_channels, 5)
         self.head = nn.ConvTranspose2d(head_channels, outputs, 2, stride=2)
-        # Initialised as a 1x1 nn.Conv2d, equal for all sub-pixels of a cell: anything else gives a checkerboard.
-        start = nn.Conv2d(head_channels, outputs, 1)
-        assert self.head.bias is not None and start.bias is not None
+        # Initialised as a 1x1 nn.Conv2d, the same for all sub-pixels of a cell, to avoid checkerboard artifacts.
+        initial = nn.Conv2d(head_channels, outputs, 1)
+        assert self.head.bias is not None and initial.bias is not None
         with torch.no_grad():
-            self.head.weight.copy_(start.weight.transpose(0, 1).expand_as(self.head.weight))
-            self.head.bias.copy_(start.bias)
+            self.head.weight.copy_(initial.weight.transpose(0, 1).expand_as(self.head.weight))
+            self.head.bias.copy_(initial.bias)
 
     def forward(self, pyramid: Tensor) -> Tensor:
         """Decode the neck's map to twice its height and width."""
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
 
 
 class Student(nn.Module):
-    """Depth and classes from one RGB image; see the module docstring for shapes and units.
+    """Predicts depth and classes from one RGB image; see the module docstring for shapes and units.
 
     Args:
         encoder: name of a timm model with feature maps at strides 4 to 32.
@@ -110,8 +110,9 @@ class Student(nn.Module):
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, encoder: str, channels: int, head_channels: int, classes: int, output_range: tuple[float,
-    float]):
+    def __init__(
+        self, encoder: str, channels: int, head_channels: int, classes: int, output_range: tuple[float, float]
+    ):
         super().__init__()
         self.output_range = output_range
         features: Any = timm.create_model(encoder, features_only=True, pretrained=False)
@@ -130,18 +131,18 @@ class Student(nn.Module):
         nn.init.constant_(self.depth_decoder.head.bias, math.log(position / (1 - position)))
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB float32 [B,3,H,W] in 0..1 to depth [B,1,H,W] and class logits [B,6,H,W]."""
+        """Map RGB, float32 [B,3,H,W] in 0..1, to depth [B,1,H,W] and class logits [B,6,H,W]."""
         # normalisation as batch norm with fixed statistics: one pass over the image
         normalised = F.batch_norm(rgb, self.mean, self.variance, eps=0.0)
         pyramid = self.neck(self.encoder(normalised.to(next(self.encoder.parameters()).dtype)))
-        # Upsample the raw outputs, not the depth: bilinear in log depth keeps edges between near and far sharp.
+        # Upsample the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
         raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
         seg = resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
         return bounded_depth(raw_depth, self.output_range), seg
 
 
 def bounded_depth(raw: Tensor, output_range: tuple[float, float]) -> Tensor:
-    """Map float32 to metres in the range by a sigmoid in log depth; the gradient is non-zero up to raw = ±16."""
+    """Map raw float32 to metres in the range, by a sigmoid in log depth; the gradient is non-zero up to raw = ±16."""
     nearest, farthest = output_range
     return nearest * torch.exp(math.log(farthest / nearest) * torch.sigmoid(raw))
 

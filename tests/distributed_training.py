@@ -28,8 +28,8 @@ class UnevenTrainer(train.Trainer):
     def augment_batch(self, batch: Batch, step: int) -> Batch:
         batch = super().augment_batch(batch, step)
         height = batch.rgb.shape[2]
-        later = self.processes.rank * len(batch) + torch.arange(len(batch)) >= BATCH // 2
-        masked = later.view(-1, 1, 1, 1) & (torch.arange(height) >= height // 10).view(1, 1, -1, 1)
+        later_half = self.processes.rank * len(batch) + torch.arange(len(batch)) >= BATCH // 2
+        masked = later_half.view(-1, 1, 1, 1) & (torch.arange(height) >= height // 10).view(1, 1, -1, 1)
         for name in ("depth", "da3_depth", "seg_confidence"):
             setattr(batch, name, torch.where(masked, 0, getattr(batch, name)))
         return batch

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from kill_training import start
+from kill_training import fork_script
 
 import dataset.cache
 import pack
@@ -55,7 +55,7 @@ def main() -> None:
     dataset.cache.SAVE_INTERVAL = 0.05
     moments, most = random.Random(1), 0
     for number in range(int(kills)):
-        child, sent = start(pack.main), moments.choice((signal.SIGKILL, signal.SIGTERM))
+        child, sent = fork_script(pack.main), moments.choice((signal.SIGKILL, signal.SIGTERM))
         end = time.monotonic() + moments.uniform(0.1, LONGEST)
         while time.monotonic() < end:
             most = max(most, disk_use(cache))
@@ -66,7 +66,7 @@ def main() -> None:
         os.kill(child, sent)
         os.waitpid(child, 0)
         print(f"kill {number + 1}: {sent.name}, packed {frames_packed(cache)}", flush=True)
-    code = os.waitstatus_to_exitcode(os.waitpid(start(pack.main), 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(fork_script(pack.main), 0)[1])
     print(f"most {max(most, disk_use(cache))}")
     sys.exit(code)
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import train
 from trainer.checkpoint import load_checkpoint
 
-LONGEST = 1.8  # seconds until a kill
+MAX_DELAY = 1.8  # seconds until a kill
 
 
-def start(script_main: Callable[[], int]) -> int:
+def fork_script(script_main: Callable[[], int]) -> int:
     """Run a script's main function in a child process; returns the child's number."""
     child = os.fork()
     if not child:
@@ -39,19 +39,19 @@ def start(script_main: Callable[[], int]) -> int:
 def main() -> None:
     checkpoints, kills, *flags = sys.argv[1:]
     sys.argv = ["train.py", *flags, "--resume", "auto"]
-    moments = random.Random(0)
+    rng = random.Random(0)
     for number in range(int(kills)):
-        child, sent = start(train.main), moments.choice((signal.SIGKILL, signal.SIGTERM))
-        time.sleep(moments.uniform(0.2, LONGEST))
+        child, signal_sent = fork_script(train.main), rng.choice((signal.SIGKILL, signal.SIGTERM))
+        time.sleep(rng.uniform(0.2, MAX_DELAY))
         if os.waitpid(child, os.WNOHANG)[0]:
             print("the run has ended before its last kill")
             break
-        os.kill(child, sent)
+        os.kill(child, signal_sent)
         os.waitpid(child, 0)
         named = [path for path in Path(checkpoints).glob("*.pt") if not path.name.startswith(".")]
         steps = {path.name: load_checkpoint(path)["step"] for path in named}
-        print(f"kill {number + 1}: {sent.name}, checkpoints {steps}", flush=True)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(train.main), 0)[1]))
+        print(f"kill {number + 1}: {signal_sent.name}, checkpoints {steps}", flush=True)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(fork_script(train.main), 0)[1]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from config import NYU_INTRINSICS
 from dataset.frames import read_depth, read_image
 from dataset.manifest import Cameras
-from evaluation.inference import predictor
+from evaluation.inference import make_predictor
 from trainer.checkpoint import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ def student():
     if not CHECKPOINT.is_file():
         pytest.skip("no checkpoints/best.pt: run `make demo` to train the student")
     model, recipe, _ = load_student(CHECKPOINT)
-    return predictor(model, recipe, torch.device("cpu"))
+    return make_predictor(model, recipe, torch.device("cpu"))
 
 
 def test_nyu_camera_file_matches_config():

@@ -27,7 +27,7 @@ from trainer.distributed import Processes
 from trainer.feed import PackedFrames, training_batches
 
 ROOT = Path(__file__).resolve().parents[1]
-LONGEST = 400  # seconds: a busy machine may take five times as long as a free one
+TIMEOUT = 400  # seconds: a busy machine may take five times as long as a free one
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 
 
@@ -37,7 +37,7 @@ def torchrun(processes: int, *command: object) -> list[str]:
 
 
 @contextmanager
-def started(processes: int, *command: object) -> Iterator[subprocess.Popen]:
+def start_torchrun(processes: int, *command: object) -> Iterator[subprocess.Popen]:
     """A run of several processes whose output is to be read; nothing of it is left at the end."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     run = subprocess.Popen(torchrun(processes, *command), start_new_session=True, **streams)
@@ -56,34 +56,34 @@ def workers(run: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in children.read_text().split()] if run.poll() is None else []
 
 
-def losses(manifest: Path, out: Path, processes: int, *flags: object) -> np.ndarray:
+def run_losses(manifest: Path, out: Path, processes: int, *flags: object) -> np.ndarray:
     out.mkdir()
-    with started(processes, SCRIPT, manifest, out, *flags) as run:
-        output, _ = run.communicate(timeout=LONGEST)
+    with start_torchrun(processes, SCRIPT, manifest, out, *flags) as run:
+        output, _ = run.communicate(timeout=TIMEOUT)
     assert run.returncode == 0, output[-3000:]
     return np.array(json.loads((out / "losses.json").read_text()))
 
 
-def test_two_processes_and_parts_of_a_batch_have_the_losses_of_one(manifest, tmp_path):
+def test_two_processes_and_micro_batches_reproduce_the_losses_of_one(manifest, tmp_path):
     """Even where the later half of each batch has a tenth of the targets."""
-    alone = losses(manifest, tmp_path / "alone", 1, 1)
+    alone = run_losses(manifest, tmp_path / "alone", 1, 1)
     assert len(alone) == 50 and len(set(alone)) == 50
     for name, processes, accumulation in (("two", 2, 1), ("two in parts", 2, 2)):
-        difference = np.abs(losses(manifest, tmp_path / name, processes, accumulation) / alone - 1).max()
+        difference = np.abs(run_losses(manifest, tmp_path / name, processes, accumulation) / alone - 1).max()
         print(f"{name}: largest relative difference of the loss over 50 steps {difference:.1e}")
         assert difference < 1e-4
 
 
-def test_a_run_of_two_processes_stops_as_one_and_goes_on(manifest, tmp_path):
+def test_two_processes_stop_together_and_resume_as_one(manifest, tmp_path):
     """What it leaves is one run's: one folder, one history, checkpoints that a process alone resumes."""
     flags = [*train_flags(manifest, tmp_path), "--epochs", 60, "--resume", "auto"]
     last = tmp_path / "checkpoints/last.pt"
-    with started(2, ROOT / "train.py", *flags) as run:
-        deadline = time.monotonic() + LONGEST
+    with start_torchrun(2, ROOT / "train.py", *flags) as run:
+        deadline = time.monotonic() + TIMEOUT
         while not last.is_file() and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         os.kill(workers(run)[-1], signal.SIGTERM)  # one of them alone
-        output, _ = run.communicate(timeout=LONGEST)
+        output, _ = run.communicate(timeout=TIMEOUT)
     assert output.count("stopped by a signal") == 1, output
     assert f"exitcode  : {EXIT_STOPPED}" in output and run.returncode == 1, "torchrun tells, but has a code of its own"
     stopped = torch.load(last, weights_only=True)["step"]
@@ -115,15 +115,15 @@ def pair(*flags: object) -> Iterator[list[subprocess.Popen]]:
             run.kill()
 
 
-def test_an_error_of_the_main_process_ends_all_with_one_line_each(tmp_path):
+def test_error_in_the_main_process_ends_all_with_one_line_each(tmp_path):
     with pair("--manifest", tmp_path / "none.jsonl") as runs:
-        messages = [run.communicate(timeout=LONGEST)[1] for run in runs]
+        messages = [run.communicate(timeout=TIMEOUT)[1] for run in runs]
     assert [run.returncode for run in runs] == [EXIT_USAGE, EXIT_USAGE], messages
     for message, words in zip(messages, ("there is no manifest", "the main process has failed"), strict=True):
         assert message.startswith("train.py: error: ") and words in message and message.count("\n") == 1
 
 
-def test_a_signal_while_the_main_process_packs_ends_all_with_work_left(manifest, tmp_path):
+def test_signal_while_packing_stops_all_processes(manifest, tmp_path):
     """Another process packs the same cache and doesn't come to an end."""
     cache = PackedCache(
         [row for row in read_manifest(manifest) if row.split == "train"],
@@ -136,12 +136,12 @@ def test_a_signal_while_the_main_process_packs_ends_all_with_work_left(manifest,
     with wait_for_lock(tmp_path / f"{cache.build_folder.name}.lock", "packs"), pair(*flags) as runs:
         assert runs[0].stdout.readline().startswith("waiting for another process")
         runs[0].send_signal(signal.SIGTERM)
-        messages = [run.communicate(timeout=LONGEST)[1] for run in runs]
+        messages = [run.communicate(timeout=TIMEOUT)[1] for run in runs]
     assert [run.returncode for run in runs] == [EXIT_STOPPED, EXIT_STOPPED], messages
     assert messages == ["train.py: stopped by SIGTERM; finished files are kept\n"] * 2
 
 
-def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):
+def test_small_batch_is_split_evenly_over_ranks(manifest, tmp_path):
     frames = PackedFrames(PackedCache(read_manifest(manifest)[:6], tmp_path / "cache", (64, 48), 50.0), workers=1)
     parts = [next(training_batches(frames, 16, 0, 0, 0, torch.device("cpu"), rank, 2)) for rank in range(2)]
     whole = next(training_batches(frames, 16, 0, 0, 0, torch.device("cpu")))
@@ -150,9 +150,9 @@ def test_fewer_frames_than_a_batch_are_shared_evenly(manifest, tmp_path):
 
 
 @pytest.mark.parametrize("items", [0, 1, 7, 8])
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_shares_are_all_items_once_in_order(items, size):
-    processes = [object.__new__(Processes) for _ in range(size)]
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_rank_slices_cover_all_items_in_order(items, world_size):
+    processes = [object.__new__(Processes) for _ in range(world_size)]
     for rank, process in enumerate(processes):
-        process.rank, process.world_size = rank, size
+        process.rank, process.world_size = rank, world_size
     assert [item for process in processes for item in range(items)[process.rank_slice(items)]] == list(range(items))

@@ -21,9 +21,9 @@ from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import read_frame, to_network_map
 from dataset.manifest import Row, read_manifest
 from evaluation import report
-from evaluation.comparison import ROWS, Comparison, Maps, Truth, compare
-from evaluation.inference import focal_scale, predictor
-from evaluation.pixels import scored_classes, scored_depth
+from evaluation.comparison import ROWS, Comparison, Maps, Reference, compare
+from evaluation.inference import focal_scale, make_predictor
+from evaluation.pixels import class_mask, depth_mask
 from models.student import Student
 from trainer.checkpoint import build_student, load_student, save_checkpoint
 from trainer.feed import PackedFrames
@@ -51,31 +51,31 @@ def table(output) -> dict:
     return json.loads((output / "table_4.json").read_text())["rows"]
 
 
-def test_each_row_is_of_its_own_answer_and_truth(table, manifest):
+def test_each_row_compares_its_own_prediction_and_reference(table, manifest):
     """The depth teacher says 1.1 times the truth and has a hole; the class teacher takes the cupboard for wall."""
     depth, seg = table["teacher vs reference"]["depth"], table["teacher vs reference"]["seg"]
     assert depth["abs_rel"] == pytest.approx(0.1, rel=1e-5) and depth["median_ratio"] == pytest.approx(1.1)
     assert depth["delta1"] == 1 and depth["coverage"] < 1 and seg["coverage"] == 1
     assert seg["iou"][FURNITURE] == 0 and seg["iou"][WALL] < 1 and seg["iou"][FLOOR] == 1
-    ratios = [table[f"student vs {truth}"]["depth"]["median_ratio"] for truth in ("reference", "teacher")]
+    ratios = [table[f"student vs {reference}"]["depth"]["median_ratio"] for reference in ("reference", "teacher")]
     assert ratios[0] / ratios[1] == pytest.approx(1.1, rel=0.1)
     assert table["student vs teacher"]["seg"] != table["student vs reference"]["seg"]
 
 
-def test_the_heading_says_reference_teachers(manifest, output, tmp_path):
+def test_title_says_reference_teachers(manifest, output, tmp_path):
     content = json.loads((output / "table_4.json").read_text())
     assert content["title"] == "Table IV: distillation, 2 frames of split 'test'; REFERENCE TEACHERS, not learned ones"
     assert content["title"] in (output / "table_4.md").read_text()
     rows = read_manifest(manifest)
     for row in rows:
         row.made_by = {"da3_depth": {"backend": "da3", "model": "DA3METRIC-LARGE"}}
-    assert "REFERENCE" not in report.title(rows, "val")
+    assert "REFERENCE" not in report.table_title(rows, "val")
 
 
 def test_json_and_markdown_agree(output, table):
     lines = (output / "table_4.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    found = 0
+    trained_recipe = 0
     for row in cells:
         if row[0] not in table:
             continue
@@ -86,8 +86,8 @@ def test_json_and_markdown_agree(output, table):
             values = [seg["miou"], seg["pixel_accuracy"], *seg["iou"], seg["coverage"]]
         values = [float("nan") if value is None else value for value in values]  # JSON has no word for NaN
         assert [float(cell) for cell in row[1:]] == pytest.approx(values, abs=0.00051, nan_ok=True)
-        found += 1
-    assert found == 2 * len(ROWS), "each row stands in both tables"
+        trained_recipe += 1
+    assert trained_recipe == 2 * len(ROWS), "each row stands in both tables"
 
 
 def test_pictures_are_drawn(output):
@@ -95,7 +95,7 @@ def test_pictures_are_drawn(output):
     assert read_image(output / "frame_0.png").std() > 10
 
 
-def test_baselines_are_the_errors_of_a_constant(manifest, trained, table):
+def test_baselines_are_constant_predictions(manifest, trained, table):
     """The mean depth of the training data through the test frames' lens, and the most frequent training class."""
     rows = read_manifest(manifest)
     scale = CAMERA.resized(RECIPE.width, RECIPE.height).focal / RECIPE.reference_focal
@@ -109,18 +109,18 @@ def test_baselines_are_the_errors_of_a_constant(manifest, trained, table):
     assert notes["majority_class"] == majority
 
     frames = [read_frame(row) for row in rows[5:]]
-    truth = np.concatenate([frame.depth[frame.confidence >= 0.5] for frame in frames]).astype(np.float64)
+    reference = np.concatenate([frame.depth[frame.confidence >= 0.5] for frame in frames]).astype(np.float64)
     labels = np.concatenate([read_frame(row).labels.ravel() for row in rows[5:]])
     results = table["baseline vs reference"]
-    error = np.abs(notes["mean_depth"] * scale - truth)
+    error = np.abs(notes["mean_depth"] * scale - reference)
     assert results["depth"]["mae"] == pytest.approx(error.mean(), rel=1e-5)
     assert results["depth"]["rmse"] == pytest.approx(math.sqrt((error**2).mean()), rel=1e-5)
-    assert results["depth"]["abs_rel"] == pytest.approx((error / truth).mean(), rel=1e-5)
+    assert results["depth"]["abs_rel"] == pytest.approx((error / reference).mean(), rel=1e-5)
     assert results["seg"]["pixel_accuracy"] == pytest.approx((labels == majority).mean())
     assert results["seg"]["iou"][majority] == pytest.approx((labels == majority).mean())
 
 
-def test_the_same_image_from_a_longer_lens_is_farther_away(manifest, trained, tmp_path, table):
+def test_predictions_scale_with_the_focal_length_in_table_4(manifest, trained, tmp_path, table):
     """A manifest whose cameras have 1.25 times the focal length scales every prediction by 1.25, and the baseline."""
     manifest = copy_data(manifest, tmp_path / "data")
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]
@@ -133,8 +133,8 @@ def test_the_same_image_from_a_longer_lens_is_farther_away(manifest, trained, tm
         assert far[name]["seg"]["iou"] == pytest.approx(table[name]["seg"]["iou"], nan_ok=True)
 
 
-def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
-    student = predictor(load_student(trained / "checkpoints/best.pt")[0], RECIPE, CPU)
+def test_predictions_scale_exactly_with_the_focal_length(manifest, trained):
+    student = make_predictor(load_student(trained / "checkpoints/best.pt")[0], RECIPE, CPU)
     rgb = read_image(read_manifest(manifest)[0].rgb)
     reference = Intrinsics(*[RECIPE.reference_focal / 2] * 2, 80, 60, *SIZE)
     assert focal_scale(reference, RECIPE) == focal_scale(None, RECIPE) == 1
@@ -146,7 +146,7 @@ def test_predictions_scale_with_the_focal_length_exactly(manifest, trained):
     assert (near.shape, near.dtype, seg.shape, seg.dtype) == (rgb.shape[:2], np.float32, rgb.shape[:2], np.uint8)
 
 
-def test_a_student_of_another_size_is_run_at_its_own(manifest, tmp_path, monkeypatch):
+def test_student_runs_at_the_size_of_its_recipe(manifest, tmp_path, monkeypatch):
     """By evaluation, prediction and export; at 320 x 240 its metres would be those of another lens."""
     recipe = Recipe(width=160, height=120, reference_focal=RECIPE.reference_focal / 2)
     student = build_student(recipe)
@@ -154,11 +154,11 @@ def test_a_student_of_another_size_is_run_at_its_own(manifest, tmp_path, monkeyp
     save_checkpoint(tmp_path / "checkpoints/best.pt", recipe, content)
     sizes, forward = set(), Student.forward
 
-    def watched(self, rgb):
+    def forward_and_record(self, rgb):
         sizes.add(tuple(rgb.shape[2:]))
         return forward(self, rgb)
 
-    monkeypatch.setattr(Student, "forward", watched)
+    monkeypatch.setattr(Student, "forward", forward_and_record)
     evaluate(manifest, tmp_path, tmp_path / "table")
     flags = ("--checkpoint", tmp_path / "checkpoints/best.pt", "--device", "cpu")
     camera = manifest.parent / "camera.json"
@@ -169,22 +169,22 @@ def test_a_student_of_another_size_is_run_at_its_own(manifest, tmp_path, monkeyp
     out = ("--camera", camera, "--engine-dir", tmp_path / "engines", "--skip-trt", "--calibration-frames", 1)
     assert call(export_trt.main, *flags[:2], "--manifest", manifest, *out) == 0
     assert read_json(tmp_path / "engines/student.json")["input"]["shape"] == [1, 3, 120, 160]
-    found = load_student(tmp_path / "checkpoints/best.pt")[1]
-    assert focal_scale(CAMERA.resized(160, 120), found) == pytest.approx(focal_scale(CAMERA, RECIPE))
+    trained_recipe = load_student(tmp_path / "checkpoints/best.pt")[1]
+    assert focal_scale(CAMERA.resized(160, 120), trained_recipe) == pytest.approx(focal_scale(CAMERA, RECIPE))
 
 
-def test_labels_to_the_reference_camera_and_back(manifest, tmp_path):
+def test_depth_survives_conversion_to_the_reference_camera_and_back(manifest, tmp_path):
     """What a perfect student would learn comes back as the label, within the millimetres of the packed cache."""
     row = read_manifest(manifest)[0]
     row.intrinsics = row.intrinsics.with_focal_scale(1.37)
     size = (RECIPE.width, RECIPE.height)
     batch = PackedFrames(PackedCache([row], tmp_path, size, RECIPE.reference_focal), workers=1).batch([0], CPU)
-    learned = batch.depth * batch.focal_factor.view(-1, 1, 1, 1)
-    back = learned[0, 0].numpy() * focal_scale(row.intrinsics, RECIPE)
+    at_reference = batch.depth * batch.focal_factor.view(-1, 1, 1, 1)
+    back = at_reference[0, 0].numpy() * focal_scale(row.intrinsics, RECIPE)
     np.testing.assert_allclose(back, to_network_map(read_frame(row).depth, *size), atol=0.51e-3)
 
 
-class Constant(torch.nn.Module):
+class ConstantStudent(torch.nn.Module):
     """A student that says 3 m and class 1 everywhere."""
 
     def forward(self, rgb):
@@ -195,7 +195,7 @@ class Constant(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("camera", "cropped"), [(NYU_INTRINSICS, True), (CAMERA, False)])
-def test_nyu_is_scored_within_the_eigen_crop_and_other_cameras_are_not(tmp_path, camera, cropped):
+def test_eigen_crop_applies_to_nyu_only(tmp_path, camera, cropped):
     depth = np.full((480, 640), 3.0, np.float32) * np.float32(focal_scale(camera, RECIPE))
     inside = np.zeros(depth.shape, dtype=bool)
     inside[45:471, 41:601] = True
@@ -203,14 +203,14 @@ def test_nyu_is_scored_within_the_eigen_crop_and_other_cameras_are_not(tmp_path,
     write_npy(tmp_path / "depth.npy", depth)
     write_png(tmp_path / "rgb.png", np.full((480, 640, 3), 100, np.uint8))
     row = Row("frame", tmp_path / "rgb.png", tmp_path / "depth.npy", split="test", intrinsics=camera)
-    results = compare(predictor(Constant(), RECIPE, CPU), [row], {}, RECIPE, [])
+    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, [])
     expected = 0 if cropped else (~inside).mean() / 2
     assert results["student vs reference"]["depth"]["abs_rel"] == pytest.approx(expected, abs=1e-6)
     assert results["student vs teacher"] == results["baseline vs reference"] == {}
     assert ("student vs filled reference" in results) == cropped
 
 
-def test_frames_without_labels_or_teachers_leave_those_rows_out(manifest, trained, tmp_path):
+def test_rows_without_labels_or_teachers_are_empty(manifest, trained, tmp_path):
     manifest = copy_data(manifest, tmp_path / "data")
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]
     for entry in entries:
@@ -224,17 +224,17 @@ def test_frames_without_labels_or_teachers_leave_those_rows_out(manifest, traine
     assert parts["teacher vs reference"] == set()
 
 
-def test_a_perfect_prediction_is_scored_as_perfect():
+def test_perfect_prediction_gets_perfect_scores():
     """A box room against itself, with holes in the reference."""
     depth, sensor, labels = render(CAMERA.resized(*SIZE))
     comparison = Comparison(RECIPE)
-    counts = (scored_depth(sensor, None, RECIPE, None), scored_classes(labels, RECIPE))
-    comparison.update(Maps(depth, labels), Truth(sensor, labels, *counts))
+    counts = (depth_mask(sensor, None, RECIPE, None), class_mask(labels, RECIPE))
+    comparison.update(Maps(depth, labels), Reference(sensor, labels, *counts))
     results = comparison.results()
     assert results["depth"]["rmse"] == 0 and results["seg"]["miou"] == 1
 
 
-def test_nothing_to_compare_is_an_error(manifest, trained, tmp_path):
+def test_frames_without_depth_and_classes_are_an_error(manifest, trained, tmp_path):
     manifest = copy_data(manifest, tmp_path / "data")
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]
     for entry in entries:

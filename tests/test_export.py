@@ -25,8 +25,8 @@ from dataset.files import read_json, write_json, write_npy, write_png
 from dataset.identity import content_sample
 from dataset.manifest import Row, read_manifest, write_manifest
 from deployment import engine, proof
-from deployment.agreement import TOLERANCES, compare, losses, run_onnx_runtime, run_pytorch, score, within
-from deployment.engine import layer_types
+from deployment.agreement import TOLERANCES, compare, degradation, onnx_runtime_fn, pytorch_fn, score, within_tolerance
+from deployment.engine import layer_precisions
 from deployment.graph import (
     MAX_FP16_VALUE,
     ExportedStudent,
@@ -122,7 +122,7 @@ def half_graph(model):
 
 
 @pytest.fixture
-def nothing_around(tmp_path, monkeypatch):
+def empty_environment(tmp_path, monkeypatch):
     """A current folder and environment without data."""
     for variable in ("SCRATCH", "DATA_ROOT", "ENGINE_DIR", "USE_CORRIDOR_DATA"):
         monkeypatch.delenv(variable, raising=False)
@@ -131,7 +131,7 @@ def nothing_around(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def export(nothing_around, monkeypatch, capsys):
+def export(empty_environment, monkeypatch, capsys):
     """Run the script: (exit code, standard output, standard error)."""
 
     def run(*arguments):
@@ -145,7 +145,7 @@ def export(nothing_around, monkeypatch, capsys):
 
 
 @pytest.fixture
-def ready_graphs(monkeypatch, graph, half_graph):
+def prebuilt_graphs(monkeypatch, graph, half_graph):
     """Spare main() the exports, which take seconds: the same graphs each time, and no int8."""
     monkeypatch.setattr(proof, "export_graph", lambda model, *size: half_graph if is_half(model) else graph)
     monkeypatch.setattr(export_trt, "calibration_images", lambda *arguments: None)
@@ -158,11 +158,11 @@ def is_half(model):
 # --------------------------------------------------------------------------------------------------- the whole script
 
 
-def test_engines_folder(export, checkpoint, manifest, nothing_around):
+def test_engines_folder(export, checkpoint, manifest, empty_environment):
     code, out, err = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
     assert code == 0, out + err
-    assert "opset 17" in out and "2 test frames" in out and "left out 1" in out
-    folder = nothing_around / "engines"
+    assert "opset 17" in out and "2 test frames" in out and "skipped 1" in out
+    folder = empty_environment / "engines"
     graphs = {"student_fp32.onnx", "student_fp16.onnx", "student_int8.onnx"}
     assert {path.name for path in folder.iterdir()} == {*graphs, "eval_frames.npz", "student.json"}
 
@@ -173,9 +173,9 @@ def test_engines_folder(export, checkpoint, manifest, nothing_around):
         assert onnx.load(path).opset_import[0].version == 17
         assert entry["onnx"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and entry["engine"] is None
         assert entry["scores"]["rmse"] > 0
-    exact, half, int8 = description["precisions"]
-    assert exact["errors"]["max_depth_error_mm"] < 1 and exact["errors"]["class_agreement"] >= 0.999
-    assert set(exact["losses"].values()) == {0}
+    fp32, half, int8 = description["precisions"]
+    assert fp32["errors"]["max_depth_error_mm"] < 1 and fp32["errors"]["class_agreement"] >= 0.999
+    assert set(fp32["losses"].values()) == {0}
     assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "no float16 at all"
     assert 0 < max(half["largest_values"].values()) <= MAX_FP16_VALUE
     assert 1e-6 < int8["errors"]["mean_depth_share"] < 5e-2, "no int8, or nothing but"
@@ -191,7 +191,7 @@ def test_engines_folder(export, checkpoint, manifest, nothing_around):
     assert str(checkpoint.parent) not in json.dumps(description)
 
 
-def test_graph_says_what_the_student_says(graph, model):
+def test_graph_equals_the_student(graph, model):
     rgb = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     depth, seg = session.run(["depth", "seg"], {"rgb": rgb.numpy()})
@@ -202,21 +202,21 @@ def test_graph_says_what_the_student_says(graph, model):
     assert seg == pytest.approx(expected_seg.numpy(), abs=1e-3)
 
 
-def test_a_camera_that_the_student_can_not_serve_is_refused():
+def test_camera_outside_the_output_range_is_rejected():
     """A checkpoint of before 20 m at the reference focal length says 8 m through a lens of 0.4."""
     recipe = replace(Recipe(), output_range=(0.05, 20.0))
-    for served in (0.5, 1.0, 2.0):
-        export_trt.check_depth_range(CAMERA.with_focal_scale(served), recipe)
-    for unserved, words in ((0.4, "0.02 to 8.0 m"), (2.1, "0.11 to 42.0 m")):
+    for covered in (0.5, 1.0, 2.0):
+        export_trt.check_depth_range(CAMERA.with_focal_scale(covered), recipe)
+    for uncovered, words in ((0.4, "0.02 to 8.0 m"), (2.1, "0.11 to 42.0 m")):
         with pytest.raises(cli.UserError, match=words):
-            export_trt.check_depth_range(CAMERA.with_focal_scale(unserved), recipe)
-        export_trt.check_depth_range(CAMERA.with_focal_scale(unserved), Recipe())
+            export_trt.check_depth_range(CAMERA.with_focal_scale(uncovered), recipe)
+        export_trt.check_depth_range(CAMERA.with_focal_scale(uncovered), Recipe())
 
 
-def test_camera_flag_scales_depth(export, checkpoint, manifest, nothing_around):
+def test_camera_flag_scales_depth(export, checkpoint, manifest, empty_environment):
     """A camera of twice the resolution and three times the focal length sees things 1.5 times as far."""
     camera = Intrinsics(3 * CAMERA.fx, 3 * CAMERA.fy, 320, 240, 640, 480)
-    write_json(nothing_around / "camera.json", asdict(camera))
+    write_json(empty_environment / "camera.json", asdict(camera))
     arguments = ("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
     assert export(*arguments, "--camera", "camera.json")[0] == 0
     session = onnxruntime.InferenceSession("engines/student_fp32.onnx", providers=["CPUExecutionProvider"])
@@ -227,50 +227,50 @@ def test_camera_flag_scales_depth(export, checkpoint, manifest, nothing_around):
     assert read_json("engines/student.json")["camera"]["focal"] == pytest.approx(1.5 * CAMERA.focal)
 
 
-def test_graphs_of_the_cameras_frames(model):
+def test_graph_with_uint8_input(model):
     """uint8 [1,H,W,3] in, the same answers out."""
-    direct = ExportedStudent(model.student, 1.0, uint8_input=True)
-    exported = export_graph(direct, HEIGHT, WIDTH)
+    uint8_model = ExportedStudent(model.student, 1.0, uint8_input=True)
+    exported = export_graph(uint8_model, HEIGHT, WIDTH)
     check_graph(exported, HEIGHT, WIDTH, uint8_input=True)
     with pytest.raises(RuntimeError, match="exporter wrote inputs"):
         check_graph(exported, HEIGHT, WIDTH)
     images = random_images(HEIGHT, WIDTH)[:2]
-    answer = run_onnx_runtime(exported.SerializeToString())
-    for expected in (run_pytorch(model), run_pytorch(direct)):
-        errors = compare(answer, expected, images)
+    infer = onnx_runtime_fn(exported.SerializeToString())
+    for expected in (pytorch_fn(model), pytorch_fn(uint8_model)):
+        errors = compare(infer, expected, images)
         assert errors["max_depth_error_mm"] < 0.1 and errors["class_agreement"] > 0.9999
 
 
-def test_uint8_flag(export, checkpoint, manifest, nothing_around):
+def test_uint8_flag(export, checkpoint, manifest, empty_environment):
     assert export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt", "--uint8-input")[0] == 0
     for precision in ("fp32", "fp16", "int8"):
-        (value,) = onnx.load(nothing_around / "engines" / f"student_{precision}.onnx").graph.input
+        (value,) = onnx.load(empty_environment / "engines" / f"student_{precision}.onnx").graph.input
         assert value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     described = read_json("engines/student.json")["input"]
     assert described["shape"] == [1, HEIGHT, WIDTH, 3] and described["dtype"] == "uint8"
 
 
-def test_without_a_camera(export, tmp_path, manifest):
+def test_export_without_a_camera_is_rejected(export, tmp_path, manifest):
     path = write_checkpoint(tmp_path / "mixed.pt", camera=None)
     code, out, err = export("--checkpoint", path, "--manifest", manifest, "--skip-trt")
     assert code == 2 and len(err.splitlines()) == 1 and "--camera camera.json" in err
     assert not (tmp_path / "engines").exists()
 
 
-def test_a_file_with_several_cameras(export, checkpoint, nothing_around):
+def test_camera_file_with_several_cameras_is_rejected(export, checkpoint, empty_environment):
     cameras = {"a": asdict(CAMERA), "b": asdict(CAMERA)}
-    write_json(nothing_around / "same.json", cameras)
-    write_json(nothing_around / "two.json", cameras | {"b": asdict(replace(CAMERA, fx=300.0))})
-    assert export_trt.target_camera(nothing_around / "same.json", None, Recipe()).fx == pytest.approx(CAMERA.fx)
+    write_json(empty_environment / "same.json", cameras)
+    write_json(empty_environment / "two.json", cameras | {"b": asdict(replace(CAMERA, fx=300.0))})
+    assert export_trt.target_camera(empty_environment / "same.json", None, Recipe()).fx == pytest.approx(CAMERA.fx)
     code, _, err = export("--checkpoint", checkpoint, "--skip-trt", "--camera", "two.json")
     assert code == 2 and len(err.splitlines()) == 1 and "2 cameras" in err
 
 
-def test_missing_tensorrt_costs_nothing_but_the_engine(
-    export, checkpoint, manifest, ready_graphs, nothing_around, monkeypatch
+def test_missing_tensorrt_still_exports_onnx(
+    export, checkpoint, manifest, prebuilt_graphs, empty_environment, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    stale = nothing_around / "engines" / "student_fp32.engine"
+    stale = empty_environment / "engines" / "student_fp32.engine"
     stale.parent.mkdir()
     stale.write_bytes(b"built from last week's checkpoint")
     code, out, err = export("--checkpoint", checkpoint, "--manifest", manifest)
@@ -279,8 +279,8 @@ def test_missing_tensorrt_costs_nothing_but_the_engine(
     assert not stale.exists()
 
 
-def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_graphs, nothing_around):
-    folder = nothing_around / "engines"
+def test_export_without_data_has_no_scores_and_no_int8(export, checkpoint, prebuilt_graphs, empty_environment):
+    folder = empty_environment / "engines"
     stale = [folder / name for name in ("eval_frames.npz", "student_int8.onnx", "student_int8.engine")]
     folder.mkdir()
     for path in stale:
@@ -288,22 +288,22 @@ def test_without_data_it_says_so_and_invents_none(export, checkpoint, ready_grap
     code, out, _ = export("--checkpoint", checkpoint, "--skip-trt")
     assert code == 0 and "NO HELD-OUT FRAMES" in out and "random images" in out
     assert not any(path.exists() for path in stale)
-    description = json.loads((nothing_around / "engines" / "student.json").read_text())
+    description = json.loads((empty_environment / "engines" / "student.json").read_text())
     assert description["evaluation"] is None
     assert description["compared_on"] == "random images" and description["precisions"][0]["scores"] is None
 
 
-def test_gate_fails_on_another_students_graph(export, checkpoint, manifest, nothing_around, monkeypatch):
+def test_export_fails_for_another_students_graph(export, checkpoint, manifest, empty_environment, monkeypatch):
     torch.manual_seed(5)
-    other = ExportedStudent(build_student(Recipe()), 1.0)
-    wrong = export_graph(other, HEIGHT, WIDTH)
-    monkeypatch.setattr(proof, "export_graph", lambda *arguments: wrong)
+    other_student = ExportedStudent(build_student(Recipe()), 1.0)
+    other_graph = export_graph(other_student, HEIGHT, WIDTH)
+    monkeypatch.setattr(proof, "export_graph", lambda *arguments: other_graph)
     code, out, _ = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
     assert code == 1 and "FAILED" in out
-    assert not (nothing_around / "engines").exists()
+    assert not (empty_environment / "engines").exists()
 
 
-def test_missing_checkpoint_and_manifest(export, checkpoint):
+def test_missing_checkpoint_or_manifest_is_an_error(export, checkpoint):
     for arguments, needle in (
         (("--checkpoint", "none.pt"), "none.pt"),
         (("--checkpoint", checkpoint, "--manifest", "none.jsonl"), "none.jsonl"),
@@ -315,41 +315,41 @@ def test_missing_checkpoint_and_manifest(export, checkpoint):
 # ---------------------------------------------------------------------------------------------------- the graph's gate
 
 
-def test_tolerance():
+def test_within_tolerance():
     tolerance = TOLERANCES["fp32"]
     good = {"max_depth_error_mm": 1.0, "mean_depth_share": 1e-4, "class_agreement": 0.999}
-    assert within(good, {"rmse": 1e-3}, tolerance)
+    assert within_tolerance(good, {"rmse": 1e-3}, tolerance)
     for worse in ({"max_depth_error_mm": 1.01}, {"mean_depth_share": 1.01e-4}, {"class_agreement": 0.9989}):
-        assert not within(good | worse, {}, tolerance)
-    assert not within(good | {"max_depth_error_mm": float("nan")}, {}, tolerance)
-    assert not within(good, {"rmse": -0.1, "miou": 1.1e-3}, tolerance)
-    assert within(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 0.99}, TOLERANCES["int8"])
-    assert not within(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 1.01}, TOLERANCES["int8"])
-    assert within(good | {"max_depth_error_mm": 100.0}, {}, TOLERANCES["fp16"])
-    assert not within(good | {"mean_depth_share": float("nan")}, {}, TOLERANCES["fp16"])
+        assert not within_tolerance(good | worse, {}, tolerance)
+    assert not within_tolerance(good | {"max_depth_error_mm": float("nan")}, {}, tolerance)
+    assert not within_tolerance(good, {"rmse": -0.1, "miou": 1.1e-3}, tolerance)
+    assert within_tolerance(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 0.99}, TOLERANCES["int8"])
+    assert not within_tolerance(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 1.01}, TOLERANCES["int8"])
+    assert within_tolerance(good | {"max_depth_error_mm": 100.0}, {}, TOLERANCES["fp16"])
+    assert not within_tolerance(good | {"mean_depth_share": float("nan")}, {}, TOLERANCES["fp16"])
 
 
-def test_losses():
+def test_degradation():
     base = {"rmse": 0.5, "delta1": 0.5, "miou": 0.4}
-    lost = losses({"rmse": 0.51, "delta1": 0.1, "miou": 0.41}, base)
-    assert lost == pytest.approx({"rmse": 0.02, "miou": -0.025, "miou_points": -1})
+    worse = degradation({"rmse": 0.51, "delta1": 0.1, "miou": 0.41}, base)
+    assert worse == pytest.approx({"rmse": 0.02, "miou": -0.025, "miou_points": -1})
     nothing = float("nan")
-    assert losses({"rmse": 0.5, "delta1": 0.5, "miou": nothing}, base | {"miou": nothing}) == {"rmse": 0}
-    assert losses({"rmse": 0.5, "delta1": 0.5, "miou": 0.0}, base | {"miou": 0.0})["miou"] == 0
+    assert degradation({"rmse": 0.5, "delta1": 0.5, "miou": nothing}, base | {"miou": nothing}) == {"rmse": 0}
+    assert degradation({"rmse": 0.5, "delta1": 0.5, "miou": 0.0}, base | {"miou": 0.0})["miou"] == 0
 
 
-def test_comparison_is_in_millimetres(graph, model):
+def test_compare_reports_millimetres(graph, model):
     images = random_images(HEIGHT, WIDTH)[:1]
     nearer = ExportedStudent(model.student, 0.999)
     with torch.inference_mode():
         depth = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255)[0]
-    errors = compare(run_onnx_runtime(graph.SerializeToString()), run_pytorch(nearer), images)
+    errors = compare(onnx_runtime_fn(graph.SerializeToString()), pytorch_fn(nearer), images)
     assert errors["max_depth_error_mm"] == pytest.approx(depth.max().item(), rel=1e-2)  # a thousandth of it
     assert errors["mean_depth_share"] == pytest.approx(1e-3, rel=1e-2)
     assert errors["class_agreement"] == pytest.approx(1, abs=1e-3)
 
 
-def test_score_is_in_metres_of_each_frames_camera():
+def test_score_uses_metres_of_each_frames_camera():
     frames = {
         "rgb": np.zeros((2, 4, 6, 3), np.uint8),
         "depth": np.full((2, 4, 6), 3.0, np.float32),
@@ -366,13 +366,13 @@ def test_score_is_in_metres_of_each_frames_camera():
 # ------------------------------------------------------------------------------------------------------ half precision
 
 
-def test_half_precision_where_it_is_wanted(half_graph):
+def test_fp16_graph_keeps_sensitive_nodes_in_float32(half_graph):
     """Convolutions in float16, attention's products, the image's normalisation and depth's exponential in float32."""
     inferred = onnx.shape_inference.infer_shapes(half_graph, strict_mode=True).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
 
-    def types_of(kind: str) -> set[int]:
-        return {types[node.output[0]] for node in inferred.node if node.op_type == kind}
+    def types_of(operator: str) -> set[int]:
+        return {types[node.output[0]] for node in inferred.node if node.op_type == operator}
 
     assert types_of("Conv") == {onnx.TensorProto.FLOAT16}
     assert types_of("MatMul") == types_of("Exp") == {onnx.TensorProto.FLOAT}
@@ -382,7 +382,7 @@ def test_half_precision_where_it_is_wanted(half_graph):
     assert half < 0.6 * whole
 
 
-def test_half_precision_holds_what_it_must(half_graph, graph):
+def test_fp16_ranges_are_below_the_bound(half_graph, graph):
     images = extreme_images(HEIGHT, WIDTH)[::4]
     ranges = fp16_ranges(half_graph, images)
     values = list(ranges.values())
@@ -390,7 +390,7 @@ def test_half_precision_holds_what_it_must(half_graph, graph):
     assert fp16_ranges(graph, images[:1]) == {}
 
 
-def test_attention_in_half_precision_does_not_hold(checkpoint, monkeypatch):
+def test_fp16_attention_exceeds_the_bound(checkpoint, monkeypatch):
     """What the check is for: attention's sums over all positions of activations that float16 can hold."""
 
     def in_float16(self, q, k, v):
@@ -402,14 +402,14 @@ def test_attention_in_half_precision_does_not_hold(checkpoint, monkeypatch):
         weight = block.qkv.conv.weight.data.unflatten(0, (-1, 3, block.dim))
         weight[:, :2] *= 30  # queries and keys, which the division takes out again: the answer stays
     images = extreme_images(HEIGHT, WIDTH)[-1:]
-    kept = fp16_ranges(export_graph(to_half(ExportedStudent(student, 1.0)), HEIGHT, WIDTH), images)
+    safe = fp16_ranges(export_graph(to_half(ExportedStudent(student, 1.0)), HEIGHT, WIDTH), images)
     monkeypatch.setattr(LiteMLA, "_attn", in_float16)
-    left = fp16_ranges(export_graph(to_half(ExportedStudent(student, 1.0)), HEIGHT, WIDTH), images)
-    assert next(iter(kept.values())) <= MAX_FP16_VALUE < next(iter(left.values()))
+    overflowing = fp16_ranges(export_graph(to_half(ExportedStudent(student, 1.0)), HEIGHT, WIDTH), images)
+    assert next(iter(safe.values())) <= MAX_FP16_VALUE < next(iter(overflowing.values()))
 
 
 @pytest.mark.parametrize("damage", ["opset", "name", "shape"])
-def test_check_graph_refuses(graph, damage):
+def test_check_graph_rejects_other_contracts(graph, damage):
     broken = onnx.ModelProto()
     broken.CopyFrom(graph)
     if damage == "opset":
@@ -435,13 +435,13 @@ def quantiser(graph):
 
 @pytest.fixture(scope="module")
 def int8_graph(quantiser):
-    return quantiser.make(quantiser.layers)
+    return quantiser.build_graph(quantiser.layers)
 
 
-KINDS = ("MatMul", "HardSwish")
+OPERATORS = ("MatMul", "HardSwish")
 
 
-def test_int8_where_it_is_wanted(int8_graph, quantiser):
+def test_int8_graph_quantises_only_the_chosen_layers(int8_graph, quantiser):
     """Symmetric activations, weights by channel, no quantised bias, for TensorRT; attention and heads left out."""
     check_graph(int8_graph, HEIGHT, WIDTH)
     inferred = onnx.shape_inference.infer_shapes(int8_graph, strict_mode=True).graph
@@ -463,7 +463,10 @@ def test_int8_where_it_is_wanted(int8_graph, quantiser):
                 assert types[node.output[0]] == onnx.TensorProto.FLOAT16
     assert quantised == set(quantiser.layers) and len(quantised) > 50
     assert not any("context_module" in name or "/head/" in name for name in quantised)
-    others = {kind: {types[node.output[0]] for node in inferred.node if node.op_type == kind} for kind in KINDS}
+    others = {
+        operator: {types[node.output[0]] for node in inferred.node if node.op_type == operator}
+        for operator in OPERATORS
+    }
     assert others == {"MatMul": {onnx.TensorProto.FLOAT}, "HardSwish": {onnx.TensorProto.FLOAT16}}
     divisions = [node for node in inferred.node if node.op_type == "Div" and "context_module" in node.name]
     assert {types[node.output[0]] for node in divisions} == {onnx.TensorProto.FLOAT}
@@ -471,40 +474,42 @@ def test_int8_where_it_is_wanted(int8_graph, quantiser):
     assert all(pair == ["Slice", "Add"] for pair in sums), "a cast stands between attention's sums and the division"
 
 
-def test_layers_that_int8_spoils_are_left_in_half_precision(model, quantiser, monkeypatch):
+def test_inaccurate_int8_layers_stay_in_half_precision(model, quantiser, monkeypatch):
     """The worst is found by what it loses alone, and then by twice as many at a time."""
     bad = quantiser.layers[5:7]
-    made = []
+    built = []
 
-    def make(layers):
-        made.append(list(layers))
+    def build_graph(layers):
+        built.append(list(layers))
         return "graph"
 
     validator = types.SimpleNamespace(
         images=np.zeros((1, 2, 2, 3)),
-        exact=None,
-        examine=lambda precision, graph: {"passed": not set(bad) & set(made[-1])},
+        fp32=None,
+        validate=lambda precision, graph: {"passed": not set(bad) & set(built[-1])},
     )
     ranking = dict.fromkeys([bad[0], quantiser.layers[0], bad[1], *quantiser.layers[1:5]], 0.1)
-    monkeypatch.setattr(proof, "rank", lambda *arguments: ranking)
-    graph, entry = proof.validate_int8(types.SimpleNamespace(layers=quantiser.layers, make=make), validator)
+    monkeypatch.setattr(proof, "rank_layers", lambda *arguments: ranking)
+    graph, entry = proof.validate_int8(
+        types.SimpleNamespace(layers=quantiser.layers, build_graph=build_graph), validator
+    )
     assert entry["passed"] and entry["left_in_half"] == list(ranking)[:4]
-    assert [len(quantiser.layers) - len(layers) for layers in made] == [0, 1, 2, 4]
+    assert [len(quantiser.layers) - len(layers) for layers in built] == [0, 1, 2, 4]
 
 
-def test_layers_are_ranked_by_what_each_loses_alone(monkeypatch):
+def test_layers_are_ranked_by_their_own_error(monkeypatch):
     """Depth 10 % off, 50 % off, right but with half of the classes wrong, and all right."""
     depth, seg = np.ones((1, 1, 2, 2), np.float32), np.zeros((1, 6, 2, 2), np.float32)
     seg[:, 2] = 1
-    wrong = seg.copy()
-    wrong[..., 0] = seg[:, ::-1, :, 0]
-    answers = {"a": (1.1 * depth, seg), "b": (1.5 * depth, seg), "c": (depth, wrong), "d": (depth, seg)}
+    other_graph = seg.copy()
+    other_graph[..., 0] = seg[:, ::-1, :, 0]
+    answers = {"a": (1.1 * depth, seg), "b": (1.5 * depth, seg), "c": (depth, other_graph), "d": (depth, seg)}
 
     def quantise(layers):
         (layer,) = layers
         return types.SimpleNamespace(SerializeToString=lambda: layer)
 
-    monkeypatch.setattr(proof, "run_onnx_runtime", lambda layer: lambda image: answers[layer])
+    monkeypatch.setattr(proof, "onnx_runtime_fn", lambda layer: lambda image: answers[layer])
     quantiser = types.SimpleNamespace(layers=list(answers), quantise=quantise)
     ranking = proof.rank(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
     assert ranking == pytest.approx({"b": 0.5, "c": 0.5, "a": 0.1, "d": 0}) and list(ranking)[2:] == ["a", "d"]
@@ -531,7 +536,7 @@ def test_evaluation_frames(manifest, tmp_path):
     assert np.count_nonzero(depth) == depth[rows_scored, WIDTH // 2 : columns_scored.stop].size, "outside Eigen's crop"
 
 
-def test_other_cameras_are_scored_to_the_border(tmp_path):
+def test_other_cameras_have_no_eigen_crop(tmp_path):
     camera = Intrinsics(500, 500, 320, 180, 640, 360)  # 16:9: cropped to 480x360, so that f is 500 * 320 / 480
     manifest = write_frames(tmp_path, ["a"], camera)
     frames = evaluation_frames(read_manifest(manifest), Recipe())
@@ -539,13 +544,13 @@ def test_other_cameras_are_scored_to_the_border(tmp_path):
     assert frames["focal"] == pytest.approx([500 * 320 / 480])
 
 
-def test_test_split_only(tmp_path):
+def test_only_the_test_split_is_scored(tmp_path):
     manifest = write_frames(tmp_path, ["a", "b"], split="val")
     with pytest.raises(cli.UserError, match="split 'test'"):
         find_test_rows(manifest, {}, limit=32)
 
 
-def test_held_out_frames_are_told_by_their_images_not_by_their_names(tmp_path):
+def test_held_out_frames_are_identified_by_content_not_name(tmp_path):
     """All loaders call frames 000001: another folder's have nothing to do with those that were trained on."""
     first, second = (write_frames(tmp_path / name, ["000001", "000002"]) for name in ("nyu", "robot"))
     rows = read_manifest(second)
@@ -578,25 +583,29 @@ def test_calibration_frames(manifest, tmp_path):
 # --------------------------------------------------------------------------------------------------------- TensorRT
 
 
-def test_layers_that_stay_float32(graph, half_graph, int8_graph):
+def test_layer_precisions(graph, half_graph, int8_graph):
     """What 8.5 and 8.6, whose networks are not strongly typed, are told of each graph."""
-    assert layer_types(graph) == {"int8": False, "float32_layers": None}
+    assert layer_precisions(graph) == {"int8": False, "float32_layers": None}
     for exported, int8 in ((half_graph, False), (int8_graph, True)):
-        told = layer_types(exported)
-        kept = {node.op_type for node in exported.graph.node if node.name in set(told["float32_layers"])}
-        assert told["int8"] == int8 and {"MatMul", "Exp"} <= kept and "Conv" not in kept
+        precisions = layer_precisions(exported)
+        safe = {node.op_type for node in exported.graph.node if node.name in set(precisions["float32_layers"])}
+        assert precisions["int8"] == int8 and {"MatMul", "Exp"} <= safe and "Conv" not in safe
 
 
-def test_engine_is_noted(export, checkpoint, manifest, ready_graphs, nothing_around, monkeypatch):
+def test_engine_is_recorded_in_student_json(
+    export, checkpoint, manifest, prebuilt_graphs, empty_environment, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="0.0"))
     monkeypatch.setattr(engine, "build_engine", lambda trt, graph, entry, cache: b"engine of " + graph[:4])
     assert export("--checkpoint", checkpoint, "--manifest", manifest)[0] == 0
-    content = (nothing_around / "engines" / "student_fp32.engine").read_bytes()
-    noted = read_json("engines/student.json")["precisions"][0]["engine"]
-    assert noted["sha256"] == hashlib.sha256(content).hexdigest() and noted["tensorrt"] == "0.0"
+    content = (empty_environment / "engines" / "student_fp32.engine").read_bytes()
+    recorded = read_json("engines/student.json")["precisions"][0]["engine"]
+    assert recorded["sha256"] == hashlib.sha256(content).hexdigest() and recorded["tensorrt"] == "0.0"
 
 
-def test_what_tensorrt_can_not_is_one_line(export, checkpoint, manifest, ready_graphs, nothing_around, monkeypatch):
+def test_tensorrt_failure_is_reported_in_one_line(
+    export, checkpoint, manifest, prebuilt_graphs, empty_environment, monkeypatch
+):
     def no_gpu(*arguments):
         raise BenchmarkError("TensorRT 0.0 finds no usable GPU")
 
@@ -606,11 +615,11 @@ def test_what_tensorrt_can_not_is_one_line(export, checkpoint, manifest, ready_g
     assert code == 2 and len(err.splitlines()) == 1 and "no usable GPU" in err and "--skip-trt" in err
 
 
-@pytest.mark.parametrize("kind", ["fp32", "fp16", "int8", "fp16 of the camera's frames"])
-def test_real_parser_takes_the_graph_and_builds_an_engine(kind, graph, half_graph, int8_graph, model):
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8", "fp16 of the camera's frames"])
+def test_tensorrt_parses_the_graph_and_builds_an_engine(variant, graph, half_graph, int8_graph, model):
     """TensorRT for RTX shares TensorRT's parser and builds without a GPU for a compute capability that is named."""
-    exported = {"fp32": graph, "int8": int8_graph}.get(kind, half_graph)
-    if kind.endswith("frames"):
+    exported = {"fp32": graph, "int8": int8_graph}.get(variant, half_graph)
+    if variant.endswith("frames"):
         exported = export_graph(to_half(ExportedStudent(model.student, 1.0, uint8_input=True)), HEIGHT, WIDTH)
     builder, network, parser = parse_graph(trt, exported.SerializeToString())
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
@@ -619,7 +628,7 @@ def test_real_parser_takes_the_graph_and_builds_an_engine(kind, graph, half_grap
         "seg": ((1, 6, HEIGHT, WIDTH), trt.float32),
     }
     convolutions = [layer for layer in map(network.get_layer, range(network.num_layers)) if is_convolution(layer)]
-    expected = {"fp32": {trt.float32}, "int8": {trt.float32, trt.float16}}.get(kind, {trt.float16})
+    expected = {"fp32": {trt.float32}, "int8": {trt.float32, trt.float16}}.get(operator, {trt.float16})
     assert len(convolutions) > 50 and {layer.get_output(0).dtype for layer in convolutions} == expected
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -632,7 +641,7 @@ def is_convolution(layer) -> bool:
     return layer.type == trt.LayerType.CONVOLUTION
 
 
-def test_real_parser_says_what_is_wrong(graph):
+def test_tensorrt_parser_error_names_the_operator(graph):
     broken = onnx.ModelProto()
     broken.CopyFrom(graph)
     next(node for node in broken.graph.node if node.op_type == "Conv").op_type = "Convolute"

@@ -32,7 +32,7 @@ def pixels(*values: float) -> torch.Tensor:
     return torch.tensor(values).view(1, 1, 1, -1)
 
 
-def test_the_sensor_teaches_where_it_is_confident_and_the_teacher_elsewhere():
+def test_hybrid_depth_uses_the_confident_sensor_and_the_teacher_elsewhere():
     cases = {  # sensor, confidence, teacher, target
         "confident": (1.0, 1.0, 3.0, 1.0),
         "just at tau": (1.0, 0.5, 3.0, 1.0),
@@ -49,13 +49,13 @@ def test_the_sensor_teaches_where_it_is_confident_and_the_teacher_elsewhere():
     assert torch.equal(hybrid_depth(depth, confidence, teacher, 0.5, (0.1, 10.0)), expected)
 
 
-def test_masked_mean_is_over_valid_pixels_not_over_all_or_over_samples():
+def test_masked_mean_averages_over_valid_pixels_of_the_batch():
     values = torch.tensor([[1.0, 2.0, 30.0], [40.0, 50.0, 6.0]])
     mask = torch.tensor([[True, True, False], [False, False, True]])
     assert masked_mean(values, mask).item() == 3.0
 
 
-def test_depth_l1_is_in_metres_and_log_metres_over_the_pixels_with_a_target():
+def test_depth_l1_is_in_metres_plus_log_metres_over_valid_pixels():
     expected = ((1.0 + math.log(2)) + (0.5 + math.log(1.1))) / 2
     predicted = pixels(2.0, 5.0, 9.0).requires_grad_()
     loss = depth_l1(predicted, pixels(1.0, 5.5, 0.0))
@@ -64,7 +64,7 @@ def test_depth_l1_is_in_metres_and_log_metres_over_the_pixels_with_a_target():
     assert predicted.grad.flatten().tolist() == pytest.approx([(1 + 1 / 2) / 2, -(1 + 1 / 5) / 2, 0])
 
 
-def test_cross_entropy_is_torchs_on_valid_pixels():
+def test_cross_entropy_equals_torch_on_valid_pixels():
     torch.manual_seed(0)
     logits, target = torch.randn(3, CLASSES, 7, 5), torch.randint(CLASSES, (3, 7, 5))
     target[torch.rand(target.shape) < 0.4] = IGNORE
@@ -73,7 +73,7 @@ def test_cross_entropy_is_torchs_on_valid_pixels():
     torch.testing.assert_close(segmentation_cross_entropy(logits, target, torch.full((3, 1, 7, 5), 0.5)), expected)
 
 
-def test_cross_entropy_counts_a_pixel_as_much_as_its_weight():
+def test_cross_entropy_is_weighted_per_pixel():
     torch.manual_seed(0)
     logits, target = torch.randn(2, CLASSES, 7, 5), torch.randint(CLASSES, (2, 7, 5))
     weight = torch.rand(2, 1, 7, 5)
@@ -84,7 +84,7 @@ def test_cross_entropy_counts_a_pixel_as_much_as_its_weight():
     torch.testing.assert_close(segmentation_cross_entropy(logits, target, weight), expected)
 
 
-def test_a_pixel_of_a_rare_class_counts_more():
+def test_rare_classes_get_larger_weights():
     shares = torch.tensor([0.4, 0.1, 0.4999, 0.0001, 0.0, 0.0])
     weights = class_weights(shares, balance=0.5)
     assert weights.shape == (256,) and not weights[CLASSES:].any()
@@ -96,7 +96,7 @@ def test_a_pixel_of_a_rare_class_counts_more():
     assert class_weights(torch.zeros(CLASSES), balance=0.5)[:CLASSES].tolist() == [1] * CLASSES
 
 
-def test_dice_is_the_mean_over_the_classes_that_each_frame_has():
+def test_dice_is_averaged_over_the_classes_present_in_each_frame():
     target = torch.tensor([[[0, 0, 1, IGNORE]], [[2, 2, 2, 2]]])
     weight = torch.tensor([[[[1.0, 0.5, 1.0, 1.0]]], [[[1.0] * 4]]])
     probability = torch.full((2, CLASSES, 1, 4), 0.02)
@@ -108,7 +108,7 @@ def test_dice_is_the_mean_over_the_classes_that_each_frame_has():
     assert target_counts(torch.zeros(2, 1, 1, 4), target, weight).tolist() == [0, 6.5, 3, 2]
 
 
-def test_dice_of_a_perfect_answer_is_none_whatever_is_ignored():
+def test_dice_of_a_perfect_prediction_is_zero_with_ignored_pixels():
     target = torch.randint(CLASSES, (2, 8, 6))
     logits = 100 * F.one_hot(target, CLASSES).permute(0, 3, 1, 2).float()
     target[:, 0] = IGNORE
@@ -116,7 +116,7 @@ def test_dice_of_a_perfect_answer_is_none_whatever_is_ignored():
     assert dice_loss(-logits, target, torch.rand(2, 1, 8, 6)).item() > 0.5
 
 
-SURE = torch.ones(2, 1, 8, 6)
+FULL_WEIGHT = torch.ones(2, 1, 8, 6)
 
 
 def outputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -125,25 +125,25 @@ def outputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return depth.requires_grad_(), torch.randn(batch, CLASSES, 8, 6, requires_grad=True), torch.rand(batch, 3, 8, 6)
 
 
-def test_a_frame_without_teacher_neither_adds_nor_gets_segmentation_gradient():
+def test_frame_without_teacher_has_no_effect_on_segmentation():
     depth, seg, rgb = outputs()
     target = torch.randint(CLASSES, (2, 8, 6))
     target[1] = IGNORE
     teacher = torch.rand(2, 1, 8, 6) + 1
     teacher[1] = 0
-    both = distillation_loss(depth, seg, rgb, teacher, target, SURE, WEIGHTS)
+    both = distillation_loss(depth, seg, rgb, teacher, target, FULL_WEIGHT, WEIGHTS)
     both["total"].backward()
     assert seg.grad[0].abs().min() > 0
     assert seg.grad[1].abs().max() == 0
-    alone = distillation_loss(depth[:1], seg[:1], rgb[:1], teacher[:1], target[:1], SURE[:1], WEIGHTS)
+    alone = distillation_loss(depth[:1], seg[:1], rgb[:1], teacher[:1], target[:1], FULL_WEIGHT[:1], WEIGHTS)
     for term in ("depth", "segmentation", "dice"):
         torch.testing.assert_close(both[term], alone[term])
 
 
-def test_a_batch_with_nothing_to_learn_is_zero_with_finite_gradients():
+def test_batch_without_targets_has_zero_loss_and_finite_gradients():
     depth, seg, rgb = outputs()
-    nothing, no_class = torch.zeros(2, 1, 8, 6), torch.full((2, 8, 6), IGNORE)
-    terms = distillation_loss(depth, seg, rgb, nothing, no_class, SURE, WEIGHTS)
+    no_depth, no_class = torch.zeros(2, 1, 8, 6), torch.full((2, 8, 6), IGNORE)
+    terms = distillation_loss(depth, seg, rgb, no_depth, no_class, FULL_WEIGHT, WEIGHTS)
     assert terms["depth"].item() == terms["segmentation"].item() == terms["dice"].item() == 0
     assert math.isfinite(terms["total"].item())
     terms["total"].backward()
@@ -151,15 +151,15 @@ def test_a_batch_with_nothing_to_learn_is_zero_with_finite_gradients():
     assert seg.grad.abs().max() == 0
 
 
-def test_total_is_the_weighted_sum():
+def test_total_is_the_weighted_sum_of_the_terms():
     depth, seg, rgb = outputs()
     target = torch.randint(CLASSES, (2, 8, 6))
-    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, target, SURE, WEIGHTS)
+    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, target, FULL_WEIGHT, WEIGHTS)
     assert all(term.item() > 0 for term in terms.values())
     expected = terms["depth"] + 0.5 * terms["segmentation"] + 0.25 * terms["dice"] + 0.02 * terms["smoothness"]
     torch.testing.assert_close(terms["total"], expected)
     depth_alone = LossWeights(depth=1.0, segmentation=0.0, dice=0.0, smoothness=0.02)
-    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, target, SURE, depth_alone)
+    terms = distillation_loss(depth, seg, rgb, depth.detach() + 1, target, FULL_WEIGHT, depth_alone)
     assert set(terms) == {"depth", "smoothness", "total"}
     torch.testing.assert_close(terms["total"], terms["depth"] + 0.02 * terms["smoothness"])
 
@@ -167,18 +167,18 @@ def test_total_is_the_weighted_sum():
 def test_smoothness_is_zero_for_constant_depth_and_damped_at_image_edges():
     step = torch.full((1, 1, 6, 8), 2.0)
     step[..., 4:] = 4.0
-    plain, with_edge, edge_elsewhere = torch.zeros(3, 1, 3, 6, 8)
+    no_edge, with_edge, edge_elsewhere = torch.zeros(3, 1, 3, 6, 8)
     with_edge[..., 4:] = 1.0
     edge_elsewhere[..., 6:] = 1.0
     assert edge_aware_smoothness(torch.full((1, 1, 6, 8), 3.0), with_edge).item() == 0
-    assert edge_aware_smoothness(3 * step, plain).item() == pytest.approx(edge_aware_smoothness(step, plain).item())
+    assert edge_aware_smoothness(3 * step, no_edge).item() == pytest.approx(edge_aware_smoothness(step, no_edge).item())
     # inverse depths 1/2 and 1/4 have the mean 3/8; one of seven steps to the right differs by 2/3
-    assert edge_aware_smoothness(step, plain).item() == pytest.approx(2 / 3 / 7)
+    assert edge_aware_smoothness(step, no_edge).item() == pytest.approx(2 / 3 / 7)
     assert edge_aware_smoothness(step, with_edge).item() == pytest.approx(2 / 3 / 7 * math.exp(-1))
     assert edge_aware_smoothness(step, edge_elsewhere).item() == pytest.approx(2 / 3 / 7)
 
 
-def test_depth_is_bounded_and_its_gradient_reaches_the_extremes():
+def test_depth_is_bounded_with_non_zero_gradient():
     assert bounded_depth(torch.tensor([-1e9, 1e9]), RANGE).tolist() == pytest.approx(RANGE)
     raw = torch.tensor([-16.0, -8.0, 0.0, 8.0, 16.0], requires_grad=True)
     depth = bounded_depth(raw, RANGE)
@@ -200,7 +200,7 @@ def test_student_is_small_enough_for_the_jetson(student):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(240, 320), (96, 160)])
-def test_outputs_have_the_inputs_size(student, size):
+def test_outputs_have_the_input_size(student, size):
     depth, seg = student(torch.rand(1, 3, *size))
     assert (depth.dtype, seg.dtype) == (torch.float32, torch.float32)
     assert (tuple(depth.shape), tuple(seg.shape)) == ((1, 1, *size), (1, CLASSES, *size))
@@ -209,7 +209,7 @@ def test_outputs_have_the_inputs_size(student, size):
 
 
 @torch.inference_mode()
-def test_metres_are_not_rounded_under_autocast(student):
+def test_depth_is_not_rounded_under_autocast(student):
     """bfloat16 has 8 bits: on a GPU depth came in steps of 18 mm at 2 m, however it was cast afterwards."""
     rgb = torch.rand(1, 3, 240, 320, generator=torch.Generator().manual_seed(0))
     student = copy.deepcopy(student)
@@ -217,8 +217,8 @@ def test_metres_are_not_rounded_under_autocast(student):
     with torch.autocast("cpu", torch.bfloat16):
         depth, seg = student(rgb)
     assert (depth.dtype, seg.dtype) == (torch.float32, torch.float32)
-    exact = student(rgb)[0].unique().numel()
-    assert depth.unique().numel() > 0.5 * exact > 10_000 and seg.unique().numel() > 100_000
+    n_exact = student(rgb)[0].unique().numel()
+    assert depth.unique().numel() > 0.5 * n_exact > 10_000 and seg.unique().numel() > 100_000
 
 
 @torch.inference_mode()
@@ -233,12 +233,12 @@ def test_the_same_seed_gives_the_same_student(student):
     assert not torch.equal(student(rgb)[0], other(rgb)[0])
 
 
-def test_every_weight_learns():
+def test_every_weight_gets_a_gradient():
     torch.manual_seed(0)
     student = build_student(Recipe())
     depth, seg = student(torch.rand(2, 3, 64, 96))
     target = torch.randint(CLASSES, (2, 64, 96))
     ones, rgb = torch.ones_like(depth), torch.rand(2, 3, 64, 96)
     distillation_loss(depth, seg, rgb, ones, target, ones, WEIGHTS)["total"].backward()
-    without = [name for name, weight in student.named_parameters() if weight.grad is None or not weight.grad.any()]
-    assert not without
+    no_gradient = [name for name, weight in student.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not no_gradient

@@ -38,7 +38,7 @@ def numpy_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, flo
     }
 
 
-def measured(predicted, reference) -> dict[str, float]:
+def compute_metrics(predicted, reference) -> dict[str, float]:
     metrics = DepthMetrics(NEAREST, FARTHEST)
     for p, r in zip(predicted, reference, strict=True):
         metrics.update(*map(torch.from_numpy, (p, r, (r >= NEAREST) & (r <= FARTHEST))))
@@ -62,54 +62,58 @@ def maps_with_holes() -> tuple[list[np.ndarray], list[np.ndarray]]:
     return predicted, reference
 
 
-def test_pooled_metrics_are_the_formulas_over_all_pixels():
+def test_pooled_metrics_equal_numpy_over_all_pixels():
     predicted, reference = maps_with_holes()
     expected = numpy_metrics(*(np.concatenate([m.ravel() for m in maps]) for maps in (predicted, reference)))
-    results = measured(predicted, reference)
+    results = compute_metrics(predicted, reference)
     assert {name: results[name] for name in POOLED} == pytest.approx(expected)
 
 
-def test_image_metrics_are_means_over_images():
+def test_image_metrics_are_averaged_over_images():
     predicted, reference = maps_with_holes()
     images = [numpy_metrics(p, r) for p, r in zip(predicted, reference, strict=True)]
     expected = {f"image_{name}": np.mean([image[name] for image in images]) for name in POOLED}
-    results = measured(predicted, reference)
+    results = compute_metrics(predicted, reference)
     assert {name: results[name] for name in expected} == pytest.approx(expected)
 
 
-def test_pooled_and_image_rmse_differ_on_an_uneven_set():
+def test_pooled_and_image_rmse_differ_for_uneven_images():
     reference = [np.full((1, 9), 2.0, np.float32), np.full((1, 1), 2.0, np.float32)]
     predicted = [np.full((1, 9), 2.0, np.float32), np.full((1, 1), 5.0, np.float32)]
-    results = measured(predicted, reference)
+    results = compute_metrics(predicted, reference)
     assert results["rmse"] == pytest.approx(math.sqrt(9 / 10))
     assert results["image_rmse"] == pytest.approx(1.5)
 
 
-def test_a_wrong_scale_is_not_forgiven():
+def test_there_is_no_scale_alignment():
     reference = random_depth(np.random.default_rng(2), (30, 30)) / 2
-    results = measured([reference * 1.3], [reference])
+    results = compute_metrics([reference * 1.3], [reference])
     assert results["abs_rel"] == pytest.approx(0.3, abs=1e-6)
     assert results["delta1"] == 0
     assert results["median_ratio"] == pytest.approx(1.3)
     assert results["silog"] == pytest.approx(0, abs=1e-3), "SILog alone is blind to scale"
 
 
-def test_median_ratio_is_the_median_over_images_of_medians():
+def test_median_ratio_is_the_median_of_image_medians():
     reference = [np.full((3, 3), 2.0, np.float32)] * 3
     predicted = [np.full((3, 3), value, np.float32) for value in (1.0, 2.4, 6.0)]
     predicted[1][0, :] = 9.0
-    assert measured(predicted, reference)["median_ratio"] == pytest.approx(1.2)
+    assert compute_metrics(predicted, reference)["median_ratio"] == pytest.approx(1.2)
 
 
-def test_predictions_are_clamped_to_the_scored_range():
-    assert measured([np.full((2, 2), 40.0, np.float32)], [np.full((2, 2), 9.0, np.float32)])["mae"] == pytest.approx(1)
+def test_predictions_are_clipped_to_the_range():
+    assert compute_metrics([np.full((2, 2), 40.0, np.float32)], [np.full((2, 2), 9.0, np.float32)])[
+        "mae"
+    ] == pytest.approx(1)
 
 
-def test_nothing_scored_is_nan():
-    assert all(math.isnan(value) for value in measured([], []).values())
-    unscored = measured([np.ones((2, 2), np.float32)], [np.zeros((2, 2), np.float32)])
-    assert unscored.keys() == measured([np.ones((2, 2), np.float32)], [np.ones((2, 2), np.float32)]).keys()
-    assert all(math.isnan(value) for value in unscored.values())
+def test_metrics_without_valid_pixels_are_nan():
+    assert all(math.isnan(value) for value in compute_metrics([], []).values())
+    no_valid_pixels = compute_metrics([np.ones((2, 2), np.float32)], [np.zeros((2, 2), np.float32)])
+    assert (
+        no_valid_pixels.keys() == compute_metrics([np.ones((2, 2), np.float32)], [np.ones((2, 2), np.float32)]).keys()
+    )
+    assert all(math.isnan(value) for value in no_valid_pixels.values())
 
 
 def test_eigen_crop():
@@ -118,34 +122,34 @@ def test_eigen_crop():
     assert (rows.start, rows.stop, columns.start, columns.stop) == (22, 236, 20, 300)
 
 
-def count(confusion: ConfusionMatrix, predicted: torch.Tensor, reference: torch.Tensor) -> None:
+def update_where_labelled(confusion: ConfusionMatrix, predicted: torch.Tensor, reference: torch.Tensor) -> None:
     """All pixels that have a reference."""
     confusion.update(predicted, reference, reference != IGNORE)
 
 
-def test_a_pixel_without_an_answer_is_an_error():
+def test_missing_predictions_are_errors():
     """A student that says nothing on most of the image is no good student."""
     reference = np.full((10, 10), 3.0, np.float32)
-    silent = reference.copy()
-    silent[:9] = np.nan
-    results = measured([silent], [reference])
+    missing = reference.copy()
+    missing[:9] = np.nan
+    results = compute_metrics([missing], [reference])
     assert results["rmse"] == pytest.approx(math.sqrt(0.9 * 7**2)) and results["delta3"] == pytest.approx(0.1)
-    near = measured([np.zeros((1, 1), np.float32)], [np.full((1, 1), 8.0, np.float32)])
+    near = compute_metrics([np.zeros((1, 1), np.float32)], [np.full((1, 1), 8.0, np.float32)])
     assert near["mae"] == pytest.approx(8 - NEAREST), "the nearest scored depth errs more"
     narrow = DepthMetrics(1.0, 1.1)
     narrow.update(torch.tensor([[math.nan]]), torch.tensor([[1.05]]), torch.tensor([[True]]))
     assert narrow.compute()["delta1"] == 0, "whatever the range"
 
     confusion = ConfusionMatrix(2)
-    count(confusion, torch.tensor([0, 255, 255, 7]), torch.tensor([0, 0, 1, 1]))
+    update_where_labelled(confusion, torch.tensor([0, 255, 255, 7]), torch.tensor([0, 0, 1, 1]))
     assert confusion.compute()["iou"] == [0.5, 0.0] and confusion.compute()["pixel_accuracy"] == 0.25
 
 
-def test_iou_of_three_classes_by_hand():
+def test_iou_of_three_classes_computed_by_hand():
     confusion = ConfusionMatrix(4)
     # class 0: 2 hits, 1 missed, 1 too many; class 1: 1 hit, 1 missed, 2 too many; class 2: 1 hit, 1 missed; 3: absent
-    count(confusion, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
-    count(confusion, torch.tensor([[0, 1], [2, 2]]), torch.tensor([[1, 2], [2, 255]]))
+    update_where_labelled(confusion, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
+    update_where_labelled(confusion, torch.tensor([[0, 1], [2, 2]]), torch.tensor([[1, 2], [2, 255]]))
     results = confusion.compute()
     assert results["iou"][:3] == pytest.approx([2 / 4, 1 / 4, 1 / 2])
     assert math.isnan(results["iou"][3])
@@ -153,22 +157,24 @@ def test_iou_of_three_classes_by_hand():
     assert results["pixel_accuracy"] == pytest.approx(4 / 7)
 
 
-def test_miou_is_of_the_whole_set_not_a_mean_of_batches():
+def test_miou_is_computed_over_the_whole_set_not_averaged_over_batches():
     whole, batches = ConfusionMatrix(3), []
     rng = torch.Generator().manual_seed(0)
     for classes in (1, 2, 3):
         predicted, reference = torch.randint(classes, (2, 40), generator=rng)
-        count(whole, predicted, reference)
+        update_where_labelled(whole, predicted, reference)
         batches.append(ConfusionMatrix(3))
-        count(batches[-1], predicted, reference)
+        update_where_labelled(batches[-1], predicted, reference)
     assert torch.equal(whole.counts, sum(batch.counts for batch in batches))
-    hits, counts = whole.counts.diag().double(), whole.counts[:, :3].double()
-    assert whole.compute()["miou"] == pytest.approx((hits / (counts.sum(0) + counts.sum(1) - hits)).mean().item())
+    true_positives, counts = whole.counts.diag().double(), whole.counts[:, :3].double()
+    assert whole.compute()["miou"] == pytest.approx(
+        (true_positives / (counts.sum(0) + counts.sum(1) - true_positives)).mean().item()
+    )
     assert whole.compute()["miou"] != pytest.approx(np.mean([batch.compute()["miou"] for batch in batches]), abs=0.02)
 
 
-def test_a_class_that_is_only_predicted_counts_as_wrong():
+def test_class_that_is_only_predicted_has_zero_iou():
     confusion = ConfusionMatrix(3)
-    count(confusion, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    update_where_labelled(confusion, torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert confusion.compute()["iou"][:2] == [0.5, 0.0]
     assert confusion.compute()["miou"] == 0.25

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from config import CLASS_NAMES, Recipe
-from print_model_shapes import complexity, feature_maps, parameters
+from print_model_shapes import complexity, count_parameters, feature_map_shapes
 from trainer.checkpoint import build_student
 
-MOST_PARAMETERS, MOST_MACS = 5.31e6, 1.05e9
+MAX_PARAMETERS, MAX_MACS = 5.31e6, 1.05e9
 
 
 @pytest.fixture(scope="module")
@@ -15,8 +15,8 @@ def student():
     return build_student(Recipe()).eval()
 
 
-def test_encoder_maps(student):
-    assert feature_maps(student, 240, 320) == [[32, 60, 80], [64, 30, 40], [128, 15, 20], [256, 8, 10]]
+def test_encoder_feature_map_shapes(student):
+    assert feature_map_shapes(student, 240, 320) == [[32, 60, 80], [64, 30, 40], [128, 15, 20], [256, 8, 10]]
 
 
 def test_outputs_have_the_input_size(student):
@@ -25,10 +25,10 @@ def test_outputs_have_the_input_size(student):
     assert depth.shape == (1, 1, 240, 320) and seg.shape == (1, len(CLASS_NAMES), 240, 320)
 
 
-def test_budget(student):
+def test_parameters_and_macs_are_within_budget(student):
     count, macs = complexity(student, 240, 320)["total"]
-    assert 4e6 < count <= MOST_PARAMETERS
-    assert 0.7e9 < macs <= MOST_MACS
+    assert 4e6 < count <= MAX_PARAMETERS
+    assert 0.7e9 < macs <= MAX_MACS
 
 
 def test_blocks_add_up_to_the_total(student):
@@ -39,9 +39,9 @@ def test_blocks_add_up_to_the_total(student):
         assert sum(parts) == total[column]
         stages = [values[column] for name, values in table.items() if name.startswith("encoder.")]
         assert sum(stages) == table["encoder"][column]
-    assert total[0] == parameters(student)
+    assert total[0] == count_parameters(student)
 
 
-def test_macs_of_the_stem(student):
+def test_macs_of_the_stem_convolution(student):
     # 3x3 convolution with stride 2 from 3 to 16 channels, on a map of 120x160
     assert complexity(student, 240, 320)["encoder.stem_in_conv"][1] == 120 * 160 * 16 * 3 * 9

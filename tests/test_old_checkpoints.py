@@ -49,35 +49,35 @@ def resume(data: Path, out: Path, recipe: Recipe) -> int:
     return train.train(arguments, recipe, runtime, Processes(), torch.device("cpu"))
 
 
-def test_its_recipe_is_todays():
+def test_old_recipe_is_read():
     assert recipe_from_checkpoint(load_checkpoint(CHECKPOINT), CHECKPOINT) == RECIPE
 
 
-def test_a_renamed_setting_is_read_under_its_old_name():
+def test_renamed_setting_is_read_under_its_old_name():
     content = load_checkpoint(CHECKPOINT)
     assert "freeze_bn_fraction" not in content["config"]
     content["config"]["frozen_statistics"] = 0.7
     assert recipe_from_checkpoint(content, CHECKPOINT).freeze_bn_fraction == 0.7
 
 
-def test_a_resumed_run_ends_as_it_would_have(data, tmp_path, capsys):
+def test_resumed_run_ends_like_the_old_revision(data, tmp_path, capsys):
     assert resume(data, tmp_path, RECIPE) == 0
     assert capsys.readouterr().out.count("WARNING") == 1, "it knows its data by the files' times"
     history = load_checkpoint(tmp_path / "checkpoints/last.pt")["notes"]["history"]
     for entry, expected in zip(history, EXPECTED["resumed"]["history"], strict=True):
         assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    again = load_student(tmp_path / "checkpoints/last.pt")[1]
-    assert again == RECIPE, "the same run in today's format"
+    resumed_recipe = load_student(tmp_path / "checkpoints/last.pt")[1]
+    assert resumed_recipe == RECIPE, "the same run in today's format"
 
 
 @pytest.mark.parametrize("changed", [{"zoom": (0.8, 1.4)}, {"weight_decay": 0.1}, {"width": 160, "height": 120}])
-def test_another_recipe_does_not_resume_it(data, tmp_path, changed):
+def test_resume_rejects_another_recipe(data, tmp_path, changed):
     (name, *_) = changed
     with pytest.raises(UserError, match=f"was trained with {name} "):
         resume(data, tmp_path, replace(RECIPE, **changed))
 
 
-def test_table_4_is_the_same(data, tmp_path):
+def test_table_4_equals_the_old_revision(data, tmp_path):
     flags = ("--checkpoint", CHECKPOINT, "--manifest", data, "--output-dir", tmp_path, "--device", "cpu")
     assert call(eval_distillation.main, *flags) == 0
     rows = read_json(tmp_path / "table_4.json")["rows"]
@@ -93,7 +93,7 @@ def test_table_4_is_the_same(data, tmp_path):
                 ), (row, part, name)
 
 
-def test_its_graph_says_the_same(data, tmp_path):
+def test_exported_graph_equals_the_old_revision(data, tmp_path):
     flags = ("--checkpoint", CHECKPOINT, "--manifest", data, "--camera", CAMERA, "--engine-dir", tmp_path)
     assert call(export_trt.main, *flags, "--skip-trt", "--calibration-frames", 2) == 0
     session = onnxruntime.InferenceSession(tmp_path / "student_fp32.onnx", providers=["CPUExecutionProvider"])
@@ -105,13 +105,13 @@ def test_its_graph_says_the_same(data, tmp_path):
         np.testing.assert_allclose(sampled, EXPECTED["graph"][name], rtol=1e-4, atol=1e-4)
 
 
-def test_it_predicts(data, tmp_path):
+def test_prediction_runs(data, tmp_path):
     flags = ("--checkpoint", CHECKPOINT, "--input", data.parent / "rgb", "--data-limit", 1, "--output-dir", tmp_path)
     assert call(predict.main, *flags, "--device", "cpu") == 0
     assert list(tmp_path.rglob("*.png"))
 
 
-def test_settings_that_are_missing_or_wrong_are_refused(tmp_path):
+def test_missing_or_invalid_settings_are_rejected(tmp_path):
     content = torch.load(CHECKPOINT, weights_only=True)
     for change, words in (({"lr": "fast"}, "lr is 'fast'"), ({"lr": None}, "lr is None"), ("lr", "no setting 'lr'")):
         config = dict(content["config"])

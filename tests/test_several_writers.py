@@ -19,14 +19,14 @@ from trainer.distributed import Processes, process_group
 from trainer.start import create_run_dir, lock_checkpoint_dir
 
 
-def test_runs_of_one_second_have_folders_of_their_own(tmp_path):
+def test_runs_started_in_one_second_get_separate_folders(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda _: create_run_dir(tmp_path / "runs"), range(40)))
     assert len(set(names)) == 40
     assert sorted(names) == sorted(path.name for path in (tmp_path / "runs").iterdir())
 
 
-def test_a_resumed_run_goes_on_in_its_own_folder(manifest, tmp_path, monkeypatch):
+def test_resumed_run_continues_in_its_own_folder(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda pattern: "20260101-120000")
     flags = {name: train_flags(manifest, tmp_path) for name in ("first", "second")}
     for name in flags:
@@ -47,7 +47,7 @@ def test_a_resumed_run_goes_on_in_its_own_folder(manifest, tmp_path, monkeypatch
     assert torch.load(tmp_path / "second/last.pt", weights_only=True)["notes"]["run"] == "20260101-120000-2"
 
 
-def test_a_second_training_in_a_checkpoint_folder_is_refused_in_one_line(manifest, tmp_path, capfd):
+def test_second_training_in_a_checkpoint_folder_is_rejected_in_one_line(manifest, tmp_path, capfd):
     checkpoints = tmp_path / "out/checkpoints"
     with lock_checkpoint_dir(checkpoints, Processes()):
         (checkpoints / ".last.abc.part.pt").touch()  # that the first one is writing
@@ -62,7 +62,7 @@ def test_a_second_training_in_a_checkpoint_folder_is_refused_in_one_line(manifes
     assert [path.name for path in checkpoints.iterdir()] == ["last.pt"]
 
 
-def test_a_killed_training_stands_in_no_ones_way(tmp_path):
+def test_killed_training_releases_its_lock(tmp_path):
     script = "from pathlib import Path; from trainer.start import *\n"
     script += f"with lock_checkpoint_dir(Path({str(tmp_path)!r}), Processes()): print('held', flush=True); input()"
     command, folder = [sys.executable, "-c", script], Path(train.__file__).parent
@@ -78,7 +78,7 @@ def test_a_killed_training_stands_in_no_ones_way(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variables", "refused"),
+    ("variables", "rejected"),
     [
         ({"SLURM_NTASKS": "2"}, True),
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}, True),
@@ -90,12 +90,12 @@ def test_a_killed_training_stands_in_no_ones_way(tmp_path):
         ({}, False),
     ],
 )
-def test_slurms_tasks_without_ranks_would_each_train_alone(manifest, tmp_path, monkeypatch, capfd, variables, refused):
+def test_slurm_tasks_without_ranks_are_rejected(manifest, tmp_path, monkeypatch, capfd, variables, rejected):
     for name in ("SLURM_NTASKS", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    if not refused:
+    if not rejected:
         with process_group("cpu") as (group, _):
             assert group.world_size == 1
         return

@@ -38,17 +38,17 @@ RECIPE_CAMERA = Intrinsics(*[RECIPE.reference_focal / 2] * 2, 80, 60, *SIZE)  # 
 CPU = torch.device("cpu")
 
 
-def packed(rows: list[Row], folder: Path) -> PackedFrames:
+def pack_rows(rows: list[Row], folder: Path) -> PackedFrames:
     return PackedFrames(PackedCache(rows, folder, NETWORK, RECIPE.reference_focal), workers=2)
 
 
-def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):
+def test_packed_frames_equal_resized_frames(manifest, tmp_path):
     rows = read_manifest(manifest)[:3]
     rows[1].da3_depth = rows[1].sam2_seg = rows[1].labels = None
     rows[2].seg_confidence = tmp_path / "sure.npy"
     sure = np.random.default_rng(0).integers(0, 256, read_image(rows[2].rgb).shape[:2], dtype=np.uint8)
     np.save(rows[2].seg_confidence, sure)
-    batch = packed(rows, tmp_path).batch([2, 1], CPU)
+    batch = pack_rows(rows, tmp_path).batch([2, 1], CPU)
     frame = read_frame(rows[2])
     rgb = (batch.rgb[0] * 255).round().byte().permute(1, 2, 0)
     np.testing.assert_array_equal(rgb, to_network_rgb(frame.rgb, *NETWORK))
@@ -63,11 +63,11 @@ def test_packed_frames_are_the_frames_at_the_networks_size(manifest, tmp_path):
     assert (batch.sam2_seg[1] == IGNORE).all() and (batch.labels[1] == IGNORE).all()
 
 
-def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
+def test_missing_arrays_are_not_packed_or_copied(manifest, tmp_path):
     rows = read_manifest(manifest)[:4]
     for row in rows:
         row.da3_depth = row.sam2_seg = row.confidence = None
-    frames = packed(rows, tmp_path)
+    frames = pack_rows(rows, tmp_path)
     assert set(frames.arrays) == {"rgb", "depth", "labels"}
     batch = frames.batch([0, 1], CPU)
     assert not batch.da3_depth.any() and (batch.sam2_seg == IGNORE).all() and (batch.confidence == 1).all()
@@ -77,8 +77,10 @@ def test_what_no_frame_has_is_neither_packed_nor_moved(manifest, tmp_path):
     changed = augment(batch, (1.0, 1.2), size, seed=0, step=0)
     assert not changed.da3_depth.any() and (changed.sam2_seg == IGNORE).all() and (changed.confidence == 1).all()
     assert changed.sam2_seg.shape == changed.labels.shape and changed.da3_depth.shape == changed.depth.shape
-    taught = next(training_batches(frames, 2, 0, 0, 0, CPU))
-    assert (taught.labels == IGNORE).all() and not any(taught.labels.stride()[1:]), "training has no use for them"
+    training_batch = next(training_batches(frames, 2, 0, 0, 0, CPU))
+    assert (training_batch.labels == IGNORE).all() and not any(training_batch.labels.stride()[1:]), (
+        "training has no use for them"
+    )
     statistics = target_statistics(frames, RECIPE)
     assert statistics["majority_class"] is None and not any(statistics["class_shares"])
 
@@ -91,11 +93,11 @@ def test_focal_factor(manifest, tmp_path):
     rows[0].intrinsics = Intrinsics(longer, longer, 80, 60, width, height)
     rows[1].intrinsics = Intrinsics(2 * longer, 2 * longer, 160, 120, 2 * width, 2 * height)  # the same, listed larger
     rows[2].intrinsics = None
-    factor = packed(rows, tmp_path).batch([0, 1, 2], CPU).focal_factor
+    factor = pack_rows(rows, tmp_path).batch([0, 1, 2], CPU).focal_factor
     assert factor.tolist() == pytest.approx([0.8, 0.8, 1.0])
 
 
-def test_focal_factor_of_a_cropped_picture(manifest, tmp_path):
+def test_focal_factor_of_a_cropped_image(manifest, tmp_path):
     rows = read_manifest(copy_data(manifest, tmp_path / "data"))[:1]
     rgb, depth = read_image(rows[0].rgb), read_npy(rows[0].depth)
     write_png(rows[0].rgb, rgb[:90])  # 16:9: only the middle 120x90 pixels reach the network
@@ -103,14 +105,14 @@ def test_focal_factor_of_a_cropped_picture(manifest, tmp_path):
         np.save(path, read_npy(path)[:90])
     rows[0].labels = None
     rows[0].intrinsics = Intrinsics(100, 100, 80, 45, 160, 90)
-    frames = packed(rows, tmp_path / "cache")
+    frames = pack_rows(rows, tmp_path / "cache")
     assert frames.focal_factor[0] == pytest.approx(RECIPE.reference_focal / (100 * NETWORK[0] / 120))
     np.testing.assert_allclose(frames.batch([0], CPU).depth[0, 0, 0, ::8], depth[0, 20:140:3], atol=1e-3)
 
 
 def test_target_statistics(manifest, tmp_path):
     rows = read_manifest(manifest)[:4]
-    frames = packed(rows, tmp_path)
+    frames = pack_rows(rows, tmp_path)
     batch = frames.batch(range(4), CPU)
     target = depth_target(batch, RECIPE) * batch.focal_factor.view(-1, 1, 1, 1)
     statistics = target_statistics(frames, RECIPE)
@@ -120,24 +122,24 @@ def test_target_statistics(manifest, tmp_path):
     assert statistics["class_shares"] == pytest.approx((counts / counts.sum()).tolist())
 
 
-def test_readings_beyond_the_range_are_neither_learned_nor_counted(manifest, tmp_path):
+def test_depth_outside_the_range_is_masked(manifest, tmp_path):
     """One pixel in twenty of a stereo sensor's depth is 65 m; there is no teacher to take its place."""
-    row, spoiled = read_manifest(manifest)[0], read_manifest(manifest)[0]
+    row, outlier_row = read_manifest(manifest)[0], read_manifest(manifest)[0]
     depth = read_npy(row.depth)
     outliers = np.random.default_rng(0).random(depth.shape) < 0.05
     for name, values in (("clean", 0), ("spoiled", 65)):
         write_npy(tmp_path / f"{name}.npy", np.where(outliers, values, depth).astype(np.float32))
-    row.depth, spoiled.depth = tmp_path / "clean.npy", tmp_path / "spoiled.npy"
-    row.da3_depth = spoiled.da3_depth = row.confidence = spoiled.confidence = None
-    clean, dirty = (packed([each], tmp_path) for each in (row, spoiled))
-    assert torch.equal(depth_target(clean.batch([0], CPU), RECIPE), depth_target(dirty.batch([0], CPU), RECIPE))
-    assert target_statistics(clean, RECIPE) == target_statistics(dirty, RECIPE)
+    row.depth, outlier_row.depth = tmp_path / "clean.npy", tmp_path / "spoiled.npy"
+    row.da3_depth = outlier_row.da3_depth = row.confidence = outlier_row.confidence = None
+    clean, with_outliers = (pack_rows([each], tmp_path) for each in (row, outlier_row))
+    assert torch.equal(depth_target(clean.batch([0], CPU), RECIPE), depth_target(with_outliers.batch([0], CPU), RECIPE))
+    assert target_statistics(clean, RECIPE) == target_statistics(with_outliers, RECIPE)
 
 
-def test_classes_balanced_in_full_count_the_same_as_a_whole(manifest, tmp_path):
+def test_full_class_balance_gives_equal_total_weights(manifest, tmp_path):
     rows = read_manifest(manifest)[:4]
     rows[0].sam2_seg = None
-    frames = packed(rows, tmp_path)
+    frames = pack_rows(rows, tmp_path)
     trainer = train.Trainer(Recipe(class_balance=1), Runtime(), CPU, frames, frames, "data")
     _, classes, weight = trainer.targets(frames.batch(range(4), CPU))
     totals = [weight[:, 0][classes == number].sum().item() for number in classes.unique() if number != IGNORE]
@@ -148,7 +150,7 @@ def test_classes_balanced_in_full_count_the_same_as_a_whole(manifest, tmp_path):
 
 def test_batches_of_an_epoch(manifest, tmp_path):
     rows = read_manifest(manifest)
-    frames = packed(rows, tmp_path)
+    frames = pack_rows(rows, tmp_path)
 
     def epoch(number: int, batch_size: int = 3, skip: int = 0) -> list[torch.Tensor]:
         return [batch.depth for batch in training_batches(frames, batch_size, 0, number, skip, CPU)]
@@ -162,7 +164,7 @@ def test_batches_of_an_epoch(manifest, tmp_path):
     assert [len(depth) for depth in epoch(0, batch_size=20)] == [len(rows)], "fewer frames than a batch"
 
 
-def test_choose_rows():
+def test_select_rows():
     rows = [Row(str(n), Path(), Path(), split="train" if n < 9 else "val") for n in range(10)]
     assert [row.stem for row in select_rows(rows, "train", 3)] == ["0", "4", "8"]
     assert [row.stem for row in select_rows(rows, "val", 3)] == ["9"]
@@ -200,56 +202,56 @@ def test_what_a_run_writes(manifest, trained):
     assert all(np.isfinite(losses))
 
 
-def test_batch_norms_statistics_stand_still_in_the_last_steps(manifest, tmp_path):
-    frames = packed(read_manifest(manifest)[:2], tmp_path)
+def test_batch_norm_is_frozen_in_the_last_steps(manifest, tmp_path):
+    frames = pack_rows(read_manifest(manifest)[:2], tmp_path)
     recipe = Recipe(epochs=2, batch_size=1, freeze_bn_fraction=0.25)
     trainer = train.Trainer(recipe, Runtime(), CPU, frames, frames, "data")
     norm = next(module for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
-    moved, train_step = [], trainer.train_step
+    updated, train_step = [], trainer.train_step
 
-    def watched(batch):
+    def train_step_and_record(batch):
         before, weight = norm.running_mean.clone(), norm.weight.detach().clone()
         loss = train_step(batch)
-        moved.append(not torch.equal(before, norm.running_mean))
+        updated.append(not torch.equal(before, norm.running_mean))
         assert not torch.equal(weight, norm.weight), "its weights go on learning"
         return loss
 
-    trainer.train_step = watched
+    trainer.train_step = train_step_and_record
     with StopSignal() as stop:
         for epoch in range(2):
             trainer.train_epoch(epoch, stop)
-    assert moved == [True, True, True, False]
+    assert updated == [True, True, True, False]
 
 
-def test_an_epoch_with_standing_statistics_beats_all_before():
+def test_epochs_with_frozen_batch_norm_take_precedence():
     history = [{"step": step, "score": score} for step, score in ((10, 0.8), (20, 0.9), (30, 0.6), (40, math.nan))]
     assert best_score(history[:2], 20) == 0.9
     assert best_score(history[:3], 20) == best_score(history, 20) == 0.6
     assert best_score([], 20) == -math.inf
 
 
-def test_the_average_follows_the_weights_from_afar(trained):
+def test_moving_average_lags_behind_the_weights(trained):
     content = checkpoint(trained)
     name = "depth_decoder.head.weight"
     assert content["ema"].keys() == content["model"].keys()
     assert 0 < (content["ema"][name] - content["model"][name]).abs().max() < 0.1
 
 
-def same(first, second) -> bool:
+def is_equal(first, second) -> bool:
     """Whether two checkpoints' contents are equal to the last bit, but for clocks and names of runs."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
         clocks = {"run", "images_per_second"}
         return first.keys() == second.keys() and all(
-            same(first[key], second[key]) for key in first if key not in clocks
+            is_equal(first[key], second[key]) for key in first if key not in clocks
         )
     if isinstance(first, list):
-        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+        return len(first) == len(second) and all(is_equal(a, b) for a, b in zip(first, second, strict=True))
     return first == second
 
 
-def test_a_run_stopped_twice_ends_as_if_it_had_not_been(manifest, trained, tmp_path, monkeypatch):
+def test_stopped_and_resumed_run_equals_an_uninterrupted_run(manifest, trained, tmp_path, monkeypatch):
     """SIGUSR1 within the first epoch, SIGTERM after the last step of all, before it was validated."""
     number_at = {1: signal.SIGUSR1, 4: signal.SIGTERM}
     step = train.Trainer.train_step
@@ -268,14 +270,14 @@ def test_a_run_stopped_twice_ends_as_if_it_had_not_been(manifest, trained, tmp_p
     assert call(train.main, *flags) == 0
     ours, uninterrupted = checkpoint(tmp_path), checkpoint(trained)
     for part in ("model", "ema", "optimizer", "schedule", "step", "notes"):
-        assert same(ours[part], uninterrupted[part]), part
-    assert same(checkpoint(tmp_path, "best.pt")["ema"], checkpoint(trained, "best.pt")["ema"])
+        assert is_equal(ours[part], uninterrupted[part]), part
+    assert is_equal(checkpoint(tmp_path, "best.pt")["ema"], checkpoint(trained, "best.pt")["ema"])
     assert len(list((tmp_path / "runs").iterdir())) == 1, "one run, one folder"
     assert call(train.main, *flags) == 0, "a finished run has nothing left to do"
 
 
-def test_twenty_kills_at_random_moments_change_nothing(manifest, tmp_path):
-    ends = []
+def test_run_killed_twenty_times_equals_an_uninterrupted_run(manifest, tmp_path):
+    results = []
     for name, kills in (("uninterrupted", 0), ("killed", 20)):
         out = tmp_path / name
         command = [sys.executable, Path(__file__).with_name("kill_training.py"), out / "checkpoints", kills]
@@ -283,17 +285,17 @@ def test_twenty_kills_at_random_moments_change_nothing(manifest, tmp_path):
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
-        ends.append((checkpoint(out), checkpoint(out, "best.pt")))
+        results.append((checkpoint(out), checkpoint(out, "best.pt")))
     print(done.stdout)
     steps = [int(number) for number in re.findall(r"^kill .*'last.pt': (\d+)", done.stdout, flags=re.MULTILINE)]
     assert "kill 20" in done.stdout, "the run was over too soon: more epochs, or shorter waits"
     assert len(set(steps)) > 3 and any(step % 2 for step in steps), "the kills came too early: longer waits"
-    for ours, uninterrupted in zip(*ends, strict=True):
+    for ours, uninterrupted in zip(*results, strict=True):
         for part in ("model", "ema", "optimizer", "schedule", "guard", "step", "notes"):
-            assert same(ours[part], uninterrupted[part]), part
+            assert is_equal(ours[part], uninterrupted[part]), part
 
 
-def test_freed_memory_is_kept():
+def test_keep_freed_memory():
     """In a process of its own: the setting stays."""
     script = """
 import resource
@@ -317,13 +319,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         (["--data-limit", "2"], "other data"),
     ],
 )
-def test_resume_with_other_settings_or_data_is_refused(manifest, trained, tmp_path, flags, words):
+def test_resume_rejects_other_settings_or_data(manifest, trained, tmp_path, flags, words):
     last = trained / "checkpoints/last.pt"
     with pytest.raises(UserError, match=words):
         call(train.main, *train_flags(manifest, tmp_path), "--resume", last, *flags)
 
 
-def test_resume_takes_no_checkpoint_of_another_model(manifest, trained, tmp_path):
+def test_resume_rejects_checkpoint_of_another_model(manifest, trained, tmp_path):
     content = checkpoint(trained)
     content["model"] = {name: weight[:1] for name, weight in content["model"].items() if weight.ndim}
     torch.save(content, tmp_path / "other.pt")
@@ -331,15 +333,15 @@ def test_resume_takes_no_checkpoint_of_another_model(manifest, trained, tmp_path
         call(train.main, *train_flags(manifest, tmp_path), "--resume", tmp_path / "other.pt")
 
 
-def test_resume_auto_without_a_checkpoint_starts_anew_and_a_named_one_must_exist(manifest, tmp_path):
-    frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
+def test_resume_auto_needs_no_checkpoint_but_a_path_does(manifest, tmp_path):
+    frames = pack_rows(read_manifest(manifest)[:2], tmp_path / "cache")
     trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
     assert start.find_checkpoint("auto", tmp_path) is None and start.find_checkpoint(None, tmp_path) is None
     with pytest.raises(UserError, match=r"no checkpoint .*gone\.pt"):
         trainer.resume(tmp_path / "gone.pt", {})
 
 
-def test_limited_data_without_validation_frames(manifest, tmp_path):
+def test_data_limit_without_validation_frames(manifest, tmp_path):
     """best.pt is the last one then; --data-limit spreads the frames over the split."""
     manifest = copy_data(manifest, tmp_path / "data")
     lines = [line for line in manifest.read_text().splitlines() if '"val"' not in line]
@@ -349,25 +351,25 @@ def test_limited_data_without_validation_frames(manifest, tmp_path):
     best = checkpoint(tmp_path, "best.pt")
     assert best["step"] == 1
     assert best["notes"]["train_stems"] == [STEMS[0], STEMS[3]]
-    assert same(best["model"], checkpoint(tmp_path)["model"])
+    assert is_equal(best["model"], checkpoint(tmp_path)["model"])
 
 
-def test_frames_without_teachers_train_on_the_sensor(manifest, tmp_path):
+def test_frames_without_teachers_train_on_sensor_depth(manifest, tmp_path):
     """A mixed batch: what one frame lacks is left out, nothing becomes NaN."""
     rows = read_manifest(manifest)[:2]
     rows[0].da3_depth = rows[0].sam2_seg = None
-    frames = packed(rows, tmp_path / "cache")
+    frames = pack_rows(rows, tmp_path / "cache")
     trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
     trainer.model.train()
     assert np.isfinite(trainer.train_step(frames.batch([0, 1], CPU)).item())
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
 
 
-def test_a_decoder_that_nothing_teaches_stays_as_it_starts(manifest, tmp_path):
+def test_decoder_without_targets_is_frozen(manifest, tmp_path):
     rows = read_manifest(manifest)[:2]
     for row in rows:
         row.sam2_seg = None
-    frames = packed(rows, tmp_path / "cache")
+    frames = pack_rows(rows, tmp_path / "cache")
     trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.model.train()
@@ -376,8 +378,8 @@ def test_a_decoder_that_nothing_teaches_stays_as_it_starts(manifest, tmp_path):
         assert torch.equal(value, before[name]) == name.startswith("seg_decoder."), name
 
 
-def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(manifest, tmp_path, monkeypatch):
-    frames = packed(read_manifest(manifest)[:2], tmp_path)
+def test_step_with_non_finite_loss_is_skipped_and_counted(manifest, tmp_path, monkeypatch):
+    frames = pack_rows(read_manifest(manifest)[:2], tmp_path)
     trainer = train.Trainer(Recipe(epochs=5, batch_size=2), Runtime(), CPU, frames, frames, "data")
     trainer.model.train()
     batch = frames.batch([0, 1], CPU)
@@ -405,8 +407,8 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(manifest
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 20])
-def test_learning_rate_rises_then_falls_to_nothing_for_any_number_of_steps(manifest, tmp_path, steps):
-    frames = packed(read_manifest(manifest)[:2], tmp_path)
+def test_learning_rate_schedule_for_any_number_of_steps(manifest, tmp_path, steps):
+    frames = pack_rows(read_manifest(manifest)[:2], tmp_path)
     trainer = train.Trainer(Recipe(epochs=steps, batch_size=2, lr=0.01), Runtime(), CPU, frames, frames, "data")
     rates = [trainer.optimizer.param_groups[0]["lr"]]
     for _ in range(trainer.total_steps):
@@ -419,7 +421,7 @@ def test_learning_rate_rises_then_falls_to_nothing_for_any_number_of_steps(manif
     assert rates[0] < 0.001 and (steps == 1 or rates[-1] < 1e-6)
 
 
-def test_without_data_the_notice_names_the_rooms(tmp_path, monkeypatch, capsys):
+def test_missing_data_falls_back_to_rendered_rooms_with_a_notice(tmp_path, monkeypatch, capsys):
     rooms = tmp_path / "rooms/manifest.jsonl"
     monkeypatch.setattr(start, "prepare_rooms", lambda out: rooms)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "nothing"))
@@ -437,7 +439,7 @@ def test_without_data_the_notice_names_the_rooms(tmp_path, monkeypatch, capsys):
 
 
 def test_encoder_weights(manifest, tmp_path):
-    frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
+    frames = pack_rows(read_manifest(manifest)[:2], tmp_path / "cache")
     recipe, runtime = Recipe(epochs=1, batch_size=2), Runtime(log_dir=tmp_path / "runs")
     trainer = train.Trainer(recipe, runtime, CPU, frames, frames, "data")
     weights = {name: torch.full_like(weight, 0.5) for name, weight in trainer.model.encoder.state_dict().items()}
@@ -460,9 +462,9 @@ def test_encoder_weights(manifest, tmp_path):
             trainer.start(str(tmp_path / f"{name}.pt"), {})
 
 
-def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
+def test_init_loads_another_runs_student(manifest, trained, tmp_path):
     best = trained / "checkpoints/best.pt"
-    frames = packed(read_manifest(manifest)[:2], tmp_path / "cache")
+    frames = pack_rows(read_manifest(manifest)[:2], tmp_path / "cache")
     recipe, runtime = Recipe(epochs=1, batch_size=2), Runtime(log_dir=tmp_path / "runs")
     trainer = train.Trainer(recipe, runtime, CPU, frames, frames, "data")
     trainer.start(best, {})
@@ -487,15 +489,15 @@ def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
         trainer.start(tmp_path / "gone.pt", {})
 
 
-def test_every_image_size_of_a_wide_zoom_has_its_graph():
+def test_compile_makes_a_graph_per_image_size():
     graphs = []
 
-    def counting(graph, inputs):
+    def counting_backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    compile_for_sizes(model, N_SIZES, counting)
+    compile_for_sizes(model, N_SIZES, counting_backend)
     for frozen in (False, True):
         model[1].train(not frozen)
         for tenths in range(1, N_SIZES + 1):
@@ -503,27 +505,27 @@ def test_every_image_size_of_a_wide_zoom_has_its_graph():
     assert len(graphs) == 2 * N_SIZES
 
 
-def test_the_student_can_say_what_it_is_taught_through_any_lens_of_its_data(manifest, trained, tmp_path):
+def test_output_range_covers_all_lenses_of_the_data(manifest, trained, tmp_path):
     """10 m through a lens of 0.3 is 33 m at the reference focal length; the zoom takes it to 42 m."""
     rows = read_manifest(manifest)[:2]
     rows[0].intrinsics = RECIPE_CAMERA.with_focal_scale(0.3)
     rows[1].intrinsics = RECIPE_CAMERA.with_focal_scale(3.0)
-    frames = packed(rows, tmp_path)
+    frames = pack_rows(rows, tmp_path)
     nearest, farthest = start.with_output_range(RECIPE, frames, None, None).output_range
     assert nearest == pytest.approx(0.1 / 3.0 / 1.4) and farthest == pytest.approx(10 / 0.3 / 0.8)
     student = build_student(replace(RECIPE, output_range=(nearest, farthest)))
     extremes = bounded_depth(torch.tensor([-30.0, 30.0]), student.output_range)
     assert extremes.tolist() == pytest.approx([nearest, farthest])
-    usual = packed(read_manifest(manifest)[2:4], tmp_path)
-    assert start.with_output_range(RECIPE, usual, None, None) == RECIPE
+    default_frames = pack_rows(read_manifest(manifest)[2:4], tmp_path)
+    assert start.with_output_range(RECIPE, default_frames, None, None) == RECIPE
     best = trained / "checkpoints/best.pt"
     assert start.with_output_range(replace(RECIPE, output_range=(1, 2)), frames, best, None) == RECIPE, "as it began"
-    assert start.with_output_range(RECIPE, usual, None, best) == RECIPE
+    assert start.with_output_range(RECIPE, default_frames, None, best) == RECIPE
     with pytest.raises(UserError, match="ask for 0.02 to 41.7 m"):
         start.with_output_range(RECIPE, frames, None, best)
 
 
-def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_factor(manifest, tmp_path):
+def test_training_cache_is_larger_with_the_same_focal_factor(manifest, tmp_path):
     """Zoomed crops are to stay sharp, so the training cache has more pixels; metres stay the same."""
     rows, scale = read_manifest(manifest)[:2], RECIPE.cache_scale
     large = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, scale, workers=1)
@@ -533,7 +535,7 @@ def test_training_frames_are_kept_larger_than_the_network_with_the_same_focal_fa
     np.testing.assert_allclose(large.focal_factor, small.focal_factor, rtol=1e-6)
 
 
-def test_compile_without_a_compiler_is_one_line(manifest, tmp_path):
+def test_compile_without_a_compiler_fails_with_one_line(manifest, tmp_path):
     """Said before anything is packed, not by some ninety lines of Inductor's."""
     flags = [*train_flags(manifest, tmp_path), "--compile", "--device", "cpu"]
     environment = os.environ | {"CXX": str(tmp_path / "absent"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}

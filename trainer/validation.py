@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from config import CLASS_NAMES, IGNORE, Recipe
 from dataset.pictures import colour_classes, colour_depth, depth_range, panel
 from evaluation.metrics import ConfusionMatrix, DepthMetrics
-from evaluation.pixels import scored_classes, scored_depth
+from evaluation.pixels import class_mask, depth_mask
 from trainer.distributed import Processes
 from trainer.feed import Batch, PackedFrames, sequential_batches
 
@@ -37,19 +37,19 @@ def validate(
         labelled = (batch.labels != IGNORE).flatten(1).any(dim=1).view(-1, 1, 1)
         class_reference = torch.where(labelled, batch.labels, batch.sam2_seg)
         truths = zip(batch.depth[:, 0], batch.confidence[:, 0], strict=True)
-        scored = torch.stack([scored_depth(*truth, recipe, next(cameras)) for truth in truths])
+        scored = torch.stack([depth_mask(*truth, recipe, next(cameras)) for truth in truths])
         for image in zip(depth[:, 0], batch.depth[:, 0], scored, strict=True):
             depth_metrics.update(*image)
         n_finite += int(depth.isfinite().sum())
-        confusion.update(classes, class_reference, scored_classes(class_reference, recipe))
+        confusion.update(classes, class_reference, class_mask(class_reference, recipe))
         if len(panels) < N_PANELS:
             reference = torch.where(scored.unsqueeze(1), batch.depth, 0)
             panels.append(_panel(batch, depth, reference, classes, class_reference))
     gathered = processes.all_gather((depth_metrics, confusion, n_finite))
     depth_metrics, confusion, n_finite = gathered[0]
     for other_depth, other_confusion, other_finite in gathered[1:]:
-        depth_metrics.extend(other_depth)
-        confusion.extend(other_confusion)
+        depth_metrics.merge(other_depth)
+        confusion.merge(other_confusion)
         n_finite += other_finite
     metrics = {name: depth_metrics.compute()[name] for name in ("rmse", "abs_rel", "delta1")}
     metrics["miou"] = confusion.compute()["miou"]
