@@ -51,9 +51,9 @@ def main() -> None:
         losses = [trainer.train_step(batch).item() for batch in batches]
         trainer.model.train()  # statistics that move, for one step
         trainer.train_step(next(trainer.batches(STEPS, 0, device)))
-        averages = group.gather([tensor.double().sum().item() for tensor in trainer.average.model.buffers()])
+        averages = group.all_gather([tensor.double().sum().item() for tensor in trainer.average.model.buffers()])
         assert all(average == averages[0] for average in averages), "the processes keep different averages"
-        if group.main:
+        if group.is_main:
             (Path(log_dir) / "losses.json").write_text(json.dumps(losses))
 
 

@@ -155,4 +155,4 @@ def test_shares_are_all_items_once_in_order(items, size):
     processes = [object.__new__(Processes) for _ in range(size)]
     for rank, process in enumerate(processes):
         process.rank, process.size = rank, size
-    assert [item for process in processes for item in range(items)[process.share(items)]] == list(range(items))
+    assert [item for process in processes for item in range(items)[process.rank_slice(items)]] == list(range(items))

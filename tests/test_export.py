@@ -161,7 +161,7 @@ def is_half(model):
 def test_engines_folder(export, checkpoint, manifest, nothing_around):
     code, out, err = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
     assert code == 0, out + err
-    assert "opset 17" in out and "2 test frames" in out and "left out 1" in out
+    assert "opset 17" in out and "2 test frames" in out and "skipped 1 test frames" in out
     folder = nothing_around / "engines"
     graphs = {"student_fp32.onnx", "student_fp16.onnx", "student_int8.onnx"}
     assert {path.name for path in folder.iterdir()} == {*graphs, "eval_frames.npz", "student.json"}
@@ -486,7 +486,7 @@ def test_layers_that_int8_spoils_are_left_in_half_precision(model, quantiser, mo
         examine=lambda precision, graph: {"passed": not set(bad) & set(made[-1])},
     )
     ranking = dict.fromkeys([bad[0], quantiser.layers[0], bad[1], *quantiser.layers[1:5]], 0.1)
-    monkeypatch.setattr(proof, "rank", lambda *arguments: ranking)
+    monkeypatch.setattr(proof, "rank_layers", lambda *arguments: ranking)
     graph, entry = proof.validate_int8(types.SimpleNamespace(layers=quantiser.layers, make=make), validator)
     assert entry["passed"] and entry["left_in_half"] == list(ranking)[:4]
     assert [len(quantiser.layers) - len(layers) for layers in made] == [0, 1, 2, 4]
@@ -506,7 +506,7 @@ def test_layers_are_ranked_by_what_each_loses_alone(monkeypatch):
 
     monkeypatch.setattr(proof, "run_onnx_runtime", lambda layer: lambda image: answers[layer])
     quantiser = types.SimpleNamespace(layers=list(answers), quantise=quantise)
-    ranking = proof.rank(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
+    ranking = proof.rank_layers(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
     assert ranking == pytest.approx({"b": 0.5, "c": 0.5, "a": 0.1, "d": 0}) and list(ranking)[2:] == ["a", "d"]
 
 

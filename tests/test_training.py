@@ -478,7 +478,7 @@ def test_a_run_starts_from_another_runs_student(manifest, trained, tmp_path):
     for changed, words in (
         ({"neck_channels": 8}, "another encoder or width"),
         ({"reference_focal": 100.0}, "reference focal length"),
-        ({"output_range": (0.05, 30.0)}, "another range"),
+        ({"output_range": (0.05, 30.0)}, "output range differs"),
     ):
         other = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, frames, "data")
         with pytest.raises(UserError, match=words):
@@ -519,7 +519,7 @@ def test_the_student_can_say_what_it_is_taught_through_any_lens_of_its_data(mani
     best = trained / "checkpoints/best.pt"
     assert start.with_output_range(replace(RECIPE, output_range=(1, 2)), frames, best, None) == RECIPE, "as it began"
     assert start.with_output_range(RECIPE, usual, None, best) == RECIPE
-    with pytest.raises(UserError, match="ask for 0.02 to 41.7 m"):
+    with pytest.raises(UserError, match="needs 0.02 to 41.7 m"):
         start.with_output_range(RECIPE, frames, None, best)
 
 
