@@ -483,7 +483,7 @@ def test_layers_that_int8_spoils_are_left_in_half_precision(model, quantiser, mo
     validator = types.SimpleNamespace(
         images=np.zeros((1, 2, 2, 3)),
         exact=None,
-        examine=lambda precision, graph: {"passed": not set(bad) & set(made[-1])},
+        validate=lambda precision, graph: {"passed": not set(bad) & set(made[-1])},
     )
     ranking = dict.fromkeys([bad[0], quantiser.layers[0], bad[1], *quantiser.layers[1:5]], 0.1)
     monkeypatch.setattr(proof, "rank_layers", lambda *arguments: ranking)
