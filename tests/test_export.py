@@ -511,7 +511,7 @@ def test_layers_are_ranked_by_their_own_error(monkeypatch):
 
     monkeypatch.setattr(proof, "onnx_runtime_fn", lambda layer: lambda image: answers[layer])
     quantiser = types.SimpleNamespace(layers=list(answers), quantise=quantise)
-    ranking = proof.rank(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
+    ranking = proof.rank_layers(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
     assert ranking == pytest.approx({"b": 0.5, "c": 0.5, "a": 0.1, "d": 0}) and list(ranking)[2:] == ["a", "d"]
 
 

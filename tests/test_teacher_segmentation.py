@@ -249,7 +249,7 @@ def test_a_hostile_weights_file_runs_nothing(weights, tmp_path):
     hostile = tmp_path / "yolov8n.pt"
     torch.save({"model": RunsCode(tmp_path / "run")}, hostile)
     sam2 = weights / "sam2.1_hiera_tiny.pt"
-    with pytest.raises(UserError, match="could run any code: .* or give --trust-yolo-weights"):
+    with pytest.raises(UserError, match="could run any code: .* or add --trust-yolo-weights"):
         object_backends.YoloSam2(hostile, sam2, None, "cpu")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="not a YOLO weights file"):

@@ -480,7 +480,7 @@ def test_init_loads_another_runs_student(manifest, trained, tmp_path):
     for changed, words in (
         ({"neck_channels": 8}, "another encoder or width"),
         ({"reference_focal": 100.0}, "reference focal length"),
-        ({"output_range": (0.05, 30.0)}, "another range"),
+        ({"output_range": (0.05, 30.0)}, "output range differs"),
     ):
         other = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, frames, "data")
         with pytest.raises(UserError, match=words):
