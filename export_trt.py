@@ -61,7 +61,7 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
         return Intrinsics(**trained_camera)
     raise UserError(
         "the training data had several cameras, or none with intrinsics, so the camera to export depth for is unknown: "
-        "give the robot's with --camera camera.json"
+        "pass the robot's with --camera camera.json"
     )
 
 

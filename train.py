@@ -1,6 +1,6 @@
 """Train the student on teacher labels.
 
-Reads   a manifest and what it lists (default: manifest.jsonl of $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data);
+Reads   a manifest and its files (default: manifest.jsonl of $SCRATCH/nyu_teacher_data or ./data/nyu_teacher_data);
         a checkpoint with --resume or --init.
 Writes  <checkpoint-dir>/last.pt and best.pt; <log-dir>/<start time>/: config.json, history.csv, curves.png,
         validation.png and TensorBoard events; not_finite.pt, the last batch, if training diverges.

@@ -135,7 +135,7 @@ def open_session(graph: bytes, fuse: bool = True) -> onnxruntime.InferenceSessio
 
 
 def has_uint8_input(session: onnxruntime.InferenceSession) -> bool:
-    """Whether a graph takes uint8 images."""
+    """Whether a graph has uint8 input."""
     return session.get_inputs()[0].type == "tensor(uint8)"
 
 

@@ -35,7 +35,7 @@ def draw_comparison(frame: Frame, depth: np.ndarray, seg: np.ndarray) -> np.ndar
 
 
 def table_title(rows: list[Row], split: str) -> str:
-    """Title of the table; it says if the labels come from reference teachers."""
+    """Title of the table; marks labels of reference teachers."""
     backends = {str(stage.get("backend")) for row in rows for stage in row.made_by.values() if isinstance(stage, dict)}
     text = f"Table IV: distillation, {len(rows)} frames of split '{split}'"
     return f"{text}; REFERENCE TEACHERS, not learned ones" if "reference" in backends else text

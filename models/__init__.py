@@ -1,1 +1,1 @@
-"""The student and what it learns from: the network and its losses."""
+"""The student network and its losses."""

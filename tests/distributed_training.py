@@ -1,10 +1,10 @@
-"""Fifty steps of training, alone or as one of several processes (under torchrun); writes each step's loss.
+"""Train fifty steps, alone or under torchrun, and write the loss of each step.
 
     python distributed_training.py MANIFEST LOG_DIR ACCUMULATION_STEPS
 
-Batch norm's statistics are frozen, the only thing in which the halves of a batch differ from the batch. The later half
-of each batch has a tenth of the targets. The learning rate is small: without those statistics AdamW's steps at the
-default one enlarge what a sum in another order rounds to per cents of the loss within fifty of them.
+Batch norm is frozen, because its statistics are the only thing that depends on how a batch is split. The second half of
+each batch has a tenth of the targets. The learning rate is small: at the default rate, without those statistics, AdamW
+amplifies rounding differences to per cents of the loss within fifty steps.
 """
 
 import json
@@ -49,10 +49,10 @@ def main() -> None:
         freeze_batch_norm(trainer.model)
         batches = (batch for epoch in range(STEPS) for batch in trainer.batches(epoch, 0, device))
         losses = [trainer.train_step(batch).item() for batch in batches]
-        trainer.model.train()  # statistics that move, for one step
+        trainer.model.train()  # one step that updates the running statistics
         trainer.train_step(next(trainer.batches(STEPS, 0, device)))
         averages = group.all_gather([tensor.double().sum().item() for tensor in trainer.ema.model.buffers()])
-        assert all(average == averages[0] for average in averages), "the processes keep different averages"
+        assert all(average == averages[0] for average in averages), "the moving averages of the ranks differ"
         if group.is_main:
             (Path(log_dir) / "losses.json").write_text(json.dumps(losses))
 

@@ -1,9 +1,9 @@
-"""Runs train.py's main again and again, each time from its last checkpoint, and kills it at random moments.
+"""Run train.py's main() repeatedly, each time from its last checkpoint, and kill it at random moments.
 
     python kill_training.py CHECKPOINT_DIR KILLS flags of train.py ...
 
-A process of its own: it forks children that need not import torch again, which a process that has run a backward pass
-may not do. Prints one line a kill; every checkpoint must load after each of them.
+This is a separate process, because it forks children, which saves importing torch again and is not allowed after a
+backward pass. Prints one line per kill; every checkpoint must load after each.
 """
 
 import os
@@ -18,11 +18,11 @@ from pathlib import Path
 import train
 from trainer.checkpoint import load_checkpoint
 
-MAX_DELAY = 1.8  # seconds until a kill
+MAX_DELAY = 1.8  # maximum delay of a kill, in seconds
 
 
 def fork_script(script_main: Callable[[], int]) -> int:
-    """Run a script's main function in a child process; returns the child's number."""
+    """Run a script's main function in a forked child; returns its process id."""
     child = os.fork()
     if not child:
         code = 1
@@ -44,7 +44,7 @@ def main() -> None:
         child, signal_sent = fork_script(train.main), rng.choice((signal.SIGKILL, signal.SIGTERM))
         time.sleep(rng.uniform(0.2, MAX_DELAY))
         if os.waitpid(child, os.WNOHANG)[0]:
-            print("the run has ended before its last kill")
+            print("the run ended before the last kill")
             break
         os.kill(child, signal_sent)
         os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""A tiny data folder with teachers, and scripts' main functions run inside the test's own process."""
+"""A tiny data folder with teachers, and helpers that run scripts inside the test process."""
 
 import shutil
 import sys
@@ -23,10 +23,10 @@ MADE_BY = {"da3_depth": {"backend": "reference"}, "sam2_seg": {"backend": "refer
 
 
 def write_data(root: Path, perfect_teachers: bool = False) -> Path:
-    """Box rooms: 4 train, 1 val, 2 test frames; returns the manifest's path.
+    """Write box rooms with 4 train, 1 val and 2 test frames; returns the manifest's path.
 
-    The depth teacher says 1.1 times the truth and has a hole, the class teacher takes the cupboard for wall, so that
-    whoever mixes up truths is seen; with perfect_teachers both are the reference.
+    The depth teacher predicts 1.1 times the reference and has a hole; the class teacher labels the cupboard as wall. So
+    a test notices if the code mixes up teacher and reference. With perfect_teachers both equal the reference.
     """
     write_folder(root, STEMS, SIZE)
     rows = []
@@ -46,19 +46,19 @@ def write_data(root: Path, perfect_teachers: bool = False) -> Path:
 
 
 def copy_data(manifest: Path, root: Path) -> Path:
-    """A copy of a data folder that a test may spoil; returns its manifest's path."""
+    """Copy a data folder, so that a test may modify it; returns the manifest's path."""
     shutil.copytree(manifest.parent, root, ignore=shutil.ignore_patterns(".cache"))
     return root / manifest.name
 
 
 def call(main: Callable[[], int | None], *arguments: object) -> int | None:
-    """What main() returns for the arguments of a command line."""
+    """Call main() with command-line arguments; returns its result."""
     with _command_line(main, arguments):
         return main()
 
 
 def exit_code(main: Callable[[], int | None], *arguments: object) -> int:
-    """The exit code of the script for the arguments of a command line."""
+    """Run the script with command-line arguments; returns its exit code."""
     with _command_line(main, arguments), pytest.raises(SystemExit) as end:
         run(main)
     return end.value.code
@@ -69,11 +69,11 @@ def _command_line(main: Callable, arguments: Sequence[object]):
 
 
 def train_flags(manifest: Path, out: Path) -> list[object]:
-    """A short run on the CPU: two epochs of two steps."""
+    """Flags of a short run on the CPU: two epochs of two steps."""
     flags = ["--manifest", manifest, "--checkpoint-dir", out / "checkpoints", "--log-dir", out / "runs"]
     return [*flags, "--epochs", 2, "--batch-size", 2, "--encoder-weights", "none", "--device", "cpu"]
 
 
 def random_depth(rng: np.random.Generator, shape: tuple[int, ...], holes: float = 0.2) -> np.ndarray:
-    """float32 metres in 0.3..9, a share of the pixels 0."""
+    """Random float32 depth in 0.3..9 metres; a fraction of `holes` pixels is 0."""
     return np.where(rng.random(shape) < holes, 0, rng.uniform(0.3, 9, shape)).astype(np.float32)

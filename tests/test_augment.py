@@ -1,4 +1,4 @@
-"""Augmentation keeps depth metric and the maps of a frame registered."""
+"""Augmentation keeps depth metric and the maps of a frame aligned."""
 
 from dataclasses import fields
 
@@ -14,19 +14,19 @@ from trainer.feed import Batch
 
 HEIGHT, WIDTH = 60, 80
 FOCAL, CX, CY = 90.0, (WIDTH - 1) / 2, (HEIGHT - 1) / 2
-NORMAL, DISTANCE = np.array([0.3, -0.2, 0.9]), 2.5  # the plane of the points p with NORMAL . p = DISTANCE
+NORMAL, DISTANCE = np.array([0.3, -0.2, 0.9]), 2.5  # plane of the points p with NORMAL . p = DISTANCE
 MIXED = (0.6, 2.0)
 SIZE = (HEIGHT, WIDTH)
 
 
 def rays(focal: float, cx: float, cy: float, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Directions [H,W,3] with z = 1 of the pixels of a camera; size: (H, W)."""
+    """Rays [H,W,3] with z = 1 through the pixels of a camera; size: (H, W)."""
     u, v = np.meshgrid((np.arange(size[1]) - cx) / focal, (np.arange(size[0]) - cy) / focal)
     return np.stack([u, v, np.ones_like(u)], axis=-1)
 
 
 def plane_batch(size: int = 6) -> Batch:
-    """One slanted plane; RGB's channels hold column, row and depth, and the classes hold columns' sixths."""
+    """A slanted plane. The RGB channels encode column, row and depth; the classes are sixths of the columns."""
     depth = torch.from_numpy(DISTANCE / (rays(FOCAL, CX, CY) @ NORMAL)).float().expand(size, 1, HEIGHT, WIDTH)
     column = (torch.arange(WIDTH) / WIDTH).expand(size, 1, HEIGHT, WIDTH)
     row = (torch.arange(HEIGHT) / HEIGHT).view(-1, 1).expand(size, 1, HEIGHT, WIDTH)
@@ -45,20 +45,20 @@ def plane_batch(size: int = 6) -> Batch:
 
 @pytest.fixture
 def no_colour_jitter(monkeypatch):
-    """Colours stay as they are, so that RGB tells where each pixel came from."""
+    """Disable colour and texture jitter, so that RGB encodes each pixel's source position."""
     monkeypatch.setattr(augmentation, "jitter_colour", lambda rgb, draws: rgb)
     monkeypatch.setattr(augmentation, "jitter_texture", lambda rgb, texture, draws: rgb)
 
 
 def interior_mask(augmented: Batch, index: int) -> np.ndarray:
-    """bool [H,W]: all pixels but the outermost, which repeat what is nearest in the image."""
+    """bool [H,W]: all pixels except the outermost, which are padded from the border."""
     inside = np.zeros(augmented.depth[index, 0].shape, bool)
     inside[1:-1, 1:-1] = True
     return inside
 
 
 def fit_line(augmented: Batch, index: int, channel: int) -> tuple[float, float]:
-    """(slope, offset) of the source column (channel 0) or row (1) over the augmented one, read from the colours."""
+    """Fit the source column (channel 0) or row (1), decoded from RGB, to the augmented one: (slope, offset)."""
     mask = interior_mask(augmented, index)
     source = augmented.rgb[index, channel].numpy() * (WIDTH, HEIGHT)[channel]
     return np.polyfit(np.nonzero(mask)[1 - channel], source[mask], 1)
@@ -66,7 +66,7 @@ def fit_line(augmented: Batch, index: int, channel: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.75, 0.75), (1.5, 1.5), MIXED])
 def test_zoom_keeps_points_on_the_same_plane(zoom, no_colour_jitter):
-    """Back-projected with f * z, whatever the shift of the window and the flip, the depth is of the same surface."""
+    """Back-projected with f * z, depth lies on the same plane, with any shift and flip of the window."""
     batch = plane_batch()
     augmented = augment(batch, zoom, SIZE, seed=0, step=3)
     factors = (batch.focal_factor / augmented.focal_factor).numpy()
@@ -74,7 +74,7 @@ def test_zoom_keeps_points_on_the_same_plane(zoom, no_colour_jitter):
         (slope_x, offset_x), (slope_y, offset_y) = fit_line(augmented, index, 0), fit_line(augmented, index, 1)
         assert abs(slope_x) == pytest.approx(1 / z, rel=1e-3)
         assert slope_y == pytest.approx(1 / z, rel=1e-3)
-        cx, cy = (CX - offset_x) / slope_x, (CY - offset_y) / slope_y  # where the optical axis has gone
+        cx, cy = (CX - offset_x) / slope_x, (CY - offset_y) / slope_y  # the new principal point
         depth = augmented.depth[index, 0].numpy()
         points = rays(FOCAL * z, cx, cy, depth.shape) * [np.sign(slope_x), 1, 1] * depth[..., None]
         off_plane = np.abs(points @ NORMAL - DISTANCE)[depth > 0]
@@ -139,7 +139,7 @@ def test_downsampling_averages_source_pixels(no_colour_jitter):
     batch.rgb = torch.randn(2, 3, 2 * HEIGHT, 2 * WIDTH, generator=torch.Generator().manual_seed(0))
     augmented = augment(batch, (0.5, 0.5), SIZE, seed=0, step=0)
     assert augmented.rgb.shape[-2:] == (HEIGHT // 2, WIDTH // 2)
-    assert augmented.rgb.std().item() == pytest.approx(1 / 4, rel=0.1)  # 4 x 4 readings
+    assert augmented.rgb.std().item() == pytest.approx(1 / 4, rel=0.1)  # mean of 4 x 4 samples
 
 
 def test_invalid_and_ignored_pixels_stay_masked():
@@ -156,7 +156,7 @@ def test_augmentation_depends_on_seed_and_step_only():
     first, again = augment(batch, MIXED, SIZE, seed=4, step=11), augment(batch, MIXED, SIZE, seed=4, step=11)
     for field, original in zip(fields(Batch), before, strict=True):
         assert torch.equal(getattr(first, field.name), getattr(again, field.name))
-        assert torch.equal(getattr(batch, field.name), original), "the batch that came in is left as it was"
+        assert torch.equal(getattr(batch, field.name), original), "the input batch is not modified"
     for seed, step in ((4, 12), (5, 11), (10**20, 11)):
         other = augment(batch, MIXED, SIZE, seed=seed, step=step)
         assert not torch.equal(first.rgb, other.rgb) and not torch.equal(first.depth, other.depth)

@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same losses, one set of files, one stop for all (gloo, on the CPU)."""
+"""Distributed training reproduces a single process: losses, files, stopping (gloo on the CPU)."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from trainer.distributed import Processes
 from trainer.feed import PackedFrames, training_batches
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 400  # seconds: a busy machine may take five times as long as a free one
+TIMEOUT = 400  # seconds; a busy machine may take five times as long as an idle one
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 
 
@@ -38,7 +38,7 @@ def torchrun(processes: int, *command: object) -> list[str]:
 
 @contextmanager
 def start_torchrun(processes: int, *command: object) -> Iterator[subprocess.Popen]:
-    """A run of several processes whose output is to be read; nothing of it is left at the end."""
+    """Start torchrun with its output piped; kills all its processes at the end."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     run = subprocess.Popen(torchrun(processes, *command), start_new_session=True, **streams)
     try:
@@ -51,7 +51,7 @@ def start_torchrun(processes: int, *command: object) -> Iterator[subprocess.Pope
 
 
 def workers(run: subprocess.Popen) -> list[int]:
-    """The processes that torchrun has started."""
+    """Process ids of the processes that torchrun has started."""
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     return [int(pid) for pid in children.read_text().split()] if run.poll() is None else []
 
@@ -65,7 +65,7 @@ def run_losses(manifest: Path, out: Path, processes: int, *flags: object) -> np.
 
 
 def test_two_processes_and_micro_batches_reproduce_the_losses_of_one(manifest, tmp_path):
-    """Even where the later half of each batch has a tenth of the targets."""
+    """Even if the second half of each batch has a tenth of the targets."""
     alone = run_losses(manifest, tmp_path / "alone", 1, 1)
     assert len(alone) == 50 and len(set(alone)) == 50
     for name, processes, accumulation in (("two", 2, 1), ("two in parts", 2, 2)):
@@ -75,24 +75,26 @@ def test_two_processes_and_micro_batches_reproduce_the_losses_of_one(manifest, t
 
 
 def test_two_processes_stop_together_and_resume_as_one(manifest, tmp_path):
-    """What it leaves is one run's: one folder, one history, checkpoints that a process alone resumes."""
+    """They leave one run folder, one history, and checkpoints that a single process can resume."""
     flags = [*train_flags(manifest, tmp_path), "--epochs", 60, "--resume", "auto"]
     last = tmp_path / "checkpoints/last.pt"
     with start_torchrun(2, ROOT / "train.py", *flags) as run:
         deadline = time.monotonic() + TIMEOUT
         while not last.is_file() and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.kill(workers(run)[-1], signal.SIGTERM)  # one of them alone
+        os.kill(workers(run)[-1], signal.SIGTERM)  # only one of them
         output, _ = run.communicate(timeout=TIMEOUT)
     assert output.count("stopped by a signal") == 1, output
-    assert f"exitcode  : {EXIT_STOPPED}" in output and run.returncode == 1, "torchrun tells, but has a code of its own"
+    assert f"exitcode  : {EXIT_STOPPED}" in output and run.returncode == 1, (
+        "torchrun reports the exit code but exits with its own"
+    )
     stopped = torch.load(last, weights_only=True)["step"]
     assert 2 <= stopped < 120
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert (run_dir / "validation.png").is_file(), "of the one frame that there is"
+    assert (run_dir / "validation.png").is_file(), "drawn by rank 0, which has the only frame"
     epochs = stopped // 2 + 1
     content = torch.load(last, weights_only=True)
-    content["config"]["epochs"] = epochs  # the rest of a run of sixty epochs would take long
+    content["config"]["epochs"] = epochs  # sixty epochs would take too long
     torch.save(content, last)
     assert call(train.main, *flags[:-4], "--epochs", epochs, "--resume", "auto") == 0
     history = torch.load(last, weights_only=True)["notes"]["history"]
@@ -101,10 +103,14 @@ def test_two_processes_stop_together_and_resume_as_one(manifest, tmp_path):
 
 @contextmanager
 def pair(*flags: object) -> Iterator[list[subprocess.Popen]]:
-    """Two processes of train.py without torchrun, which may end one before it has ended itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        group = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    """Two processes of train.py without torchrun, which may kill one before it exits by itself."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        group = os.environ | {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(unused.getsockname()[1]),
+        }
     command = [sys.executable, ROOT / "train.py", *map(str, flags), "--device", "cpu"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(command, env=group | {"RANK": rank, "LOCAL_RANK": rank}, **streams) for rank in "01"]
@@ -124,7 +130,7 @@ def test_error_in_the_main_process_ends_all_with_one_line_each(tmp_path):
 
 
 def test_signal_while_packing_stops_all_processes(manifest, tmp_path):
-    """Another process packs the same cache and doesn't come to an end."""
+    """Another process holds the lock of the same cache."""
     cache = PackedCache(
         [row for row in read_manifest(manifest) if row.split == "train"],
         tmp_path,

@@ -52,7 +52,7 @@ def table(output) -> dict:
 
 
 def test_each_row_compares_its_own_prediction_and_reference(table, manifest):
-    """The depth teacher says 1.1 times the truth and has a hole; the class teacher takes the cupboard for wall."""
+    """The depth teacher predicts 1.1 times the reference and has a hole; the class teacher labels cupboards as wall."""
     depth, seg = table["teacher vs reference"]["depth"], table["teacher vs reference"]["seg"]
     assert depth["abs_rel"] == pytest.approx(0.1, rel=1e-5) and depth["median_ratio"] == pytest.approx(1.1)
     assert depth["delta1"] == 1 and depth["coverage"] < 1 and seg["coverage"] == 1
@@ -84,10 +84,10 @@ def test_json_and_markdown_agree(output, table):
             values = [depth[name] for name in report.DEPTH_COLUMNS]
         else:
             values = [seg["miou"], seg["pixel_accuracy"], *seg["iou"], seg["coverage"]]
-        values = [float("nan") if value is None else value for value in values]  # JSON has no word for NaN
+        values = [float("nan") if value is None else value for value in values]  # JSON has no NaN
         assert [float(cell) for cell in row[1:]] == pytest.approx(values, abs=0.00051, nan_ok=True)
         trained_recipe += 1
-    assert trained_recipe == 2 * len(ROWS), "each row stands in both tables"
+    assert trained_recipe == 2 * len(ROWS), "each row is in both tables"
 
 
 def test_pictures_are_drawn(output):
@@ -96,11 +96,11 @@ def test_pictures_are_drawn(output):
 
 
 def test_baselines_are_constant_predictions(manifest, trained, table):
-    """The mean depth of the training data through the test frames' lens, and the most frequent training class."""
+    """The training data's mean depth, at the test frames' focal length, and its most frequent class."""
     rows = read_manifest(manifest)
     scale = CAMERA.resized(RECIPE.width, RECIPE.height).focal / RECIPE.reference_focal
     frames = [read_frame(row) for row in rows[:4]]
-    targets = [np.where(frame.confidence >= 0.5, frame.depth, frame.da3_depth) for frame in frames]  # 0 = a hole
+    targets = [np.where(frame.confidence >= 0.5, frame.depth, frame.da3_depth) for frame in frames]  # 0 = invalid
     depth = np.concatenate([target[target > 0] for target in targets])
     classes = np.concatenate([read_frame(row).sam2_seg.ravel() for row in rows[:4]])
     constant, majority = depth.mean(dtype=np.float64) / scale, np.bincount(classes).argmax()
@@ -121,7 +121,7 @@ def test_baselines_are_constant_predictions(manifest, trained, table):
 
 
 def test_predictions_scale_with_the_focal_length_in_table_4(manifest, trained, tmp_path, table):
-    """A manifest whose cameras have 1.25 times the focal length scales every prediction by 1.25, and the baseline."""
+    """With 1.25 times the focal length in the manifest, predictions and baseline are 1.25 times as far."""
     manifest = copy_data(manifest, tmp_path / "data")
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]
     for entry in entries:
@@ -147,7 +147,7 @@ def test_predictions_scale_exactly_with_the_focal_length(manifest, trained):
 
 
 def test_student_runs_at_the_size_of_its_recipe(manifest, tmp_path, monkeypatch):
-    """By evaluation, prediction and export; at 320 x 240 its metres would be those of another lens."""
+    """In evaluation, prediction and export; at 320x240 its depth would have the scale of another lens."""
     recipe = Recipe(width=160, height=120, reference_focal=RECIPE.reference_focal / 2)
     student = build_student(recipe)
     content = {"model": {}, "ema": student.state_dict(), "step": 0, "notes": {}}
@@ -174,7 +174,7 @@ def test_student_runs_at_the_size_of_its_recipe(manifest, tmp_path, monkeypatch)
 
 
 def test_depth_survives_conversion_to_the_reference_camera_and_back(manifest, tmp_path):
-    """What a perfect student would learn comes back as the label, within the millimetres of the packed cache."""
+    """Converting depth to the reference camera and back restores it, to the millimetres of the packed cache."""
     row = read_manifest(manifest)[0]
     row.intrinsics = row.intrinsics.with_focal_scale(1.37)
     size = (RECIPE.width, RECIPE.height)
@@ -185,7 +185,7 @@ def test_depth_survives_conversion_to_the_reference_camera_and_back(manifest, tm
 
 
 class ConstantStudent(torch.nn.Module):
-    """A student that says 3 m and class 1 everywhere."""
+    """A student that predicts 3 m and class 1 everywhere."""
 
     def forward(self, rgb):
         depth = torch.full_like(rgb[:, :1], 3.0)
@@ -225,7 +225,7 @@ def test_rows_without_labels_or_teachers_are_empty(manifest, trained, tmp_path):
 
 
 def test_perfect_prediction_gets_perfect_scores():
-    """A box room against itself, with holes in the reference."""
+    """A box room compared with itself, with holes in the reference."""
     depth, sensor, labels = render(CAMERA.resized(*SIZE))
     comparison = Comparison(RECIPE)
     counts = (depth_mask(sensor, None, RECIPE, None), class_mask(labels, RECIPE))

@@ -1,4 +1,4 @@
-"""From a checkpoint to the engines folder: the graph's contract, its camera, its gate, and what is held out."""
+"""From a checkpoint to the engines folder: graphs and their precisions, camera, held-out frames, engines."""
 
 import hashlib
 import json
@@ -47,10 +47,10 @@ WIDTH, HEIGHT = 320, 240
 
 
 def write_checkpoint(path, **notes):
-    """A checkpoint as train.py writes it, with random weights."""
+    """Write a checkpoint like train.py's, with random weights."""
     torch.manual_seed(0)
     student = build_student(Recipe())
-    for module in student.modules():  # statistics that a graph with batch norm left out would not get right
+    for module in student.modules():  # so that a graph without batch norm would be wrong
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.8, 1.2)
@@ -74,7 +74,7 @@ def write_checkpoint(path, **notes):
 
 
 def write_frames(root, stems, camera=NYU_INTRINSICS, split="test", train_stems=()):
-    """A data folder with a manifest of frames of camera.width x camera.height pixels."""
+    """Write a data folder of frames of camera.width x camera.height pixels; returns the manifest's path."""
     generator = np.random.default_rng(0)
     rows = []
     for stem in (*stems, *train_stems):
@@ -82,7 +82,7 @@ def write_frames(root, stems, camera=NYU_INTRINSICS, split="test", train_stems=(
         rgb = cv2.resize(small, (camera.width, camera.height), interpolation=cv2.INTER_CUBIC)
         depth = np.full(rgb.shape[:2], 2.5, np.float32)
         confidence = np.ones_like(depth)
-        confidence[:, : camera.width // 2] = 0.3  # the left half of the sensor is not trusted
+        confidence[:, : camera.width // 2] = 0.3  # low confidence on the left half
         labels = np.full(rgb.shape[:2], 3, np.uint8)
         write_png(root / "rgb" / f"{stem}.png", rgb)
         for name, array in (("depth", depth), ("confidence", confidence), ("labels", labels)):
@@ -123,7 +123,7 @@ def half_graph(model):
 
 @pytest.fixture
 def empty_environment(tmp_path, monkeypatch):
-    """A current folder and environment without data."""
+    """Change to an empty folder, without environment variables that point to data."""
     for variable in ("SCRATCH", "DATA_ROOT", "ENGINE_DIR", "USE_CORRIDOR_DATA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -132,7 +132,7 @@ def empty_environment(tmp_path, monkeypatch):
 
 @pytest.fixture
 def export(empty_environment, monkeypatch, capsys):
-    """Run the script: (exit code, standard output, standard error)."""
+    """A function that runs the script and returns (exit code, stdout, stderr)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["export_trt.py", *map(str, arguments)])
@@ -146,7 +146,7 @@ def export(empty_environment, monkeypatch, capsys):
 
 @pytest.fixture
 def prebuilt_graphs(monkeypatch, graph, half_graph):
-    """Spare main() the exports, which take seconds: the same graphs each time, and no int8."""
+    """Make main() reuse graphs instead of exporting for seconds, and skip int8."""
     monkeypatch.setattr(proof, "export_graph", lambda model, *size: half_graph if is_half(model) else graph)
     monkeypatch.setattr(export_trt, "calibration_images", lambda *arguments: None)
 
@@ -176,9 +176,9 @@ def test_engines_folder(export, checkpoint, manifest, empty_environment):
     fp32, half, int8 = description["precisions"]
     assert fp32["errors"]["max_depth_error_mm"] < 1 and fp32["errors"]["class_agreement"] >= 0.999
     assert set(fp32["losses"].values()) == {0}
-    assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "no float16 at all"
+    assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "there is no fp16"
     assert 0 < max(half["largest_values"].values()) <= MAX_FP16_VALUE
-    assert 1e-6 < int8["errors"]["mean_depth_share"] < 5e-2, "no int8, or nothing but"
+    assert 1e-6 < int8["errors"]["mean_depth_share"] < 5e-2, "there is no int8, or only int8"
     assert int8["errors"] != half["errors"]
     assert int8["calibration_frames"] == 3 and int8["left_in_half"] == []
     assert int8["onnx"]["bytes"] < 0.75 * half["onnx"]["bytes"]
@@ -203,7 +203,7 @@ def test_graph_equals_the_student(graph, model):
 
 
 def test_camera_outside_the_output_range_is_rejected():
-    """A checkpoint of before 20 m at the reference focal length says 8 m through a lens of 0.4."""
+    """An old checkpoint's maximum of 20 m at the reference focal length is 8 m at 0.4 times the focal length."""
     recipe = replace(Recipe(), output_range=(0.05, 20.0))
     for covered in (0.5, 1.0, 2.0):
         export_trt.check_depth_range(CAMERA.with_focal_scale(covered), recipe)
@@ -214,7 +214,7 @@ def test_camera_outside_the_output_range_is_rejected():
 
 
 def test_camera_flag_scales_depth(export, checkpoint, manifest, empty_environment):
-    """A camera of twice the resolution and three times the focal length sees things 1.5 times as far."""
+    """With twice the resolution and three times the focal length in pixels, depth is 1.5 times as far."""
     camera = Intrinsics(3 * CAMERA.fx, 3 * CAMERA.fy, 320, 240, 640, 480)
     write_json(empty_environment / "camera.json", asdict(camera))
     arguments = ("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
@@ -228,7 +228,7 @@ def test_camera_flag_scales_depth(export, checkpoint, manifest, empty_environmen
 
 
 def test_graph_with_uint8_input(model):
-    """uint8 [1,H,W,3] in, the same answers out."""
+    """The outputs for uint8 [1,H,W,3] equal those for float32."""
     uint8_model = ExportedStudent(model.student, 1.0, uint8_input=True)
     exported = export_graph(uint8_model, HEIGHT, WIDTH)
     check_graph(exported, HEIGHT, WIDTH, uint8_input=True)
@@ -312,7 +312,7 @@ def test_missing_checkpoint_or_manifest_is_an_error(export, checkpoint):
         assert code == 2 and len(err.splitlines()) == 1 and needle in err
 
 
-# ---------------------------------------------------------------------------------------------------- the graph's gate
+# ---------------------------------------------------------------------------------------- comparison with PyTorch
 
 
 def test_within_tolerance():
@@ -344,7 +344,7 @@ def test_compare_reports_millimetres(graph, model):
     with torch.inference_mode():
         depth = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255)[0]
     errors = compare(onnx_runtime_fn(graph.SerializeToString()), pytorch_fn(nearer), images)
-    assert errors["max_depth_error_mm"] == pytest.approx(depth.max().item(), rel=1e-2)  # a thousandth of it
+    assert errors["max_depth_error_mm"] == pytest.approx(depth.max().item(), rel=1e-2)  # 0.1 % of the depth
     assert errors["mean_depth_share"] == pytest.approx(1e-3, rel=1e-2)
     assert errors["class_agreement"] == pytest.approx(1, abs=1e-3)
 
@@ -359,7 +359,7 @@ def test_score_uses_metres_of_each_frames_camera():
     seg = np.zeros((1, 6, 4, 6), np.float32)
     seg[:, 2] = 1
     scores = score(lambda image: (np.full((1, 1, 4, 6), 2.0, np.float32), seg), frames, 100.0, Recipe())
-    assert scores["rmse"] == pytest.approx(0.5**0.5)  # 1 m off on one frame, and right on the other
+    assert scores["rmse"] == pytest.approx(0.5**0.5)  # off by 1 m on one frame, exact on the other
     assert scores["delta1"] == pytest.approx(0.5) and scores["miou"] == 1
 
 
@@ -367,7 +367,7 @@ def test_score_uses_metres_of_each_frames_camera():
 
 
 def test_fp16_graph_keeps_sensitive_nodes_in_float32(half_graph):
-    """Convolutions in float16, attention's products, the image's normalisation and depth's exponential in float32."""
+    """Convolutions are fp16; attention's products, the normalisation and the exponential of depth are float32."""
     inferred = onnx.shape_inference.infer_shapes(half_graph, strict_mode=True).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
 
@@ -391,7 +391,7 @@ def test_fp16_ranges_are_below_the_bound(half_graph, graph):
 
 
 def test_fp16_attention_exceeds_the_bound(checkpoint, monkeypatch):
-    """What the check is for: attention's sums over all positions of activations that float16 can hold."""
+    """The reason for the check: attention sums activations that fit fp16 over all positions, and overflows."""
 
     def in_float16(self, q, k, v):
         out = q @ (k.transpose(-1, -2) @ v)
@@ -400,7 +400,7 @@ def test_fp16_attention_exceeds_the_bound(checkpoint, monkeypatch):
     student = load_student(checkpoint)[0]
     for block in (module for module in student.modules() if isinstance(module, LiteMLA)):
         weight = block.qkv.conv.weight.data.unflatten(0, (-1, 3, block.dim))
-        weight[:, :2] *= 30  # queries and keys, which the division takes out again: the answer stays
+        weight[:, :2] *= 30  # queries and keys; the division cancels the factor, so the output is the same
     images = extreme_images(HEIGHT, WIDTH)[-1:]
     safe = fp16_ranges(export_graph(to_half(ExportedStudent(student, 1.0)), HEIGHT, WIDTH), images)
     monkeypatch.setattr(LiteMLA, "_attn", in_float16)
@@ -442,7 +442,7 @@ OPERATORS = ("MatMul", "HardSwish")
 
 
 def test_int8_graph_quantises_only_the_chosen_layers(int8_graph, quantiser):
-    """Symmetric activations, weights by channel, no quantised bias, for TensorRT; attention and heads left out."""
+    """Symmetric activations, per-channel weights, no quantised bias, as TensorRT requires; no attention, no heads."""
     check_graph(int8_graph, HEIGHT, WIDTH)
     inferred = onnx.shape_inference.infer_shapes(int8_graph, strict_mode=True).graph
     made_by = {output: node for node in inferred.node for output in node.output}
@@ -454,7 +454,7 @@ def test_int8_graph_quantises_only_the_chosen_layers(int8_graph, quantiser):
             assert not constants[node.input[2]].any(), "not symmetric"
         if node.op_type == "Conv" and made_by.get(node.input[0]) is not None:
             sources = [made_by[name].op_type if name in made_by else "" for name in node.input[:2]]
-            if sources == ["DequantizeLinear"] * 2:  # with nothing between them and the convolution
+            if sources == ["DequantizeLinear"] * 2:  # directly before the convolution
                 quantised.add(node.name)
                 scales = constants[made_by[node.input[1]].input[1]]
                 assert scales.shape == (constants[made_by[node.input[1]].input[0]].shape[0],)
@@ -471,11 +471,11 @@ def test_int8_graph_quantises_only_the_chosen_layers(int8_graph, quantiser):
     divisions = [node for node in inferred.node if node.op_type == "Div" and "context_module" in node.name]
     assert {types[node.output[0]] for node in divisions} == {onnx.TensorProto.FLOAT}
     sums = [[made_by[name].op_type for name in node.input] for node in divisions]
-    assert all(pair == ["Slice", "Add"] for pair in sums), "a cast stands between attention's sums and the division"
+    assert all(pair == ["Slice", "Add"] for pair in sums), "a cast separates attention's sums from the division"
 
 
 def test_inaccurate_int8_layers_stay_in_half_precision(model, quantiser, monkeypatch):
-    """The worst is found by what it loses alone, and then by twice as many at a time."""
+    """The worst layer first, then twice as many each time."""
     bad = quantiser.layers[5:7]
     built = []
 
@@ -485,12 +485,12 @@ def test_inaccurate_int8_layers_stay_in_half_precision(model, quantiser, monkeyp
 
     validator = types.SimpleNamespace(
         images=np.zeros((1, 2, 2, 3)),
-        fp32=None,
+        reference=None,
         validate=lambda precision, graph: {"passed": not set(bad) & set(built[-1])},
     )
     ranking = dict.fromkeys([bad[0], quantiser.layers[0], bad[1], *quantiser.layers[1:5]], 0.1)
     monkeypatch.setattr(proof, "rank_layers", lambda *arguments: ranking)
-    graph, entry = proof.validate_int8(
+    graph, entry = proof.choose_int8_layers(
         types.SimpleNamespace(layers=quantiser.layers, build_graph=build_graph), validator
     )
     assert entry["passed"] and entry["left_in_half"] == list(ranking)[:4]
@@ -498,7 +498,7 @@ def test_inaccurate_int8_layers_stay_in_half_precision(model, quantiser, monkeyp
 
 
 def test_layers_are_ranked_by_their_own_error(monkeypatch):
-    """Depth 10 % off, 50 % off, right but with half of the classes wrong, and all right."""
+    """Depth off by 10 %, by 50 %, exact with half of the classes wrong, and all exact."""
     depth, seg = np.ones((1, 1, 2, 2), np.float32), np.zeros((1, 6, 2, 2), np.float32)
     seg[:, 2] = 1
     other_graph = seg.copy()
@@ -530,14 +530,16 @@ def test_evaluation_frames(manifest, tmp_path):
     assert frames["labels"].dtype == np.uint8 and (frames["labels"] == 3).all()
     depth = frames["depth"][0]
     assert depth.dtype == np.float32 and set(np.unique(depth)) == {0.0, 2.5}
-    assert not depth[:, : WIDTH // 2].any(), "depth of low confidence was kept"
+    assert not depth[:, : WIDTH // 2].any(), "depth of low confidence is not masked"
     rows_scored, columns_scored = eigen_crop(HEIGHT, WIDTH)
     assert depth[rows_scored, WIDTH // 2 : columns_scored.stop].all()
-    assert np.count_nonzero(depth) == depth[rows_scored, WIDTH // 2 : columns_scored.stop].size, "outside Eigen's crop"
+    assert np.count_nonzero(depth) == depth[rows_scored, WIDTH // 2 : columns_scored.stop].size, (
+        "depth outside the Eigen crop is not masked"
+    )
 
 
 def test_other_cameras_have_no_eigen_crop(tmp_path):
-    camera = Intrinsics(500, 500, 320, 180, 640, 360)  # 16:9: cropped to 480x360, so that f is 500 * 320 / 480
+    camera = Intrinsics(500, 500, 320, 180, 640, 360)  # 16:9: cropped to 480x360, so f becomes 500 * 320 / 480
     manifest = write_frames(tmp_path, ["a"], camera)
     frames = evaluation_frames(read_manifest(manifest), Recipe())
     assert frames["depth"][0, :, WIDTH // 2 :].all()
@@ -551,7 +553,7 @@ def test_only_the_test_split_is_scored(tmp_path):
 
 
 def test_held_out_frames_are_identified_by_content_not_name(tmp_path):
-    """All loaders call frames 000001: another folder's have nothing to do with those that were trained on."""
+    """All loaders name frames from 000001 on: frames of another folder with the same names are held out."""
     first, second = (write_frames(tmp_path / name, ["000001", "000002"]) for name in ("nyu", "robot"))
     rows = read_manifest(second)
     for number, row in enumerate(rows):
@@ -559,7 +561,7 @@ def test_held_out_frames_are_identified_by_content_not_name(tmp_path):
     trained = {"train_stems": ["000001", "000002"]}
     trained["train_images"] = [content_sample(row.rgb) for row in read_manifest(first)]
     assert [row.stem for row in find_test_rows(second, trained, limit=32)[0]] == ["000001", "000002"]
-    shutil.copy(read_manifest(first)[0].rgb, rows[1].rgb)  # one of the trained frames, under another name
+    shutil.copy(read_manifest(first)[0].rgb, rows[1].rgb)  # a training frame under another name
     assert [row.stem for row in find_test_rows(second, trained, limit=32)[0]] == ["000001"]
     with pytest.raises(cli.UserError, match="not trained on"):
         find_test_rows(first, trained, limit=32)
@@ -572,7 +574,7 @@ def test_calibration_frames(manifest, tmp_path):
     rows = read_manifest(manifest)
     copy = rows[0].rgb.with_name("copy.png")
     shutil.copy(rows[0].rgb, copy)
-    rows[-1].rgb = copy  # the same picture under another name
+    rows[-1].rgb = copy  # the same image under another name
     write_manifest(manifest.parent / "leaking.jsonl", rows)
     with pytest.raises(cli.UserError, match="can't be calibrated on test frames, and c is one"):
         calibration_images(manifest.parent / "leaking.jsonl", tested, 500, Recipe())
@@ -584,7 +586,7 @@ def test_calibration_frames(manifest, tmp_path):
 
 
 def test_layer_precisions(graph, half_graph, int8_graph):
-    """What 8.5 and 8.6, whose networks are not strongly typed, are told of each graph."""
+    """TensorRT 8.5 and 8.6, whose networks are not strongly typed, need the precision of each layer."""
     assert layer_precisions(graph) == {"int8": False, "float32_layers": None}
     for exported, int8 in ((half_graph, False), (int8_graph, True)):
         precisions = layer_precisions(exported)
@@ -617,7 +619,7 @@ def test_tensorrt_failure_is_reported_in_one_line(
 
 @pytest.mark.parametrize("variant", ["fp32", "fp16", "int8", "fp16 of the camera's frames"])
 def test_tensorrt_parses_the_graph_and_builds_an_engine(variant, graph, half_graph, int8_graph, model):
-    """TensorRT for RTX shares TensorRT's parser and builds without a GPU for a compute capability that is named."""
+    """TensorRT for RTX has TensorRT's parser and builds without a GPU for a given compute capability."""
     exported = {"fp32": graph, "int8": int8_graph}.get(variant, half_graph)
     if variant.endswith("frames"):
         exported = export_graph(to_half(ExportedStudent(model.student, 1.0, uint8_input=True)), HEIGHT, WIDTH)
@@ -628,7 +630,7 @@ def test_tensorrt_parses_the_graph_and_builds_an_engine(variant, graph, half_gra
         "seg": ((1, 6, HEIGHT, WIDTH), trt.float32),
     }
     convolutions = [layer for layer in map(network.get_layer, range(network.num_layers)) if is_convolution(layer)]
-    expected = {"fp32": {trt.float32}, "int8": {trt.float32, trt.float16}}.get(operator, {trt.float16})
+    expected = {"fp32": {trt.float32}, "int8": {trt.float32, trt.float16}}.get(variant, {trt.float16})
     assert len(convolutions) > 50 and {layer.get_output(0).dtype for layer in convolutions} == expected
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)

@@ -1,4 +1,4 @@
-"""Losses against formulas written out here, and the student's contract."""
+"""Losses against explicit formulas, and the outputs of the student."""
 
 import copy
 import math
@@ -35,15 +35,15 @@ def pixels(*values: float) -> torch.Tensor:
 def test_hybrid_depth_uses_the_confident_sensor_and_the_teacher_elsewhere():
     cases = {  # sensor, confidence, teacher, target
         "confident": (1.0, 1.0, 3.0, 1.0),
-        "just at tau": (1.0, 0.5, 3.0, 1.0),
-        "below tau": (1.0, 0.49, 3.0, 3.0),
-        "no reading": (0.0, 1.0, 3.0, 3.0),
-        "below tau and no teacher": (1.0, 0.2, 0.0, 0.0),
+        "at the threshold": (1.0, 0.5, 3.0, 1.0),
+        "below the threshold": (1.0, 0.49, 3.0, 3.0),
+        "no sensor depth": (0.0, 1.0, 3.0, 3.0),
+        "below the threshold, no teacher": (1.0, 0.2, 0.0, 0.0),
         "nothing": (0.0, 0.0, 0.0, 0.0),
-        "sensor farther than the range": (65.0, 1.0, 3.0, 3.0),
-        "sensor nearer than the range": (0.03, 1.0, 0.0, 0.0),
+        "sensor beyond the range": (65.0, 1.0, 3.0, 3.0),
+        "sensor below the range": (0.03, 1.0, 0.0, 0.0),
         "teacher outside the range": (0.0, 0.0, 40.0, 0.0),
-        "the range's ends": (10.0, 1.0, 0.0, 10.0),
+        "end of the range": (10.0, 1.0, 0.0, 10.0),
     }
     depth, confidence, teacher, expected = (pixels(*column) for column in zip(*cases.values(), strict=True))
     assert torch.equal(hybrid_depth(depth, confidence, teacher, 0.5, (0.1, 10.0)), expected)
@@ -89,8 +89,8 @@ def test_rare_classes_get_larger_weights():
     weights = class_weights(shares, balance=0.5)
     assert weights.shape == (256,) and not weights[CLASSES:].any()
     assert (weights[1] / weights[0]).item() == pytest.approx(2)
-    assert (weights[3] / weights[0]).item() == pytest.approx(20), "as one of 0.001"
-    assert torch.equal(weights[4], weights[3]), "one that the sample of frames has missed"
+    assert (weights[3] / weights[0]).item() == pytest.approx(20), "capped at the weight of a share of 0.001"
+    assert torch.equal(weights[4], weights[3]), "a class that is missing from the sampled frames"
     assert (weights[:CLASSES] * shares).sum().item() == pytest.approx(1)
     assert class_weights(shares, balance=0)[:CLASSES].tolist() == pytest.approx([1] * CLASSES)
     assert class_weights(torch.zeros(CLASSES), balance=0.5)[:CLASSES].tolist() == [1] * CLASSES
@@ -172,7 +172,7 @@ def test_smoothness_is_zero_for_constant_depth_and_damped_at_image_edges():
     edge_elsewhere[..., 6:] = 1.0
     assert edge_aware_smoothness(torch.full((1, 1, 6, 8), 3.0), with_edge).item() == 0
     assert edge_aware_smoothness(3 * step, no_edge).item() == pytest.approx(edge_aware_smoothness(step, no_edge).item())
-    # inverse depths 1/2 and 1/4 have the mean 3/8; one of seven steps to the right differs by 2/3
+    # inverse depths 1/2 and 1/4 have a mean of 3/8; one of the seven horizontal differences is 2/3
     assert edge_aware_smoothness(step, no_edge).item() == pytest.approx(2 / 3 / 7)
     assert edge_aware_smoothness(step, with_edge).item() == pytest.approx(2 / 3 / 7 * math.exp(-1))
     assert edge_aware_smoothness(step, edge_elsewhere).item() == pytest.approx(2 / 3 / 7)
@@ -205,15 +205,15 @@ def test_outputs_have_the_input_size(student, size):
     assert (depth.dtype, seg.dtype) == (torch.float32, torch.float32)
     assert (tuple(depth.shape), tuple(seg.shape)) == ((1, 1, *size), (1, CLASSES, *size))
     assert (depth >= RANGE[0]).all() and (depth <= RANGE[1]).all()
-    assert 1 < depth.median() < 4, "an untrained student says about two metres"
+    assert 1 < depth.median() < 4, "an untrained student predicts about two metres"
 
 
 @torch.inference_mode()
 def test_depth_is_not_rounded_under_autocast(student):
-    """bfloat16 has 8 bits: on a GPU depth came in steps of 18 mm at 2 m, however it was cast afterwards."""
+    """bfloat16 has 8 bits: in steps of 18 mm at 2 m, which no later cast undoes."""
     rgb = torch.rand(1, 3, 240, 320, generator=torch.Generator().manual_seed(0))
     student = copy.deepcopy(student)
-    student.depth_decoder.head.weight *= 50  # untrained, it says two metres everywhere
+    student.depth_decoder.head.weight *= 50  # an untrained student predicts two metres everywhere
     with torch.autocast("cpu", torch.bfloat16):
         depth, seg = student(rgb)
     assert (depth.dtype, seg.dtype) == (torch.float32, torch.float32)

@@ -16,7 +16,7 @@ POOLED = ("rmse", "rmse_log", "silog", "mae", "abs_rel", "sq_rel", "log10", "del
 
 
 def numpy_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Eigen et al.'s formulas over all pixels that are scored; no answer is the farther end of the range."""
+    """The formulas of Eigen et al. over all valid pixels; a missing prediction is the farther end of the range."""
     p, r = predicted.astype(np.float64), reference.astype(np.float64)
     scored = (r >= NEAREST) & (r <= FARTHEST)
     p, r = p[scored], r[scored]
@@ -46,7 +46,7 @@ def compute_metrics(predicted, reference) -> dict[str, float]:
 
 
 def maps_with_holes() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Four images of uneven size and difficulty; holes in both maps, values outside the scored range."""
+    """Four images of different sizes and errors, with holes in both maps and values outside the range."""
     rng = np.random.default_rng(1)
     shapes = [(20, 30), (7, 5), (40, 40), (3, 90)]
     reference = [random_depth(rng, shape, holes) for shape, holes in zip(shapes, (0.1, 0.8, 0.3, 0.0), strict=True)]
@@ -91,7 +91,7 @@ def test_there_is_no_scale_alignment():
     assert results["abs_rel"] == pytest.approx(0.3, abs=1e-6)
     assert results["delta1"] == 0
     assert results["median_ratio"] == pytest.approx(1.3)
-    assert results["silog"] == pytest.approx(0, abs=1e-3), "SILog alone is blind to scale"
+    assert results["silog"] == pytest.approx(0, abs=1e-3), "SILog alone ignores scale"
 
 
 def test_median_ratio_is_the_median_of_image_medians():
@@ -123,22 +123,22 @@ def test_eigen_crop():
 
 
 def update_where_labelled(confusion: ConfusionMatrix, predicted: torch.Tensor, reference: torch.Tensor) -> None:
-    """All pixels that have a reference."""
+    """Add all pixels that have a reference class."""
     confusion.update(predicted, reference, reference != IGNORE)
 
 
 def test_missing_predictions_are_errors():
-    """A student that says nothing on most of the image is no good student."""
+    """A student must not improve by predicting less."""
     reference = np.full((10, 10), 3.0, np.float32)
     missing = reference.copy()
     missing[:9] = np.nan
     results = compute_metrics([missing], [reference])
     assert results["rmse"] == pytest.approx(math.sqrt(0.9 * 7**2)) and results["delta3"] == pytest.approx(0.1)
     near = compute_metrics([np.zeros((1, 1), np.float32)], [np.full((1, 1), 8.0, np.float32)])
-    assert near["mae"] == pytest.approx(8 - NEAREST), "the nearest scored depth errs more"
+    assert near["mae"] == pytest.approx(8 - NEAREST), "the minimum of the range is farther away"
     narrow = DepthMetrics(1.0, 1.1)
     narrow.update(torch.tensor([[math.nan]]), torch.tensor([[1.05]]), torch.tensor([[True]]))
-    assert narrow.compute()["delta1"] == 0, "whatever the range"
+    assert narrow.compute()["delta1"] == 0, "however narrow the range"
 
     confusion = ConfusionMatrix(2)
     update_where_labelled(confusion, torch.tensor([0, 255, 255, 7]), torch.tensor([0, 0, 1, 1]))
@@ -147,7 +147,7 @@ def test_missing_predictions_are_errors():
 
 def test_iou_of_three_classes_computed_by_hand():
     confusion = ConfusionMatrix(4)
-    # class 0: 2 hits, 1 missed, 1 too many; class 1: 1 hit, 1 missed, 2 too many; class 2: 1 hit, 1 missed; 3: absent
+    # TP, FN, FP: class 0: 2, 1, 1; class 1: 1, 1, 2; class 2: 1, 1, 0; class 3 is absent
     update_where_labelled(confusion, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
     update_where_labelled(confusion, torch.tensor([[0, 1], [2, 2]]), torch.tensor([[1, 2], [2, 255]]))
     results = confusion.compute()

@@ -1,4 +1,4 @@
-"""The student's size: what the encoder hands over, and the budget of parameters and multiply-accumulates."""
+"""Shapes of the student's feature maps, and its budget of parameters and multiply-accumulates."""
 
 import pytest
 import torch
@@ -43,5 +43,5 @@ def test_blocks_add_up_to_the_total(student):
 
 
 def test_macs_of_the_stem_convolution(student):
-    # 3x3 convolution with stride 2 from 3 to 16 channels, on a map of 120x160
+    # 3x3 convolution with stride 2, from 3 to 16 channels, output 120x160
     assert complexity(student, 240, 320)["encoder.stem_in_conv"][1] == 120 * 160 * 16 * 3 * 9

@@ -1,8 +1,8 @@
-"""A checkpoint of the first format goes on in all stages as it did in the code that wrote it.
+"""All stages treat a checkpoint of the first format as the revision that wrote it did.
 
-tests/data/format_1.pt was written by revision 8c584c8: a small student (timm's test_efficientnet) after one epoch of
-three on the box rooms of small_run.write_data(). format_1.json holds what the same revision made of it: the run resumed
-to its end, Table IV, and the outputs of the exported float32 graph.
+Revision 8c584c8 wrote tests/data/format_1.pt: a small student (timm's test_efficientnet) after one of three epochs on
+the box rooms of small_run.write_data(). format_1.json holds that revision's results: the history of the resumed run,
+Table IV, and the outputs of the exported float32 graph.
 """
 
 import json
@@ -62,12 +62,12 @@ def test_renamed_setting_is_read_under_its_old_name():
 
 def test_resumed_run_ends_like_the_old_revision(data, tmp_path, capsys):
     assert resume(data, tmp_path, RECIPE) == 0
-    assert capsys.readouterr().out.count("WARNING") == 1, "it knows its data by the files' times"
+    assert capsys.readouterr().out.count("WARNING") == 1, "it identifies its data by file times"
     history = load_checkpoint(tmp_path / "checkpoints/last.pt")["notes"]["history"]
     for entry, expected in zip(history, EXPECTED["resumed"]["history"], strict=True):
         assert {name: entry[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     resumed_recipe = load_student(tmp_path / "checkpoints/last.pt")[1]
-    assert resumed_recipe == RECIPE, "the same run in today's format"
+    assert resumed_recipe == RECIPE, "the same recipe in the current format"
 
 
 @pytest.mark.parametrize("changed", [{"zoom": (0.8, 1.4)}, {"weight_decay": 0.1}, {"width": 160, "height": 120}])
@@ -84,7 +84,7 @@ def test_table_4_equals_the_old_revision(data, tmp_path):
     assert list(rows) == list(EXPECTED["table_4"])
     for row, parts in EXPECTED["table_4"].items():
         if row.endswith("reference"):
-            del parts["depth"]  # that revision scored depth to which the sensor gives no confidence, too
+            del parts["depth"]  # that revision did not mask depth of low confidence
         for part, metrics in parts.items():
             for name, expected in metrics.items():
                 found = rows[row][part][name]

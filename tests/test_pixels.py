@@ -24,7 +24,7 @@ WIDE = Intrinsics(750.0, 750.0, 639.5, 359.5, 1280, 720)
 
 
 class ConstantStudent(torch.nn.Module):
-    """A student that says 3 m and class 1 everywhere, or nothing on the topmost rows."""
+    """A student that predicts 3 m and class 1 everywhere, except for a fraction of missing rows at the top."""
 
     def __init__(self, missing: float = 0.0):
         super().__init__()
@@ -39,7 +39,7 @@ class ConstantStudent(torch.nn.Module):
 
 
 def write_row(folder, depth, camera, confidence=None, teacher=None, **fields) -> Row:
-    """A grey frame; depth in metres of the reference camera."""
+    """Write a grey frame; depth is in metres of the reference camera."""
     scale = camera.cropped(*network_crop(camera)).resized(320, 240).focal / RECIPE.reference_focal
     maps = {"depth": depth * np.float32(scale), "confidence": confidence}
     maps["da3_depth"] = None if teacher is None else teacher * np.float32(scale)
@@ -59,7 +59,7 @@ def network_crop(camera: Intrinsics) -> tuple[int, int, int, int]:
 
 
 def rmse_in_all_stages(row: Row, folder, student: torch.nn.Module) -> tuple[float, float, float]:
-    """The student's RMSE in Table IV, in validation, and on the frames of Table III, at the reference camera."""
+    """RMSE of a student in Table IV, in validation and on the frames of Table III, at the reference camera."""
     scale = row.intrinsics.cropped(*network_crop(row.intrinsics)).resized(320, 240).focal / RECIPE.reference_focal
     table = compare(make_predictor(student, RECIPE, CPU), [row], {}, RECIPE, [])["student vs reference"]["depth"]
     frames = PackedFrames(PackedCache([row], folder / ".cache", (320, 240), RECIPE.reference_focal), workers=1)
@@ -72,7 +72,7 @@ def rmse_in_all_stages(row: Row, folder, student: torch.nn.Module) -> tuple[floa
 
 
 def test_depth_of_low_confidence_is_masked_in_all_stages(tmp_path):
-    """1 m at confidence 0 on the left half, 3 m elsewhere, and a student that says 3 m."""
+    """1 m at confidence 0 on the left half, 3 m elsewhere, and a student that predicts 3 m."""
     depth, confidence = np.full((480, 640), 3.0, np.float32), np.ones((480, 640), np.float32)
     depth[:, :320], confidence[:, :320] = 1, 0
     row = write_row(tmp_path, depth, CAMERA, confidence)
@@ -80,7 +80,7 @@ def test_depth_of_low_confidence_is_masked_in_all_stages(tmp_path):
 
 
 def test_all_rows_cover_the_student_window(tmp_path):
-    """A 16:9 frame with another depth and class beside the window that the student sees."""
+    """A 16:9 frame with other values outside the window that the student sees."""
     depth = np.full((720, 1280), 3.0, np.float32)
     depth[:, :160] = depth[:, -160:] = 9
     row = write_row(tmp_path, depth, WIDE, teacher=depth)
@@ -95,7 +95,7 @@ def test_all_rows_cover_the_student_window(tmp_path):
 
 
 def test_missing_predictions_are_errors_in_all_stages(tmp_path):
-    """3 m, and nothing on nine tenths of the rows, which counts as 10 m."""
+    """A missing prediction on nine tenths of the rows counts as 10 m."""
     row = write_row(tmp_path, np.full((480, 640), 3.0, np.float32), CAMERA)
     scale = CAMERA.resized(320, 240).focal / RECIPE.reference_focal
     expected = np.sqrt(0.9) * (10 / scale - 3)
@@ -119,7 +119,7 @@ def test_teacher_holes_are_skipped_only_in_its_own_row(tmp_path):
 
 
 def test_teacher_scale_applies_wherever_its_depth_is_read(tmp_path):
-    """A student that is equal to what it was taught is perfect against its teacher."""
+    """A student that reproduces its targets has no error against the teacher."""
     depth = np.full((480, 640), 3.0, np.float32)
     row = write_row(tmp_path, depth, CAMERA, teacher=depth * 1.25, da3_scale=0.8)
     results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, [])

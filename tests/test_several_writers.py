@@ -1,4 +1,4 @@
-"""Trainings at the same time: each has a run folder of its own, and one at a time writes to a checkpoint folder."""
+"""Concurrent trainings: each has its own run folder, and only one may write to a checkpoint folder."""
 
 import os
 import signal
@@ -50,13 +50,13 @@ def test_resumed_run_continues_in_its_own_folder(manifest, tmp_path, monkeypatch
 def test_second_training_in_a_checkpoint_folder_is_rejected_in_one_line(manifest, tmp_path, capfd):
     checkpoints = tmp_path / "out/checkpoints"
     with lock_checkpoint_dir(checkpoints, Processes()):
-        (checkpoints / ".last.abc.part.pt").touch()  # that the first one is writing
+        (checkpoints / ".last.abc.part.pt").touch()  # a file that the first training is writing
         assert exit_code(train.main, *train_flags(manifest, tmp_path / "out")) == EXIT_USAGE
         assert (checkpoints / ".last.abc.part.pt").exists()
         error = capfd.readouterr().err
         assert error == (f"train.py: error: another training writes to {checkpoints}: use another --checkpoint-dir\n")
         (checkpoints / ".last.abc.part.pt").unlink()
-    assert not (tmp_path / "out").exists(), "neither has left anything"
+    assert not (tmp_path / "out").exists(), "neither training has left anything"
     with lock_checkpoint_dir(checkpoints, Processes()):
         (checkpoints / "last.pt").touch()
     assert [path.name for path in checkpoints.iterdir()] == ["last.pt"]

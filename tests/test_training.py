@@ -1,4 +1,4 @@
-"""The packed cache, and train.py on box rooms: exact resume, what it refuses, what it writes."""
+"""Packed frames and batches, and train.py on box rooms: outputs, exact resume, rejected input."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ from trainer.validation import best_score
 
 RECIPE = Recipe()
 NETWORK = (RECIPE.width, RECIPE.height)
-RECIPE_CAMERA = Intrinsics(*[RECIPE.reference_focal / 2] * 2, 80, 60, *SIZE)  # of the reference focal length
+RECIPE_CAMERA = Intrinsics(*[RECIPE.reference_focal / 2] * 2, 80, 60, *SIZE)  # has the reference focal length
 CPU = torch.device("cpu")
 
 
@@ -71,7 +71,7 @@ def test_missing_arrays_are_not_packed_or_copied(manifest, tmp_path):
     assert set(frames.arrays) == {"rgb", "depth", "labels"}
     batch = frames.batch([0, 1], CPU)
     assert not batch.da3_depth.any() and (batch.sam2_seg == IGNORE).all() and (batch.confidence == 1).all()
-    assert batch.sam2_seg.dtype == batch.labels.dtype == torch.uint8, "an eighth of int64's memory"
+    assert batch.sam2_seg.dtype == batch.labels.dtype == torch.uint8, "uint8 takes an eighth of the memory of int64"
     assert batch.sam2_seg.shape == batch.labels.shape and batch.da3_depth.shape == batch.depth.shape
     size = (RECIPE.height // 2, RECIPE.width // 2)
     changed = augment(batch, (1.0, 1.2), size, seed=0, step=0)
@@ -79,19 +79,21 @@ def test_missing_arrays_are_not_packed_or_copied(manifest, tmp_path):
     assert changed.sam2_seg.shape == changed.labels.shape and changed.da3_depth.shape == changed.depth.shape
     training_batch = next(training_batches(frames, 2, 0, 0, 0, CPU))
     assert (training_batch.labels == IGNORE).all() and not any(training_batch.labels.stride()[1:]), (
-        "training has no use for them"
+        "training does not load reference labels"
     )
     statistics = target_statistics(frames, RECIPE)
     assert statistics["majority_class"] is None and not any(statistics["class_shares"])
 
 
 def test_focal_factor(manifest, tmp_path):
-    """Depth is learned as through the reference lens; the window of the network's aspect ratio sets the scale."""
+    """f_ref / f at the network's size, whatever image size the intrinsics are given for."""
     rows = read_manifest(manifest)[:3]
     width, height = SIZE
     longer = 1.25 * RECIPE.reference_focal * width / NETWORK[0]
     rows[0].intrinsics = Intrinsics(longer, longer, 80, 60, width, height)
-    rows[1].intrinsics = Intrinsics(2 * longer, 2 * longer, 160, 120, 2 * width, 2 * height)  # the same, listed larger
+    rows[1].intrinsics = Intrinsics(
+        2 * longer, 2 * longer, 160, 120, 2 * width, 2 * height
+    )  # the same lens, given for a larger image
     rows[2].intrinsics = None
     factor = pack_rows(rows, tmp_path).batch([0, 1, 2], CPU).focal_factor
     assert factor.tolist() == pytest.approx([0.8, 0.8, 1.0])
@@ -100,7 +102,7 @@ def test_focal_factor(manifest, tmp_path):
 def test_focal_factor_of_a_cropped_image(manifest, tmp_path):
     rows = read_manifest(copy_data(manifest, tmp_path / "data"))[:1]
     rgb, depth = read_image(rows[0].rgb), read_npy(rows[0].depth)
-    write_png(rows[0].rgb, rgb[:90])  # 16:9: only the middle 120x90 pixels reach the network
+    write_png(rows[0].rgb, rgb[:90])  # 16:9: the network sees only the central 120x90 pixels
     for path in (rows[0].depth, rows[0].da3_depth, rows[0].confidence, rows[0].sam2_seg):
         np.save(path, read_npy(path)[:90])
     rows[0].labels = None
@@ -123,7 +125,7 @@ def test_target_statistics(manifest, tmp_path):
 
 
 def test_depth_outside_the_range_is_masked(manifest, tmp_path):
-    """One pixel in twenty of a stereo sensor's depth is 65 m; there is no teacher to take its place."""
+    """One pixel in twenty of the sensor's depth is 65 m, and there is no teacher to replace it."""
     row, outlier_row = read_manifest(manifest)[0], read_manifest(manifest)[0]
     depth = read_npy(row.depth)
     outliers = np.random.default_rng(0).random(depth.shape) < 0.05
@@ -188,7 +190,7 @@ def test_what_a_run_writes(manifest, trained):
     assert notes["teachers"] == [MADE_BY]
     assert notes["camera"]["width"] == NETWORK[0]
     best = checkpoint(trained, "best.pt")
-    assert best["step"] == 4, "the only epoch that ends with standing statistics"
+    assert best["step"] == 4, "the only epoch that ends with frozen batch norm"
     assert best["notes"]["best_score"] == notes["best_score"] == notes["history"][1]["score"]
     (run_dir,) = (trained / "runs").iterdir()
     names = {path.name for path in run_dir.iterdir()}
@@ -198,7 +200,7 @@ def test_what_a_run_writes(manifest, trained):
     with open(run_dir / "history.csv", newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file)]
     assert losses == [entry["loss"] for entry in notes["history"]]
-    assert [entry["ema_decay"] for entry in notes["history"]] == [2 / 11, 4 / 13], "what the average has come to"
+    assert [entry["ema_decay"] for entry in notes["history"]] == [2 / 11, 4 / 13], "the decay at the end of each epoch"
     assert all(np.isfinite(losses))
 
 
@@ -213,7 +215,7 @@ def test_batch_norm_is_frozen_in_the_last_steps(manifest, tmp_path):
         before, weight = norm.running_mean.clone(), norm.weight.detach().clone()
         loss = train_step(batch)
         updated.append(not torch.equal(before, norm.running_mean))
-        assert not torch.equal(weight, norm.weight), "its weights go on learning"
+        assert not torch.equal(weight, norm.weight), "its weights are still trained"
         return loss
 
     trainer.train_step = train_step_and_record
@@ -238,13 +240,13 @@ def test_moving_average_lags_behind_the_weights(trained):
 
 
 def is_equal(first, second) -> bool:
-    """Whether two checkpoints' contents are equal to the last bit, but for clocks and names of runs."""
+    """Whether the contents of two checkpoints are equal to the last bit, except timings and run names."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
-        clocks = {"run", "images_per_second"}
+        ignored = {"run", "images_per_second"}
         return first.keys() == second.keys() and all(
-            is_equal(first[key], second[key]) for key in first if key not in clocks
+            is_equal(first[key], second[key]) for key in first if key not in ignored
         )
     if isinstance(first, list):
         return len(first) == len(second) and all(is_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -252,7 +254,7 @@ def is_equal(first, second) -> bool:
 
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_run(manifest, trained, tmp_path, monkeypatch):
-    """SIGUSR1 within the first epoch, SIGTERM after the last step of all, before it was validated."""
+    """SIGUSR1 during the first epoch, SIGTERM after the very last step, before validation."""
     number_at = {1: signal.SIGUSR1, 4: signal.SIGTERM}
     step = train.Trainer.train_step
 
@@ -272,8 +274,8 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_run(manifest, trained, 
     for part in ("model", "ema", "optimizer", "schedule", "step", "notes"):
         assert is_equal(ours[part], uninterrupted[part]), part
     assert is_equal(checkpoint(tmp_path, "best.pt")["ema"], checkpoint(trained, "best.pt")["ema"])
-    assert len(list((tmp_path / "runs").iterdir())) == 1, "one run, one folder"
-    assert call(train.main, *flags) == 0, "a finished run has nothing left to do"
+    assert len(list((tmp_path / "runs").iterdir())) == 1, "a resumed run keeps its folder"
+    assert call(train.main, *flags) == 0, "resuming a finished run does nothing"
 
 
 def test_run_killed_twenty_times_equals_an_uninterrupted_run(manifest, tmp_path):
@@ -288,15 +290,15 @@ def test_run_killed_twenty_times_equals_an_uninterrupted_run(manifest, tmp_path)
         results.append((checkpoint(out), checkpoint(out, "best.pt")))
     print(done.stdout)
     steps = [int(number) for number in re.findall(r"^kill .*'last.pt': (\d+)", done.stdout, flags=re.MULTILINE)]
-    assert "kill 20" in done.stdout, "the run was over too soon: more epochs, or shorter waits"
-    assert len(set(steps)) > 3 and any(step % 2 for step in steps), "the kills came too early: longer waits"
+    assert "kill 20" in done.stdout, "the run ended before the last kill: use more epochs or shorter delays"
+    assert len(set(steps)) > 3 and any(step % 2 for step in steps), "the kills came too early: use longer delays"
     for ours, uninterrupted in zip(*results, strict=True):
         for part in ("model", "ema", "optimizer", "schedule", "guard", "step", "notes"):
             assert is_equal(ours[part], uninterrupted[part]), part
 
 
 def test_keep_freed_memory():
-    """In a process of its own: the setting stays."""
+    """In a separate process, because the setting cannot be undone."""
     script = """
 import resource
 from trainer.memory import keep_freed_memory
@@ -307,7 +309,7 @@ for _ in range(2):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=train.__file__.rpartition("/")[0], capture_output=True)
-    assert int(done.stdout) < 1000, "it has as many as 16384 pages"
+    assert int(done.stdout) < 1000, "a new allocation would fault 16384 pages"
 
 
 @pytest.mark.parametrize(
@@ -342,7 +344,7 @@ def test_resume_auto_needs_no_checkpoint_but_a_path_does(manifest, tmp_path):
 
 
 def test_data_limit_without_validation_frames(manifest, tmp_path):
-    """best.pt is the last one then; --data-limit spreads the frames over the split."""
+    """best.pt is then the last epoch; --data-limit picks frames spread over the split."""
     manifest = copy_data(manifest, tmp_path / "data")
     lines = [line for line in manifest.read_text().splitlines() if '"val"' not in line]
     manifest.write_text("\n".join(lines))
@@ -355,7 +357,7 @@ def test_data_limit_without_validation_frames(manifest, tmp_path):
 
 
 def test_frames_without_teachers_train_on_sensor_depth(manifest, tmp_path):
-    """A mixed batch: what one frame lacks is left out, nothing becomes NaN."""
+    """In a mixed batch, missing targets are masked and nothing becomes NaN."""
     rows = read_manifest(manifest)[:2]
     rows[0].da3_depth = rows[0].sam2_seg = None
     frames = pack_rows(rows, tmp_path / "cache")
@@ -506,7 +508,7 @@ def test_compile_makes_a_graph_per_image_size():
 
 
 def test_output_range_covers_all_lenses_of_the_data(manifest, trained, tmp_path):
-    """10 m through a lens of 0.3 is 33 m at the reference focal length; the zoom takes it to 42 m."""
+    """10 m through 0.3 times the focal length is 33 m at the reference focal length; the zoom extends it to 42 m."""
     rows = read_manifest(manifest)[:2]
     rows[0].intrinsics = RECIPE_CAMERA.with_focal_scale(0.3)
     rows[1].intrinsics = RECIPE_CAMERA.with_focal_scale(3.0)
@@ -519,14 +521,16 @@ def test_output_range_covers_all_lenses_of_the_data(manifest, trained, tmp_path)
     default_frames = pack_rows(read_manifest(manifest)[2:4], tmp_path)
     assert start.with_output_range(RECIPE, default_frames, None, None) == RECIPE
     best = trained / "checkpoints/best.pt"
-    assert start.with_output_range(replace(RECIPE, output_range=(1, 2)), frames, best, None) == RECIPE, "as it began"
+    assert start.with_output_range(replace(RECIPE, output_range=(1, 2)), frames, best, None) == RECIPE, (
+        "a resumed run keeps its range"
+    )
     assert start.with_output_range(RECIPE, default_frames, None, best) == RECIPE
-    with pytest.raises(UserError, match="ask for 0.02 to 41.7 m"):
+    with pytest.raises(UserError, match="needs 0.02 to 41.7 m"):
         start.with_output_range(RECIPE, frames, None, best)
 
 
 def test_training_cache_is_larger_with_the_same_focal_factor(manifest, tmp_path):
-    """Zoomed crops are to stay sharp, so the training cache has more pixels; metres stay the same."""
+    """The training cache has more pixels, so that zoomed crops stay sharp; the metric scale is the same."""
     rows, scale = read_manifest(manifest)[:2], RECIPE.cache_scale
     large = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, scale, workers=1)
     small = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, 1, workers=1)

@@ -1,1 +1,1 @@
-"""The parts of the training loop: feed, augmentation, exact resume, processes, validation."""
+"""Parts of the training loop: batches, augmentation, checkpoints, distributed training, validation."""

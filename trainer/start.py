@@ -219,7 +219,7 @@ def _load_student(model: Student, recipe: Recipe, path: Path) -> str:
     if trained.reference_focal != recipe.reference_focal:
         raise UserError(f"--init {path}: its reference focal length differs from this run's")
     if trained.output_range != recipe.output_range:
-        raise UserError(f"--init {path}: its output range, {trained.output_range} m, differs from this run's")
+        raise UserError(f"--init {path}: its output range differs from this run's, it is {trained.output_range} m")
     try:
         model.load_state_dict(student.state_dict())
     except RuntimeError:

@@ -36,14 +36,14 @@ def validate(
         classes = seg.argmax(dim=1)
         labelled = (batch.labels != IGNORE).flatten(1).any(dim=1).view(-1, 1, 1)
         class_reference = torch.where(labelled, batch.labels, batch.sam2_seg)
-        truths = zip(batch.depth[:, 0], batch.confidence[:, 0], strict=True)
-        scored = torch.stack([depth_mask(*truth, recipe, next(cameras)) for truth in truths])
-        for image in zip(depth[:, 0], batch.depth[:, 0], scored, strict=True):
+        sensor_maps = zip(batch.depth[:, 0], batch.confidence[:, 0], strict=True)
+        mask = torch.stack([depth_mask(*maps, recipe, next(cameras)) for maps in sensor_maps])
+        for image in zip(depth[:, 0], batch.depth[:, 0], mask, strict=True):
             depth_metrics.update(*image)
         n_finite += int(depth.isfinite().sum())
         confusion.update(classes, class_reference, class_mask(class_reference, recipe))
         if len(panels) < N_PANELS:
-            reference = torch.where(scored.unsqueeze(1), batch.depth, 0)
+            reference = torch.where(mask.unsqueeze(1), batch.depth, 0)
             panels.append(_panel(batch, depth, reference, classes, class_reference))
     gathered = processes.all_gather((depth_metrics, confusion, n_finite))
     depth_metrics, confusion, n_finite = gathered[0]
