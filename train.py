@@ -197,7 +197,7 @@ class Trainer:
 
         Args:
             path: the checkpoint.
-            description: of the training data, see trainer.start.describe().
+            description: of the training data, see trainer.start.describe_data().
         """
         content = load_checkpoint(path)
         check_same_recipe(path, recipe_from_checkpoint(content, path), self.recipe)
@@ -245,7 +245,7 @@ class Trainer:
         return stopped
 
     def progress_bar(self, epoch: int, steps_done: int) -> tqdm:
-        """Progress bar of an epoch, in images, with `done` steps already finished."""
+        """Progress bar of an epoch, in images, with `steps_done` steps already finished."""
         batch_size = min(self.recipe.batch_size, len(self.frames))
         disable = None if self.processes.is_main else True
         total, initial = self.steps_per_epoch * batch_size, steps_done * batch_size

@@ -22,7 +22,7 @@ def import_tensorrt() -> ModuleType:
 
 
 def build(trt: ModuleType, onnx_path: Path, entry: dict) -> tuple[bytes, dict[str, str]]:
-    """Build an engine of an exported graph for this GPU; returns it and what it is bound to.
+    """Build an engine of an exported graph for this GPU; returns it and the GPU and TensorRT version it needs.
 
     Args:
         trt: the tensorrt module, 8.5 or newer.

@@ -1,4 +1,4 @@
-"""Export and validate every precision, against PyTorch and the references; int8 keeps bad layers in half precision."""
+"""Export and validate every precision, against PyTorch and the references; choose the int8 layers."""
 
 import math
 from collections.abc import Sequence
@@ -155,7 +155,7 @@ def print_validation(entries: Sequence[dict], images_description: str) -> None:
     headers = [
         "",
         "max depth error, mm",
-        "mean error",
+        "mean depth error",
         "same class",
         "RMSE, m",
         "delta1",
@@ -167,7 +167,9 @@ def print_validation(entries: Sequence[dict], images_description: str) -> None:
     print(tabulate(lines, headers, floatfmt=".4f", missingval="-"))
     for entry in entries:
         if "largest_values" in entry:
-            print(f"largest fp16 values of {entry['precision']}, including extreme images; bound {MAX_FP16_VALUE:.0f}:")
+            print(
+                f"largest fp16 values in {entry['precision']}, including extreme images; bound {MAX_FP16_VALUE:.0f}:"
+            )
             print(tabulate(entry["largest_values"].items(), floatfmt=".0f"))
         if entry.get("left_in_half"):
             print(f"layers kept in half precision, because int8 is too inaccurate: {', '.join(entry['left_in_half'])}")

@@ -117,7 +117,7 @@ class Processes:
         return DistributedDataParallel(model, device_ids=[device])
 
     def gradient_sync(self, model: nn.Module, enabled: bool) -> AbstractContextManager:
-        """Context of a forward and backward pass of the wrapped model; gradients are reduced only if `complete`."""
+        """Context of a forward and backward pass of the wrapped model; gradients are reduced only if `enabled`."""
         return nullcontext() if enabled or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 

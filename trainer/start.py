@@ -73,8 +73,8 @@ def pack(
         scale: 1 or more.
         workers: threads that pack missing frames.
         cache_dir: folder of the cache (default: beside the manifest).
-        selection: how the rows were selected from the manifest, as plain JSON with the split. An outdated cache of the
-            same selection is replaced; without a selection, none is.
+        selection: how the rows were selected from the manifest: JSON-serialisable, including the split. An outdated
+            cache of the same selection is replaced; without a selection, none is.
     """
     size, focal = (recipe.width * scale, recipe.height * scale), recipe.reference_focal * scale
     folder = (cache_dir or manifest.parent / ".cache").resolve()
@@ -257,7 +257,7 @@ def check_same_data(path: Path, trained: dict, notes: dict) -> None:
 def describe_data(rows: Sequence[Row], recipe: Recipe) -> dict:
     """Describe the training data for later stages.
 
-    Returns 'camera' (None if the frames have several), 'teachers', and 'train_stems' and 'train_images' (content
+    Returns 'camera' (None unless all frames share one), 'teachers', and 'train_stems' and 'train_images' (content
     hashes), by which later stages exclude training images from a test.
     """
     size = (recipe.width, recipe.height)
