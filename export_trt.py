@@ -1,12 +1,12 @@
-"""Export a trained student for the robot: ONNX graphs, TensorRT engines and the frames that Table III is scored on.
+"""Export a trained student for the robot: ONNX graphs, TensorRT engines and the evaluation frames of Table III.
 
 Reads   a checkpoint; a manifest and the frames of its split 'test'; camera.json of the robot's camera, if given.
 Writes  <engine-dir>/student_fp32.onnx     rgb [1,3,240,320] float32 in 0..1 -> depth [1,1,240,320] in metres of the
                                            target camera and seg [1,6,240,320], class logits
-        <engine-dir>/student_fp16.onnx     the same in half precision, except what overflows; float32 in and out
+        <engine-dir>/student_fp16.onnx     the same in half precision, except what would overflow; float32 in and out
                                            (with --uint8-input all graphs take rgb [1,240,320,3] uint8)
         <engine-dir>/student_int8.onnx     the same with convolutions in int8 and the rest in half precision
-        <engine-dir>/student_fp32.engine   the same for TensorRT, on the GPU and TensorRT version it was built with
+        <engine-dir>/student_fp32.engine   TensorRT engines, only for the GPU model and TensorRT version that built them
         <engine-dir>/eval_frames.npz       held-out frames with references
         <engine-dir>/student.json          description: checkpoint, camera, inputs and outputs, errors, sha256
 
@@ -66,22 +66,22 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
 
 
 def check_depth_range(camera: Intrinsics, recipe: Recipe) -> None:
-    """Raise UserError if, through a camera, the student's output range does not cover the evaluated depth range."""
+    """Raise UserError if the student's output range, converted to the camera, lacks part of the evaluated range."""
     factor = camera.focal / recipe.reference_focal
     nearest, farthest = (metres * factor for metres in recipe.output_range)
     if nearest > recipe.min_depth or farthest < recipe.max_depth:
         raise UserError(
-            f"through a lens of {camera.focal:.0f} pixels at {camera.width}x{camera.height}, this student predicts "
-            f"{nearest:.2f} to {farthest:.1f} m, not {recipe.min_depth:g} to {recipe.max_depth:g}: train with similar "
-            "lenses, from other cameras or with --zoom"
+            f"with a focal length of {camera.focal:.0f} pixels at {camera.width}x{camera.height}, this student "
+            f"predicts {nearest:.2f} to {farthest:.1f} m, not {recipe.min_depth:g} to {recipe.max_depth:g}: train with "
+            "similar focal lengths, from other cameras or with --zoom"
         )
 
 
 def remove_outdated(path: Path) -> None:
-    """Remove a file of an earlier export, if there is one."""
+    """Remove a file left by an earlier export, if there is one."""
     if path.is_file():
         path.unlink()
-        print(f"removed {path} of an earlier export")
+        print(f"removed {path}, left by an earlier export")
 
 
 def write_graph(path: Path, graph: bytes) -> None:
@@ -132,10 +132,10 @@ def build_engines(description: dict, engine_dir: Path) -> None:
     for entry in description["precisions"]:
         onnx_path = engine_dir / entry["onnx"]["file"]
         print(f"building {onnx_path.with_suffix('.engine')} with TensorRT {trt.__version__}: takes minutes")
-        engine, binding = build(trt, onnx_path, entry)
+        engine, built_for = build(trt, onnx_path, entry)
         with atomic_path(onnx_path.with_suffix(".engine")) as temporary:
             temporary.write_bytes(engine)
-        entry["engine"] = file_entry(onnx_path.with_suffix(".engine")) | binding
+        entry["engine"] = file_entry(onnx_path.with_suffix(".engine")) | built_for
 
 
 def parse_arguments() -> Namespace:
@@ -196,7 +196,7 @@ def main() -> int:
     print_validation(precisions, images_description)
     if failed := [entry["precision"] for entry in precisions if not entry["passed"]]:
         bounds = ", ".join(f"{precision}: {TOLERANCES[precision]}" for precision in failed)
-        print(f"FAILED: {bounds}, no half-precision value above {MAX_FP16_VALUE:.0f}; nothing was written")
+        print(f"FAILED, nothing was written; bounds: {bounds}; half-precision values up to {MAX_FP16_VALUE:.0f}")
         return EXIT_GATE_FAILED
 
     for precision in TOLERANCES.keys() - graphs.keys():

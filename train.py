@@ -25,7 +25,7 @@ from tqdm import tqdm
 from config import Recipe, Runtime
 from dataset.files import atomic_path, write_json
 from dataset.identity import fingerprint
-from models.losses import LossWeights, class_weights, distillation_loss, target_counts
+from models.losses import LossWeights, class_weights, distillation_loss, loss_denominators
 from trainer.augment import N_SIZES, augment
 from trainer.checkpoint import (
     MovingAverage,
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Processes, device: torch.device) -> int:
-    """Train, as one process of a run; returns the exit code."""
+    """Train as one rank of a run; returns the exit code."""
     if device.type == "cpu":
         keep_freed_memory()
     if runtime.compile:
@@ -110,8 +110,8 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
                 return EXIT_STOPPED
             trainer.finish_epoch(epoch)
     if len(val_frames) and trainer.notes["best_score"] == -math.inf:
-        raise UserError("training has diverged: no epoch's student has a score; use a lower --lr")
-    best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "no validation frames"
+        raise UserError("training has diverged: no epoch has a finite validation score; use a lower --lr")
+    best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "last epoch (no validation frames)"
     print_main(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
         print_main(rooms_notice)
@@ -197,7 +197,7 @@ class Trainer:
 
         Args:
             path: the checkpoint.
-            description: of the training data, see trainer.start.describe_data().
+            description: description of the training data, see trainer.start.describe_data().
         """
         content = load_checkpoint(path)
         check_same_recipe(path, recipe_from_checkpoint(content, path), self.recipe)
@@ -260,19 +260,19 @@ class Trainer:
 
     def batches(self, epoch: int, skip: int, device: torch.device) -> Iterator[Batch]:
         """This rank's slice of each batch of an epoch."""
-        order = (self.recipe.batch_size, self.recipe.seed, epoch, skip)
-        return training_batches(self.frames, *order, device, self.processes.rank, self.processes.world_size)
+        schedule = (self.recipe.batch_size, self.recipe.seed, epoch, skip)
+        return training_batches(self.frames, *schedule, device, self.processes.rank, self.processes.world_size)
 
     def augment_batch(self, batch: Batch, step: int) -> Batch:
         """The augmented batch of a step."""
-        size, order = (self.recipe.height, self.recipe.width), (self.recipe.seed, step, self.recipe.texture)
-        return augment(batch, self.recipe.zoom, size, *order, self.processes.rank, self.processes.world_size)
+        size, randomness = (self.recipe.height, self.recipe.width), (self.recipe.seed, step, self.recipe.texture)
+        return augment(batch, self.recipe.zoom, size, *randomness, self.processes.rank, self.processes.world_size)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """Run one optimizer step; returns the total loss without waiting for the device."""
         micro_batches = self.augment_batch(batch, self.step).split(self.recipe.accumulation_steps)
         targets = [self.targets(micro_batch) for micro_batch in micro_batches]
-        counts = torch.stack([target_counts(*target) for target in targets])
+        counts = torch.stack([loss_denominators(*target) for target in targets])
         scales = counts / self.processes.all_reduce_mean(counts.sum(dim=0)).clamp(min=1)
         self.guard.begin_step()
         self.optimizer.zero_grad(set_to_none=True)

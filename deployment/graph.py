@@ -32,11 +32,11 @@ class ExportedStudent(nn.Module):
         """depth_factor: f / f_ref, see models/student.py."""
         super().__init__()
         self.student, self.depth_factor, self.uint8_input = student, depth_factor, uint8_input
-        self.eval()  # this module, too: the exporter restores its mode on all submodules
+        self.eval()  # the wrapper, too: after the export, the exporter sets all submodules to the wrapper's mode
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Map the image to depth [1,1,H,W] and class logits [1,6,H,W]."""
-        if self.uint8_input:  # TensorRT supports only casts of uint8
+        if self.uint8_input:  # TensorRT can only cast uint8 tensors
             rgb = rgb.float().permute(0, 3, 1, 2) / 255
         depth, seg = self.student(rgb)
         return depth * self.depth_factor, seg

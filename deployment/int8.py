@@ -20,7 +20,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from deployment.graph import INPUT, to_input
 
-# In the node names of attention's convolutions (timm's module name); these stay in half precision.
+# Node names of attention's convolutions contain this (timm's module name); they stay in half precision.
 ATTENTION_SCOPE = "/context_module/"
 # Float32 in the fp16 graph, too: normalisation, attention's products, and everything from the heads on.
 FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div")
@@ -39,7 +39,7 @@ class CalibrationImages(CalibrationDataReader):
 
 
 class Quantiser:
-    """Builds int8 graphs from a float32 graph, with a choice of quantised convolutions."""
+    """Builds int8 graphs from a float32 graph, quantising a chosen subset of its convolutions."""
 
     def __init__(self, graph: onnx.ModelProto, images: np.ndarray, uint8_input: bool):
         """images: calibration images, uint8 [N,H,W,3], N >= 1."""

@@ -31,13 +31,13 @@ from deployment.graph import (
 )
 from deployment.int8 import Quantiser
 
-MAX_LISTED = 8  # tensors with the largest values to list
+MAX_LISTED = 8  # number of tensors to list, largest values first
 N_RANKING_IMAGES = 4
 N_RANGE_IMAGES = 8  # in addition to the extreme images; each takes a quarter of a second
 
 
 class PrecisionValidator:
-    """Validates the graphs of one model. Validate fp32 first: it is the baseline of the other precisions."""
+    """Validates the graphs of one model. Validate fp32 first: it is the baseline for the other precisions."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ def validate_precisions(
     float32_graph = export_graph(model, recipe.height, recipe.width)
     graphs = {"fp32": float32_graph, "fp16": export_graph(half_model, recipe.height, recipe.width)}
     entries = [validator.validate(precision, graph) for precision, graph in graphs.items()]
-    # inside a node, ONNX Runtime computes in float32 and PyTorch's kernels in fp16
+    # on the CPU, ONNX Runtime computes fp16 nodes in float32, PyTorch's kernels in fp16
     entries[1]["pytorch_half_errors"] = compare(pytorch_fn(half_model), validator.reference, validator.images)
     entries[1]["passed"] &= within_tolerance(entries[1]["pytorch_half_errors"], {}, TOLERANCES["fp16"])
     if calibration is not None and all(entry["passed"] for entry in entries):

@@ -23,7 +23,7 @@ ROWS = (
     "baseline vs reference",
     "teacher vs reference",
 )
-# For NYU: depth whose holes were filled in. Confidence is ignored.
+# NYU only: against the reference depth with its holes filled in, whatever its confidence.
 FILLED_ROWS = ("student vs filled reference", "baseline vs filled reference", "teacher vs filled reference")
 
 
@@ -48,8 +48,8 @@ class Comparison:
 
     Args:
         recipe: the student's recipe.
-        mask_holes: skip pixels without a prediction instead of counting them as wrong. For a teacher, whose holes are
-            not errors: the student does not learn from them.
+        mask_holes: skip pixels without a prediction instead of counting them as wrong. Set for a teacher: its holes
+            are not errors, because the student does not learn from them.
     """
 
     def __init__(self, recipe: Recipe, mask_holes: bool = False):
@@ -69,9 +69,9 @@ class Comparison:
             self.seg.update(*map(torch.from_numpy, (prediction.seg, reference.seg, mask)))
 
     def _count_and_mask(self, task: str, valid: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        compared = valid & predicted
-        self.pixels[task] += (np.count_nonzero(compared), np.count_nonzero(valid))
-        return compared if self.mask_holes else valid
+        covered = valid & predicted
+        self.pixels[task] += (np.count_nonzero(covered), np.count_nonzero(valid))
+        return covered if self.mask_holes else valid
 
     def results(self) -> dict[str, dict]:
         """Return the metrics of 'depth' and 'seg', each absent if no pixel was compared.
@@ -114,7 +114,7 @@ def compare(student: Predictor, rows: list[Row], notes: dict, recipe: Recipe, pi
         rows: rows of the manifest.
         notes: notes of the student's checkpoint, for the baseline.
         recipe: the student's recipe.
-        pictures: paths to draw pictures to, of frames spread over the rows.
+        pictures: output paths of pictures; their frames are evenly spaced over the rows.
     """
     table = {name: Comparison(recipe, name.startswith("teacher")) for name in ROWS + FILLED_ROWS}
     picture_paths = dict(zip(np.linspace(0, len(rows) - 1, len(pictures)).round().astype(int), pictures, strict=True))

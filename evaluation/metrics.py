@@ -21,7 +21,7 @@ class DepthMetrics:
     def __init__(self, min_depth: float, max_depth: float):
         """min_depth, max_depth: the evaluated range in metres; predictions are clipped to it."""
         self.min_depth, self.max_depth = min_depth, max_depth
-        # floats, not tensors: small tensors that live on would keep the heap from shrinking
+        # floats, not tensors: long-lived small tensors would keep the heap from shrinking
         self.sums: list[list[float]] = []  # one list per image, see _image_sums()
         self.median_ratios: list[float] = []
 
@@ -30,7 +30,7 @@ class DepthMetrics:
 
         Args:
             predicted: metres [H,W]; NaN or <= 0 where there is no prediction. A missing prediction counts as the end of
-                the range that is farther from the reference, and as wrong for every delta.
+                the range that is farther from the reference, and fails every delta threshold.
             reference: metres [H,W].
             mask: bool [H,W], valid pixels, where the reference must be within the range.
         """
@@ -75,7 +75,7 @@ class DepthMetrics:
 
         Units: rmse, mae, sq_rel in metres; silog is 100 times the standard deviation of the log difference, as KITTI
         defines it; deltas and abs_rel are fractions. 'median_ratio' is the median over images of each image's median
-        of predicted / reference; 1 means a correct scale. All are NaN if there was no valid pixel.
+        of predicted / reference; 1 means a correct scale. All are NaN if there were no valid pixels.
         """
         if not self.sums:
             names = ("rmse", "rmse_log", "silog", *self.MEAN_METRICS)
@@ -98,7 +98,7 @@ class DepthMetrics:
 
 
 def _select(mask: Tensor, *maps: Tensor) -> list[Tensor]:
-    """Select the values of each map where the mask is true; equals map[mask], in a third of the time."""
+    """Select the values of each map where the mask is true; equivalent to map[mask], but three times as fast."""
     indices = mask.flatten().nonzero().squeeze(1)
     return [values.flatten().index_select(0, indices) for values in maps]
 
@@ -111,7 +111,7 @@ class ConfusionMatrix:
         self.counts = torch.zeros(classes, classes + 1, dtype=torch.int64)
 
     def update(self, predicted: Tensor, reference: Tensor, mask: Tensor) -> None:
-        """Add class maps of one shape, any integer dtype.
+        """Add class maps of the same shape, any integer dtype.
 
         Args:
             predicted: class ids; any other value, such as 255, is a missing prediction, which is wrong.

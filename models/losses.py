@@ -51,9 +51,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def depth_l1(predicted: Tensor, target: Tensor) -> Tensor:
-    """L1 in metres plus L1 in log metres, averaged over the pixels with a target; float32 [B,1,H,W] each.
+    """L1 in metres plus L1 in log depth, averaged over the pixels with a target; float32 [B,1,H,W] each.
 
-    With L1 in metres alone, a far wall outweighs nearby obstacles. L1 in log metres measures the relative error.
+    With L1 in metres alone, a far wall outweighs nearby obstacles. L1 in log depth measures the relative error.
     """
     mask = target > 0
     log_difference = predicted.log() - torch.where(mask, target, 1).log()
@@ -120,14 +120,14 @@ def class_weights(shares: Tensor, balance: float) -> Tensor:
         shares: float32 [C], fraction of the labelled training pixels per class; sums to 1, or to 0 without labels.
         balance: 0 = equal weight per pixel, 1 = equal weight per class.
 
-    Returns float32 [256], to be indexed by class maps; 0 for other labels.
+    Returns float32 [256], a lookup table by class id; 0 for other labels.
     """
     unnormalised = shares.clamp(min=MIN_CLASS_SHARE).pow(-balance)
     weights = unnormalised / (unnormalised * shares).sum() if shares.any() else torch.ones_like(shares)
     return F.pad(weights, (0, IGNORE + 1 - len(shares)))
 
 
-def target_counts(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:
+def loss_denominators(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:
     """Denominators of the terms of distillation_loss(); the arguments are the same.
 
     Returns [4] of depth_target's dtype: number of pixels with depth, summed weight of the labelled pixels, number of
@@ -160,8 +160,8 @@ def distillation_loss(
         seg_weight: float32 [B,1,H,W], weight of each pixel: the teacher's confidence, 0..1, times the class weight, see
             class_weights().
         weights: weights of the terms.
-        term_scales: float32 [4], for a micro-batch: its target_counts() divided by the whole batch's. The losses of the
-            micro-batches then add up to the batch's, however unevenly the targets are distributed.
+        term_scales: float32 [4], for a micro-batch: its loss_denominators() divided by the whole batch's. The losses of
+            the micro-batches then add up to the batch's, however unevenly the targets are distributed.
 
     Returns scalars 'depth', 'segmentation', 'dice' and 'smoothness', except those of weight 0, and 'total'.
     """

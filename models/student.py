@@ -1,13 +1,13 @@
-"""The student: EfficientViT-B1 encoder, one shared pyramid neck, two light decoders.
+"""The student: EfficientViT-B1 encoder, one shared pyramid neck, two lightweight decoders.
 
 Input: RGB float32 [B,3,H,W] in 0..1 (ImageNet normalisation is part of the model). Outputs at the input's size:
 
-    depth  float32 [B,1,H,W], metres as seen through the reference focal length, within the output range
+    depth  float32 [B,1,H,W], metres at the reference focal length, within the output range
     seg    float32 [B,6,H,W], class logits
 
-Depth in metres of a camera with focal length f is depth * f / f_ref (f and f_ref in pixels at the network's size):
-the student never sees intrinsics, and the same image from a longer lens is farther away. It is the label
-transformation of Metric3D (Yin et al., ICCV 2023, arXiv:2307.10984, section 3.2).
+Depth in metres for a camera with focal length f is depth * f / f_ref (f and f_ref in pixels at the network's input
+size): the student never sees intrinsics, and an identical image taken with a longer focal length shows a scene that is
+farther away. This is the label transformation of Metric3D (Yin et al., ICCV 2023, arXiv:2307.10984, section 3.2).
 """
 
 import math
@@ -49,7 +49,7 @@ def resize_to(features: Tensor, size: torch.Size) -> Tensor:
 class Neck(nn.Module):
     """Feature pyramid (Lin et al., CVPR 2017, arXiv:1612.03144): each level adds the upsampled coarser level.
 
-    Takes the encoder's maps (strides 4, 8, 16, 32) and returns the finest level, [B,channels,H/4,W/4].
+    Takes the encoder's feature maps (strides 4, 8, 16, 32) and returns the finest level, [B,channels,H/4,W/4].
     """
 
     def __init__(self, encoder_channels: list[int], channels: int):
@@ -67,14 +67,14 @@ class Neck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes the pyramid [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the caller upsamples it to full size.
+    """Decodes features [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the caller upsamples it to full size.
 
     All convolutions run at a quarter of the image's size. The head predicts four sub-pixels per cell, at a fraction of
-    the cost of a convolution at half size. It equals a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158),
+    the cost of a convolution at half size. It is a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158),
     written as a transposed convolution to avoid the pixel shuffle, and is initialised as in Aitken et al.
     (arXiv:1707.02937).
 
-    The head always runs in float32. bfloat16 would round metres to steps of 18 mm at 2 to 4 m and 96 mm at 8 to 12 m,
+    The head always runs in float32. bfloat16 would quantise depth in steps of 18 mm at 2 to 4 m and 96 mm at 8 to 12 m,
     and no later cast could undo that.
     """
 
@@ -89,9 +89,9 @@ class Decoder(nn.Module):
             self.head.weight.copy_(initial.weight.transpose(0, 1).expand_as(self.head.weight))
             self.head.bias.copy_(initial.bias)
 
-    def forward(self, pyramid: Tensor) -> Tensor:
-        """Decode the neck's map to twice its height and width."""
-        refined = self.refine(pyramid)
+    def forward(self, features: Tensor) -> Tensor:
+        """Decode the neck's features to twice their height and width."""
+        refined = self.refine(features)
         with torch.autocast(refined.device.type, enabled=False):
             return self.head(refined.to(self.head.weight.dtype))
 
@@ -134,10 +134,10 @@ class Student(nn.Module):
         """Map RGB, float32 [B,3,H,W] in 0..1, to depth [B,1,H,W] and class logits [B,6,H,W]."""
         # normalisation as batch norm with fixed statistics: one pass over the image
         normalised = F.batch_norm(rgb, self.mean, self.variance, eps=0.0)
-        pyramid = self.neck(self.encoder(normalised.to(next(self.encoder.parameters()).dtype)))
-        # Upsample the raw outputs, not the depth: bilinear in log depth keeps near surfaces sharp beside far ones.
-        raw_depth = resize_to(self.depth_decoder(pyramid), rgb.shape[-2:])
-        seg = resize_to(self.seg_decoder(pyramid), rgb.shape[-2:])
+        features = self.neck(self.encoder(normalised.to(next(self.encoder.parameters()).dtype)))
+        # Upsample the raw outputs, not the depth: log depth keeps edges between near and far surfaces sharper.
+        raw_depth = resize_to(self.depth_decoder(features), rgb.shape[-2:])
+        seg = resize_to(self.seg_decoder(features), rgb.shape[-2:])
         return bounded_depth(raw_depth, self.output_range), seg
 
 

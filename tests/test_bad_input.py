@@ -311,15 +311,15 @@ def test_closed_standard_output_is_not_an_error(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 def test_cpus_are_counted_where_affinity_is_unknown(monkeypatch):
     """os.sched_getaffinity() exists on Linux only."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert cpu_count() == os.cpu_count()
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_package_that_fails_to_load_is_reported_in_one_line():

@@ -16,9 +16,9 @@ from models.losses import (
     distillation_loss,
     edge_aware_smoothness,
     hybrid_depth,
+    loss_denominators,
     masked_mean,
     segmentation_cross_entropy,
-    target_counts,
 )
 from models.student import Student, bounded_depth
 from trainer.checkpoint import build_student
@@ -105,7 +105,7 @@ def test_dice_is_averaged_over_the_classes_present_in_each_frame():
     second, third = 2 * 0.22 / (0.22 * 2.5 + 1), 2 * 0.9 * 4 / (0.9 * 4 + 4)
     expected = 1 - (first + second + third) / 3
     assert dice_loss(probability.log(), target, weight).item() == pytest.approx(expected, rel=1e-5)
-    assert target_counts(torch.zeros(2, 1, 1, 4), target, weight).tolist() == [0, 6.5, 3, 2]
+    assert loss_denominators(torch.zeros(2, 1, 1, 4), target, weight).tolist() == [0, 6.5, 3, 2]
 
 
 def test_dice_of_a_perfect_prediction_is_zero_with_ignored_pixels():

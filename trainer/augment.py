@@ -1,8 +1,8 @@
 """Augmentation of whole batches on the training device; depth stays metric.
 
-Zooming into a crop by z equals a lens of z times the focal length, so depth at the reference focal length is divided by
-z (through batch.focal_factor). Shorter lenses (z < 1) come from smaller images, all of one size per step: no border has
-to be filled in, and small images train faster.
+Enlarging a crop by z is equivalent to a z times longer focal length, so depth at the reference focal length is divided
+by z (through batch.focal_factor). Shorter focal lengths (z < 1) come from smaller images, all of one size per step: no
+border has to be filled in, and small images train faster.
 """
 
 import math
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from trainer.feed import Batch
 
 FLIP_PROBABILITY = 0.5
-MIN_ZOOM = 0.2  # smallest fraction of the network's size that survives the encoder's stride of 32
-N_SIZES = 10  # image sizes are multiples of 1/10 of the network's size; few, since a GPU compiles or tunes for each
+MIN_ZOOM = 0.2  # smallest fraction of the input size that still leaves features at stride 32
+N_SIZES = 10  # image sizes are multiples of 1/10 of the input size; few, since kernels are compiled or tuned for each
 SAMPLES_PER_AXIS = 2  # per pixel: a frame of twice the network's size is sampled without gaps at zooms down to 0.5
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # maximum relative change
 GAMMA = 0.2  # maximum change of log gamma
 # Sharpness and noise depend on lens, zoom and camera. A student that sees only one kind uses them as a cue for
 # distance. At texture = 1:
-SHARPNESS = 1.0  # maximum relative change of the detail that a blur removes: from blurred to twice as sharp
+SHARPNESS = 1.0  # maximum relative change of the image minus its blur: -1 is the blur, +1 doubles the detail
 NOISE = 0.03  # maximum standard deviation of the noise; white is 1
 BLUR_PASSES = 4  # 2-tap box filters per axis, an even number; together close to a Gaussian with a sigma of one pixel
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -46,7 +46,7 @@ class RandomDraws:
         return drawn[:, self.first : self.first + self.count]
 
     def normal(self, like: Tensor) -> Tensor:
-        """Standard normal numbers [1,...] for a tensor [B,...], on its device.
+        """Standard normal samples [1,...] for a tensor [B,...], on its device.
 
         All frames of a step share one noise image: on a CPU, drawing one per frame takes longer than the blur.
         """
@@ -65,17 +65,19 @@ def augment(
     rank: int = 0,
     world_size: int = 1,
 ) -> Batch:
-    """Return an augmented copy of the batch. It depends on seed and step only, and the noise on the device type.
+    """Return an augmented copy of the batch.
+
+    It depends only on seed and step; the noise also depends on the device type.
 
     Args:
         batch: from the feed, with images at least as large as the result. An enlarged crop would be blurred, and the
             student would use the blur as a cue for the zoom.
         zoom: range of the factor on the focal length, MIN_ZOOM or more.
-        size: (height, width) of the network. The result is as large, or smaller: see draw_size_fraction().
+        size: (height, width) of the network. The result has this size or a fraction of it, see draw_size_fraction().
         seed: seed of the run.
         step: number of the step in the run.
         texture: strength of the changes of sharpness and noise, 0 (none) to 1.
-        rank: rank whose slice of the batch this is.
+        rank: rank of this process, which selects its slice of the batch.
         world_size: number of ranks.
     """
     generator, frames = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63), len(batch)
@@ -112,8 +114,8 @@ def draw_window(draws: RandomDraws, zoom: tuple[float, float], fraction: float) 
 
     A window is its half width (negative: flipped), its half height, and the x coordinate of its centre; the frame spans
     -1..1. The zoom is log-uniform and not below `fraction`: smaller zooms need smaller images. The window is never
-    shifted vertically: while the optical axis stays at the image centre, how far below the horizon an object meets the
-    floor gives its distance through any lens.
+    shifted vertically: with the optical axis at the image centre, how far below the horizon an object touches the floor
+    is a cue for its distance at any focal length.
     """
     draw = draws.uniform(3)
     low, high = math.log(max(zoom[0], fraction)), math.log(max(zoom[1], fraction))

@@ -127,7 +127,7 @@ def _remove_empty_dirs(folders: Sequence[Path]) -> None:
 
 
 def create_run_dir(log_dir: Path) -> str:
-    """Create a run folder named by the current time; returns its name, with a number appended if it is taken."""
+    """Create a run folder named after the current time; returns its name, with a number appended if it is taken."""
     now = time.strftime("%Y%m%d-%H%M%S")
     for number in itertools.count(1):
         name = now if number == 1 else f"{now}-{number}"
@@ -148,14 +148,14 @@ def find_checkpoint(choice: str | Path | None, checkpoint_dir: Path) -> Path | N
 def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None, init: Path | None) -> Recipe:
     """The recipe with an output range that covers its data.
 
-    At the reference focal length, the data reaches from the minimum depth through the longest lens to the maximum depth
-    through the shortest lens, zoom included.
+    Converted to the reference focal length, the data spans from the minimum depth at the longest focal length to the
+    maximum depth at the shortest, including zoom.
 
     Args:
         recipe: from the flags.
         frames: the training data.
         resumed: checkpoint to resume; its range is kept.
-        init: checkpoint of --init; its range is kept, because the meaning of its outputs depends on it.
+        init: checkpoint of --init; its range is kept, because it defines how raw outputs map to depth.
 
     Raises UserError if the range of `init` is too narrow for the data.
     """
@@ -210,7 +210,7 @@ def _load_encoder(model: Student, recipe: Recipe, choice: str) -> str:
 def _fetch_imagenet_weights(encoder: str) -> str:
     config = timm.get_pretrained_cfg(encoder)
     if config is None or not config.hf_hub_id:
-        raise UserError(f"timm publishes no weights of {encoder} on the hub")
+        raise UserError(f"timm publishes no weights for {encoder} on the Hugging Face Hub")
     return str(fetch(config.hf_hub_id, "model.safetensors"))
 
 
@@ -223,7 +223,7 @@ def _load_student(model: Student, recipe: Recipe, path: Path) -> str:
     try:
         model.load_state_dict(student.state_dict())
     except RuntimeError:
-        raise UserError(f"--init {path} has another encoder or width") from None
+        raise UserError(f"--init {path} has a different encoder or width") from None
     return f"student of {path}, whose encoder started from {content.get('notes', {}).get('encoder_start')}"
 
 
