@@ -109,7 +109,12 @@ def check_depth_unit(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def read_confidence(path: str | Path) -> np.ndarray:
-    """Read depth confidence as float32 [H,W] in 0..1; raises UserError outside that range."""
+    """Read depth confidence as float32 [H,W] in 0..1; 8-bit PNG stores 0..255. Raises UserError outside that range."""
+    if Path(path).suffix.lower() == ".png":
+        stored = read_png_raw(path)
+        if stored.dtype != np.uint8:
+            raise UserError(f"{path}: confidence PNGs must be 8-bit, this one is 16-bit")
+        return stored.astype(np.float32) / 255
     confidence = np.nan_to_num(_read_map(Path(path), np.floating), nan=0.0).astype(np.float32)
     if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):
         raise UserError(f"{path}: confidence must be in 0..1")

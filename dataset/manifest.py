@@ -15,6 +15,9 @@ A manifest is a text file with one JSON object per line:
     intrinsics  {fx, fy, cx, cy, width, height} of the RGB image (optional)
     recording   NYU scene, room, or imported folder (optional); frames of one recording are near-duplicates, so missing
                 splits are assigned per recording
+    time        seconds since the recording's first frame (optional)
+    pose        camera-to-world matrix, four rows of four numbers, metres; camera axes: x right, y down, z forward
+                (optional)
     depth_unit  unit of depth in .png: a name from dataset/units.py, or metres per count, e.g. 0.0002; default: mm
                 (optional)
     made_by     provenance of the labels                    (optional)
@@ -25,6 +28,7 @@ Paths are relative to the manifest's folder and must stay inside it. Links to fi
 """
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,6 +67,8 @@ class Row:
     da3_scale: float | None = None
     recording: str | None = None
     depth_unit: DepthUnit | None = None
+    time: float | None = None
+    pose: tuple[tuple[float, ...], ...] | None = None
 
     def files(self) -> dict[str, Path]:
         """{column: file} of the frame's image and maps."""
@@ -226,6 +232,8 @@ def _parse_row(line: str, folder: DataFolder, where: str) -> Row:
         da3_scale=_parse_scale(entry.get("da3_scale"), where),
         recording=_parse_recording(entry.get("recording"), where),
         depth_unit=parse_unit_entry(entry.get("depth_unit"), where),
+        time=_parse_time(entry.get("time"), where),
+        pose=_parse_pose(entry.get("pose"), where),
     )
 
 
@@ -241,6 +249,25 @@ def _parse_recording(value: object, where: str) -> str | None:
     if value is not None and (not isinstance(value, str) or not value):
         raise UserError(f"{where}: recording is {value!r}, not a name")
     return value
+
+
+def _parse_time(value: object, where: str) -> float | None:
+    if value is not None and not _is_finite(value):
+        raise UserError(f"{where}: time is {value!r}, not a number of seconds")
+    return None if value is None else float(value)  # type: ignore[arg-type]
+
+
+def _parse_pose(value: object, where: str) -> tuple[tuple[float, ...], ...] | None:
+    if value is None:
+        return None
+    rows = value if isinstance(value, list) and all(isinstance(row, list) for row in value) else []
+    if [len(row) for row in rows] != [4] * 4 or not all(_is_finite(number) for row in rows for number in row):
+        raise UserError(f"{where}: pose must be four rows of four numbers")
+    return tuple(tuple(map(float, row)) for row in rows)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def default_stem(rgb: str) -> str:
@@ -305,6 +332,10 @@ def _row_to_dict(row: Row, folder: DataFolder) -> dict:
         entry["da3_scale"] = row.da3_scale
     if row.recording is not None:
         entry["recording"] = row.recording
+    if row.time is not None:
+        entry["time"] = row.time
+    if row.pose is not None:
+        entry["pose"] = row.pose
     if row.depth_unit is not None:
         entry["depth_unit"] = row.depth_unit.name
     return entry

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 
 from cli import UserError, non_negative_int, positive_float, positive_int
 
-from config import NYU_INTRINSICS
+from config import NYU_INTRINSICS, Intrinsics
 from dataset.manifest import check_camera
 
 
@@ -28,8 +28,8 @@ def add_room_flags(parser: ArgumentParser, scenes: int, frames_per_scene: int) -
         nargs="+",
         default=[1.0],
         metavar=("LOW", "HIGH"),
-        help="factor on NYU's focal lengths; above 1 means a longer lens. With two values, each room draws a factor "
-        "between them (default: 1)",
+        help="factor on the camera's focal lengths; above 1 means a longer lens. With two values, each room draws a "
+        "factor between them (default: 1)",
     )
     parser.add_argument(
         "--view",
@@ -40,11 +40,11 @@ def add_room_flags(parser: ArgumentParser, scenes: int, frames_per_scene: int) -
     )
 
 
-def focal_scale_range(focal_scale: list[float]) -> tuple[float, float]:
-    """Return --focal-scale as (lowest, highest); raises UserError if the values are not valid."""
+def focal_scale_range(focal_scale: list[float], camera: Intrinsics = NYU_INTRINSICS) -> tuple[float, float]:
+    """Return --focal-scale as (lowest, highest); raises UserError if the values are not valid for the camera."""
     low, high = focal_scale[0], focal_scale[-1]
     if len(focal_scale) > 2 or low > high:
         raise UserError("--focal-scale: give one factor, or two with the smaller one first")
     for factor in focal_scale:
-        check_camera(NYU_INTRINSICS.with_focal_scale(factor), f"--focal-scale {factor:g}")
+        check_camera(camera.with_focal_scale(factor), f"--focal-scale {factor:g}")
     return low, high

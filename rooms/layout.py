@@ -171,7 +171,9 @@ def add_people(room: Room, mean: float) -> None:
             spot = (x - 0.3, y - 0.3, x + 0.3, y + 0.3)
             if room.is_free(spot):
                 room.occupied.append(spot)
-                with kit.mesh.placed(placement(x, y, heading=rng.uniform(0, 2 * np.pi))):
+                frame = placement(x, y, heading=rng.uniform(0, 2 * np.pi))
+                room.standing[len(kit.mesh.classes)] = frame
+                with kit.mesh.placed(frame):
                     person(kit)
                 break
 

@@ -5,6 +5,7 @@ shadows, plus one indirect bounce. Both use interleaved sampling: the 16 pixels 
 and a 4x4 filter over pixels of the same surface combines them (Keller and Heidrich, Interleaved Sampling, 2001).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,6 +46,12 @@ class Pose:
     pitch: float
     roll: float
 
+    def matrix(self) -> np.ndarray:
+        """Camera-to-world transform, float64 [4,4], for points in camera axes: x right, y down, z forward."""
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = self.rotation(), self.position
+        return matrix
+
     def rotation(self) -> np.ndarray:
         """Rotation matrix, float64 [3,3]; its columns are the camera's right, down and forward axes in the world."""
         cos, sin = np.cos(self.pitch), np.sin(self.pitch)
@@ -68,9 +75,20 @@ class World:
     """A scene prepared for ray casting."""
 
     def __init__(self, soup: Soup, palette: Palette, lights: list[Light], area: float):
-        self.soup = soup
         self.table = MaterialTable(palette)
         self.lights = lights
+        # irradiance of indirect light: the power of all lights, spread over `area` m^2 of walls, floor and ceiling
+        self.ambient = np.float32(4.0 * sum(light.power.mean() for light in lights) / area)
+        self._set_geometry(soup)
+
+    def with_geometry(self, soup: Soup) -> "World":
+        """The same materials and lights with other triangles, for things that move."""
+        world = copy.copy(self)
+        world._set_geometry(soup)
+        return world
+
+    def _set_geometry(self, soup: Soup) -> None:
+        self.soup = soup
         self.triangle_kind = self.table.kind[soup.materials]
         first, second, third = (soup.vertices[:, i] for i in range(3))
         self.plane = np.cross(second - first, third - first)
@@ -81,8 +99,6 @@ class World:
         casts_shadow = (self.triangle_kind != GLASS) & (self.table.emission[soup.materials] == 0)
         self._occluder_ids = np.flatnonzero(casts_shadow)
         self._occluders = build_embree_scene(soup.vertices[casts_shadow])
-        # irradiance of indirect light: the power of all lights, spread over `area` m^2 of walls, floor and ceiling
-        self.ambient = np.float32(4.0 * sum(light.power.mean() for light in lights) / area)
 
     def cast(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
         """Find the nearest hits of rays, float [N,3]; the distances are exact, from the planes of the hit triangles."""

@@ -49,6 +49,7 @@ class Room:
         occupied: occupied floor rectangles (x0, y0, x1, y1).
         seats: free seats as (world frame, seat height).
         lights: light sources.
+        standing: {object id: frame, float64 [4,4]} of the people who stand or walk; they face +y of their frame.
     """
 
     kit: Kit
@@ -60,6 +61,7 @@ class Room:
     occupied: list[tuple[float, float, float, float]] = field(default_factory=list)
     seats: list[tuple[np.ndarray, float]] = field(default_factory=list)
     lights: list[Light] = field(default_factory=list)
+    standing: dict[int, np.ndarray] = field(default_factory=dict)
 
     def wall(self, index: int) -> tuple[float, np.ndarray]:
         """Length and local frame, float64 [4,4], of wall 0..3 (south, east, north, west)."""

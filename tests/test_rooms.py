@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from cli import EXIT_USAGE
@@ -12,30 +13,33 @@ import numpy as np
 import pytest
 
 from config import NYU_INTRINSICS, Intrinsics
-from rooms import render_rooms, robot, tof
+from rooms import render_rooms, robot, scenes, tof
 from rooms.geometry import Mesh, placement
+from rooms.mat_file import write_mat
 from rooms.render import Light, Pose, World, camera_rays, render
+from rooms.scenes import RenderedFrame, SceneOptions
 from rooms.textures import Palette
 
 CAMERA = NYU_INTRINSICS.resized(96, 72)
 SCENES, FRAMES = 4, 2
+OPTIONS = SceneOptions(3, FRAMES, CAMERA)
 
 
 @pytest.fixture(scope="module")
-def frames() -> list[render_rooms.RenderedFrame]:
-    return list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA))
+def frames() -> list[RenderedFrame]:
+    return list(scenes.render_scenes(OPTIONS, SCENES))
 
 
 @pytest.fixture(scope="module")
 def mat_file(frames, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("rooms") / "rooms.mat"
-    render_rooms.write_mat(path, iter(frames), len(frames), CAMERA.width, CAMERA.height)
+    write_mat(path, iter(frames), len(frames), CAMERA.width, CAMERA.height)
     return path
 
 
 def _pixels_of(frames, student: str, image: str) -> np.ndarray:
     """Values of one image, over all frames, at the pixels of one student class."""
-    names, class_of = render_rooms.class_table()
+    names, class_of = scenes.class_table()
     wanted = np.array([False] + [class_of[name] == student for name in names])
     return np.concatenate([getattr(frame, image)[wanted[frame.labels]] for frame in frames])
 
@@ -50,17 +54,17 @@ def _same(first, second) -> bool:
 
 
 def test_number_of_workers_does_not_change_the_result(frames):
-    assert _same(frames, list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA, workers=2)))
+    assert _same(frames, list(scenes.render_scenes(OPTIONS, SCENES, workers=2)))
 
 
 def test_a_scene_depends_only_on_seed_and_index(frames):
-    assert _same(frames[2 * FRAMES : 3 * FRAMES], render_rooms.render_scene(3, 2, FRAMES, CAMERA))
-    assert not _same(frames[:FRAMES], render_rooms.render_scene(4, 0, FRAMES, CAMERA))
+    assert _same(frames[2 * FRAMES : 3 * FRAMES], list(scenes.render_scene(OPTIONS, 2)))
+    assert not _same(frames[:FRAMES], scenes.render_scene(replace(OPTIONS, seed=4), 0))
     assert not _same(frames[:FRAMES], frames[FRAMES : 2 * FRAMES])
 
 
 def test_each_room_draws_its_own_focal_scale(frames):
-    seen = list(render_rooms.render_scenes(3, SCENES, FRAMES, CAMERA, focal_scales=(0.5, 2.0)))
+    seen = list(scenes.render_scenes(replace(OPTIONS, focal_scales=(0.5, 2.0)), SCENES))
     factors = [frame.camera.fx / CAMERA.fx for frame in seen]
     assert all(
         frame.camera.cx == CAMERA.cx and frame.camera.fy / CAMERA.fy == pytest.approx(factor)
@@ -68,7 +72,7 @@ def test_each_room_draws_its_own_focal_scale(frames):
     )
     assert len(set(factors)) == SCENES and 0.5 <= min(factors) < max(factors) <= 2
     assert [frame.scene for frame in seen] == [frame.scene for frame in frames]
-    floor_id = render_rooms.class_table()[0].index("floor") + 1
+    floor_id = scenes.class_table()[0].index("floor") + 1
     assert any((frame.labels == floor_id).any() for frame in seen)
     for frame in seen:
         floor = frame.labels == floor_id
@@ -86,9 +90,9 @@ def _floor_depth(camera: Intrinsics, pose) -> np.ndarray:
 @pytest.mark.parametrize("focal_scale", [1.0, 1.3])
 def test_depth_of_the_floor_is_exact(focal_scale):
     camera = CAMERA.with_focal_scale(focal_scale)
-    floor_id = render_rooms.class_table()[0].index("floor") + 1
+    floor_id = scenes.class_table()[0].index("floor") + 1
     checked = 0
-    for frame in render_rooms.render_scene(3, 1, 3, camera):
+    for frame in scenes.render_scene(SceneOptions(3, 3, camera), 1):
         floor = frame.labels == floor_id
         checked += floor.sum()
         np.testing.assert_allclose(frame.depth[floor], _floor_depth(camera, frame.pose)[floor], rtol=2e-6)
@@ -145,14 +149,14 @@ def test_sensor_has_no_readings_of_dark_grazing_or_far_surfaces():
 def test_sensor_has_most_holes_on_glass_and_some_elsewhere(frames):
     glass = _pixels_of(frames, "glass", "sensor_depth") == 0
     assert 0.5 < glass.mean() < 0.98
-    names, class_of = render_rooms.class_table()
+    names, class_of = scenes.class_table()
     opaque = np.array([False] + [class_of[name] != "glass" for name in names])
     holes = np.concatenate([frame.sensor_depth[opaque[frame.labels]] == 0 for frame in frames])
     assert 0.02 < holes.mean() < 0.4
 
 
 def test_rooms_contain_floor_wall_furniture_and_glass(frames):
-    shares = render_rooms.class_shares(np.stack([frame.labels for frame in frames]))
+    shares = scenes.class_shares(np.stack([frame.labels for frame in frames]))
     assert shares["furniture"] > 0.15 and shares["floor"] > 0.04 and shares["wall"] > 0.1 and shares["glass"] > 0.02
 
 
@@ -179,7 +183,7 @@ def test_mat_file_stores_names_and_scenes_as_references(mat_file, frames):
         def texts(name):
             return ["".join(map(chr, file[reference][:, 0])) for reference in file[name][0]]
 
-        assert file["names"].shape == (1, 894) and texts("names") == render_rooms.class_table()[0]
+        assert file["names"].shape == (1, 894) and texts("names") == scenes.class_table()[0]
         assert texts("scenes") == [frame.scene for frame in frames]
         assert texts("sceneTypes") == [frame.scene_type for frame in frames]
         assert file[file["names"][0, 0]].dtype == np.uint16
@@ -187,7 +191,7 @@ def test_mat_file_stores_names_and_scenes_as_references(mat_file, frames):
 
 def test_too_few_frames_leave_no_file(frames, tmp_path):
     with pytest.raises(ValueError):
-        render_rooms.write_mat(tmp_path / "rooms.mat", iter(frames[:1]), 2, CAMERA.width, CAMERA.height)
+        write_mat(tmp_path / "rooms.mat", iter(frames[:1]), 2, CAMERA.width, CAMERA.height)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,8 +203,8 @@ def test_invalid_flags_are_a_one_line_error(tmp_path, flags):
 
 
 @pytest.fixture(scope="module")
-def robot_frames() -> list[render_rooms.RenderedFrame]:
-    return list(render_rooms.render_scenes(1000, 8, 2, CAMERA, view="robot"))
+def robot_frames() -> list[RenderedFrame]:
+    return list(scenes.render_scenes(SceneOptions(1000, 2, CAMERA, view="robot"), 8))
 
 
 def test_a_robot_sees_rooms_from_below_and_near(robot_frames):
@@ -209,7 +213,7 @@ def test_a_robot_sees_rooms_from_below_and_near(robot_frames):
     depth = np.stack([frame.depth for frame in robot_frames])
     assert 0.25 < (depth < 1).mean() < 0.6 and 0.01 < (depth < 0.5).mean() < 0.25
     assert depth.min() > 0.05, "no camera stands in something"
-    shares = render_rooms.class_shares(np.stack([frame.labels for frame in robot_frames]))
+    shares = scenes.class_shares(np.stack([frame.labels for frame in robot_frames]))
     assert shares["floor"] > 0.15 and shares["person"] > 0.02
     assert sum("corridor" in frame.scene for frame in robot_frames) >= 4
 
@@ -222,18 +226,18 @@ def test_most_of_a_robots_sensor_is_dead_and_what_it_reads_is_near(robot_frames)
 
 
 def test_mixed_rooms_are_seen_from_both_heights():
-    frames = list(render_rooms.render_scenes(1000, 8, 1, CAMERA, view="mixed"))
+    frames = list(scenes.render_scenes(SceneOptions(1000, 1, CAMERA, view="mixed"), 8))
     low = [frame for frame in frames if frame.pose.position[2] < 0.5]
     assert 0 < len(low) < len(frames)
     high = [frame for frame in frames if frame.pose.position[2] >= 0.5]
     for name, view in (("robot", low), ("handheld", high)):
-        alone = {frame.scene: frame for frame in render_rooms.render_scenes(1000, 8, 1, CAMERA, view=name)}
+        alone = {frame.scene: frame for frame in scenes.render_scenes(SceneOptions(1000, 1, CAMERA, view=name), 8)}
         assert _same(view, [alone[frame.scene] for frame in view])
 
 
 def test_seeds_are_other_rooms(frames):
     """Seed 0 is for tests and the demo, training takes seeds from 1000 on."""
-    others = list(render_rooms.render_scenes(1003, SCENES, FRAMES, CAMERA))
+    others = list(scenes.render_scenes(replace(OPTIONS, seed=1003), SCENES))
     assert not any(_same([a], [b]) for a in frames for b in others)
 
 
