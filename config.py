@@ -204,7 +204,11 @@ class Recipe:
         "strength of blur and noise augmentation, 0 (none) to 1; use 0 for short training runs",
         type=fraction,
     )
-    cache_scale: int = 2  # training frames are cached at this multiple of the input size, so that zooms stay sharp
+    cache_scale: float = flag(
+        2.0,
+        "size of the packed training frames as a multiple of the input size; above 1, zooms stay sharp",
+        type=positive_float,
+    )
 
 
 # For checkpoints of older revisions: current name of a setting -> function that derives it from the stored settings.

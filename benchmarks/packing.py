@@ -77,7 +77,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive_int, default=5, help="timed runs of each (default: %(default)s)")
     arguments = parser.parse_args()
     recipe = Recipe()
-    size, focal = (recipe.width * recipe.cache_scale, recipe.height * recipe.cache_scale), recipe.reference_focal
+    size = (round(recipe.width * recipe.cache_scale), round(recipe.height * recipe.cache_scale))
+    focal = recipe.reference_focal
     threads = sorted({1, 2, cpu_count(), 2 * cpu_count()})
     with ExitStack() as stack:
         manifest = arguments.manifest or rendered_manifest(

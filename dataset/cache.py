@@ -2,7 +2,8 @@
 
 A cache is a folder named by a hash of its content. It contains
 
-    <array>.npy       the arrays of dataset/packing.py, [N,H,W,C] each, except those that no frame has
+    <array>.npy       the arrays of dataset/packing.py, [N,H,W,C] each, except those that no frame has or that repeat
+                      another one, such as the depth of a teacher that is the renderer
     focal_factor.npy  float32 [N], f_ref / f of each frame, 1 without intrinsics
     stems.json        the frames' names
     source.json       manifest, selection of frames, and size; an older cache of the same source is outdated
@@ -77,6 +78,7 @@ class PackedCache:
         self.digests = [_digest(text) for text in described]
         name = f"{LAYOUT_VERSION}|{size}|{reference_focal}|{fingerprint_descriptions(described)}"
         self.folder = cache_dir / _digest(name)
+        self.repeated = _find_repeated(rows)
         self.source = {**source, "size": list(size), "reference_focal": reference_focal} if source else None
         building = _digest(f"{LAYOUT_VERSION}|{json.dumps(self.source)}") if source else self.folder.name
         self.build_folder = cache_dir / f"{BUILD_PREFIX}{building}"
@@ -99,15 +101,15 @@ class PackedCache:
             raise UserError(
                 f"{self.folder} was removed: the frames have changed, and another run packs them; run again"
             )
-        return arrays
+        return arrays | {name: arrays[other] for name, other in self.repeated.items()}
 
     def layout(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """{array: (dtype, shape)}, without the arrays that no frame has: they would only cost reads and transfers."""
+        """{array: (dtype, shape)}, without the arrays that no frame has, or that repeat another one."""
         width, height = self.size
         arrays = {
             name: (np.dtype(dtype), (len(self.rows), height, width, channels))
             for name, (dtype, channels, _) in PACKED_ARRAYS.items()
-            if any(getattr(row, name) for row in self.rows)
+            if any(getattr(row, name) for row in self.rows) and name not in self.repeated
         }
         return arrays | {FOCAL_FACTOR: (np.dtype(np.float32), (len(self.rows),))}
 
@@ -259,6 +261,16 @@ class PackedCache:
         for file in files.values():
             file.flush()
         write_json(self.build_folder / PROGRESS_FILE, done)
+
+
+def _find_repeated(rows: Sequence[Row]) -> dict[str, str]:
+    """{array: other array} where all rows name the same file for both and read it the same way."""
+    repeated = {}
+    if all(row.da3_depth == row.depth and row.da3_scale is None and row.depth_unit is None for row in rows):
+        repeated["da3_depth"] = "depth"
+    if all(row.sam2_seg is not None and row.sam2_seg == row.labels for row in rows):
+        repeated["sam2_seg"] = "labels"
+    return repeated
 
 
 class _ArrayFile:

@@ -8,9 +8,6 @@ stopped run resumes, and shards on several machines may write to one folder.
 import hashlib
 import json
 import math
-import multiprocessing
-import signal
-from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -26,6 +23,7 @@ from dataset.files import prepare_data_folder, read_json, write_json, write_png
 from dataset.frames import to_millimetres
 from dataset.label_remapper import remap
 from dataset.manifest import Row, parse_intrinsics, write_manifest
+from dataset.parallel import process_map
 from rooms.scenes import RenderedFrame, SceneOptions, render_scene
 
 MAPS = ("rgb", "depth", "confidence", "labels")
@@ -68,7 +66,7 @@ def write_data_folder(out: Path, options: SceneOptions, scenes: int, workers: in
     prepare_data_folder(out, source, MAPS if shard.count == 1 else ())
     missing = [scene for scene in shard.scenes(scenes) if not _rows_file(out, scene).is_file()]
     write = partial(_write_scene, out, options, scenes)
-    with StopSignal() as stop, closing(_map(write, missing, workers)) as done:
+    with StopSignal() as stop, closing(process_map(write, missing, workers)) as done:
         for _ in tqdm(done, total=len(missing), unit="room", disable=None):
             if stop.received:
                 raise Stopped(stop.received.name)
@@ -78,20 +76,6 @@ def write_data_folder(out: Path, options: SceneOptions, scenes: int, workers: in
     rows = [_parse(out, entry) for file in files for entry in read_json(file)]
     write_manifest(out / "manifest.jsonl", rows)
     return out / "manifest.jsonl"
-
-
-def _map(write: partial, scenes: list[int], workers: int) -> Generator[None, None, None]:
-    if workers == 1 or len(scenes) < 2:
-        yield from map(write, scenes)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, _ignore_signals) as pool:
-        yield from pool.imap(write, scenes)
-
-
-def _ignore_signals() -> None:
-    """Leave Ctrl-C and SIGHUP, which reach the workers too, to the main process, which ends them."""
-    for name in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(name, signal.SIG_IGN)
 
 
 def _rows_file(out: Path, scene: int) -> Path:

@@ -8,6 +8,7 @@ and a 4x4 filter over pixels of the same surface combines them (Keller and Heidr
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -162,11 +163,11 @@ def render(
     camera: Intrinsics,
     pose: Pose,
     rng: np.random.Generator,
-    develop: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+    develop: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> RawFrame:
     """Render one frame; noise, exposure and sampling patterns are drawn from `rng`.
 
-    develop: converts linear radiance [H,W,3] to the image (default: develop_image).
+    develop: converts linear radiance [H,W,3] to the image (default: develop_image with `rng`).
     """
     shape = (camera.height, camera.width)
     rays = camera_rays(camera, pose)
@@ -178,7 +179,8 @@ def render(
     light = _compute_irradiance(world, surface, shape, rng)
     radiance = _shade(world, surface, light) * tint
     _add_reflections(world, radiance, first, surface, origins, rays, pixel_angle)
-    rgb = (develop or develop_image)(radiance.reshape(*shape, 3), rng)
+    develop = develop or partial(develop_image, rng=rng)
+    rgb = develop(radiance.reshape(*shape, 3))
     depth = np.where(np.isfinite(first.distance), first.distance, 0).astype(np.float32).reshape(shape)
     objects = np.where(first.triangle >= 0, world.soup.objects[first.triangle], -1).reshape(shape)
     sensor = simulate_sensor(world, first, path, rays, shape, rng)

@@ -1,17 +1,16 @@
 """Scenes: furnished rooms and the views of them; the same seed gives the same arrays for any number of workers."""
 
-import multiprocessing
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from config import CLASS_NAMES, Intrinsics
 from dataset.label_remapper import load_class_table
+from dataset.parallel import process_map
 from rooms.layout import Room, build_room
-from rooms.render import Pose, World, camera_rays, render
+from rooms.render import Pose, World, camera_rays, develop_image, render
 from rooms.robot import build_robot_room, choose_robot_poses, develop_moving
 from rooms.tof import simulate_tof
 from rooms.walks import walk
@@ -108,7 +107,9 @@ def render_scene(options: SceneOptions, scene_index: int) -> Iterator[RenderedFr
         start = choose(world, room, camera, 1, rng)[0]
         views = walk(world, room, start, options.frames, options.walk_rate, rng)
     for time, pose, now in views:
-        raw = render(now, camera, pose, rng, develop_moving if robot else None)
+        # a walk keeps the exposure and the grain of its first frame
+        look = rng if time is None else np.random.default_rng([options.seed, scene_index, 3])
+        raw = render(now, camera, pose, rng, partial(develop_moving if robot else develop_image, rng=look))
         labels, instances = _number_instances(raw.object, now.soup.classes)
         sensor = simulate_tof(now, camera, pose, rng, weakness) if robot else raw.sensor_depth
         yield RenderedFrame(raw.rgb, raw.depth, sensor, labels, instances, scene, scene_type, pose, camera, time)
@@ -176,23 +177,18 @@ def _score_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
     return score - 0.6 * near - 5.0 * float(centre.min() < 0.4)
 
 
-def _render_job(job: tuple[SceneOptions, int]) -> list[RenderedFrame]:
-    return list(render_scene(*job))
-
-
-def _ignore_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the workers; the main process ends them
-
-
 def render_scenes(options: SceneOptions, scenes: int, workers: int = 1) -> Iterator[RenderedFrame]:
     """Yield all frames of scenes 0 to scenes - 1 in order, rendered by `workers` processes; see render_scene()."""
     if workers == 1:
         for index in range(scenes):
             yield from render_scene(options, index)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _ignore_sigint) as pool:
-        for rendered in pool.imap(_render_job, ((options, index) for index in range(scenes))):
-            yield from rendered
+    for rendered in process_map(partial(_render_all, options), range(scenes), workers):
+        yield from rendered
+
+
+def _render_all(options: SceneOptions, scene_index: int) -> list[RenderedFrame]:
+    return list(render_scene(options, scene_index))
 
 
 def class_shares(labels: np.ndarray) -> dict[str, float]:

@@ -59,7 +59,7 @@ def pack(
     rows: list[Row],
     manifest: Path,
     recipe: Recipe,
-    scale: int,
+    scale: float,
     workers: int,
     cache_dir: Path | None = None,
     selection: Mapping[str, Any] | None = None,
@@ -70,13 +70,13 @@ def pack(
         rows: rows of the manifest.
         manifest: its path.
         recipe: network size and reference focal length.
-        scale: 1 or more.
+        scale: of the packed frames.
         workers: threads that pack missing frames.
         cache_dir: folder of the cache (default: beside the manifest).
         selection: how the rows were selected from the manifest: JSON-serialisable, including the split. An outdated
             cache of the same selection is replaced; without a selection, none is.
     """
-    size, focal = (recipe.width * scale, recipe.height * scale), recipe.reference_focal * scale
+    size, focal = (round(recipe.width * scale), round(recipe.height * scale)), recipe.reference_focal * scale
     folder = (cache_dir or manifest.parent / ".cache").resolve()
     # relative: a data folder may be moved with its cache
     source = {"manifest": os.path.relpath(manifest.resolve(), folder), **selection} if selection else None
