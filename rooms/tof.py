@@ -5,6 +5,7 @@ The sensor's numbers are assumptions until a camera_info of a real one is read: 
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,6 +28,11 @@ def tof_camera(colour: Intrinsics) -> Intrinsics:
     return Intrinsics.centred(fx, fy, width, height)
 
 
+def beside(colour: Pose) -> Pose:
+    """The sensor's pose beside the colour camera."""
+    return replace(colour, position=colour.position + BASELINE * colour.rotation()[:, 0])
+
+
 def simulate_tof(
     world: World, colour: Intrinsics, pose: Pose, rng: np.random.Generator, weakness: float
 ) -> np.ndarray:
@@ -35,9 +41,9 @@ def simulate_tof(
     weakness: of the sensor, as in simulate_sensor().
     """
     camera = tof_camera(colour)
-    beside = Pose(pose.position + BASELINE * pose.rotation()[:, 0], pose.yaw, pose.pitch, pose.roll)
-    rays = camera_rays(camera, beside)
-    origins = np.broadcast_to(beside.position, rays.shape)
+    placed = beside(pose)
+    rays = camera_rays(camera, placed)
+    origins = np.broadcast_to(placed.position, rays.shape)
     first = world.cast(origins, rays)
     _, _, path, _, _ = trace_to_opaque(world, origins, rays, first)
     reading = simulate_sensor(world, first, path, rays, (camera.height, camera.width), rng, weakness)

@@ -277,10 +277,9 @@ def test_registered_depth_of_a_room_is_the_truth_away_from_edges():
     pose = robot.choose_robot_poses(world, room, camera, 1, rng)[0]
     rays = camera_rays(camera, pose)
     truth = world.cast(np.broadcast_to(pose.position, rays.shape), rays).distance.reshape(240, 320)
-    beside = Pose(pose.position + tof.BASELINE * pose.rotation()[:, 0], pose.yaw, pose.pitch, pose.roll)
-    sensor = tof.tof_camera(camera)
-    rays = camera_rays(sensor, beside)
-    depth = world.cast(np.broadcast_to(beside.position, rays.shape), rays).distance
+    sensor, placed = tof.tof_camera(camera), tof.beside(pose)
+    rays = camera_rays(sensor, placed)
+    depth = world.cast(np.broadcast_to(placed.position, rays.shape), rays).distance
     depth = np.where(np.isfinite(depth), depth, 0).astype(np.float32).reshape(sensor.height, sensor.width)
     found = tof.register(depth, sensor, camera, np.array([tof.BASELINE, 0, 0]))
     flat = truth.astype(np.float32)

@@ -145,8 +145,8 @@ def test_invalid_flags_are_a_one_line_error(tmp_path, flags, words):
 def test_a_camera_file_sets_the_image(tmp_path):
     camera = {"fx": 747.84, "fy": 747.48, "cx": 643.36, "cy": 347.86, "width": 1280, "height": 720}
     (tmp_path / "camera.json").write_text(json.dumps(camera))
-    flags = "--out rooms --camera camera.json --width 160 --scenes 1 --frames-per-scene 1 --workers 1".split()
-    command = [sys.executable, render_rooms.__file__, *flags]
+    flags = ["--camera", "camera.json", "--width", "160", "--scenes", "1", "--frames-per-scene", "1", "--workers", "1"]
+    command = [sys.executable, render_rooms.__file__, "--out", "rooms", *flags]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     (row,) = read_manifest(tmp_path / "rooms" / "manifest.jsonl")
     assert read_frame(row).rgb.shape == (90, 160, 3)
@@ -204,7 +204,7 @@ def test_standing_people_walk_and_nothing_else_moves():
             mine = world.soup.objects == number
             distance = np.linalg.norm((after[mine] - before[mine]).reshape(-1, 3).mean(0))
             walked += distance > 0.3
-            edges = [np.linalg.norm(vertices[mine][:, 0] - vertices[mine][:, 1], axis=1) for vertices in (before, after)]
+            edges = (np.linalg.norm(soup[mine][:, 0] - soup[mine][:, 1], axis=1) for soup in (before, after))
             np.testing.assert_allclose(*edges, atol=1e-9)
     assert walked >= 2
 
