@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rooms import kernels
+
 OPAQUE, GLASS, MIRROR = 0, 1, 2
 SIZE = 256
 
@@ -135,23 +137,10 @@ class MaterialTable:
 
     def lookup(self, material: np.ndarray, uv: np.ndarray, footprint: np.ndarray) -> np.ndarray:
         """Linear albedo, float32 [N,3], of material [N] at uv [N,2]; footprint [N] is a pixel's width in uv units."""
-        texture = self._texture[material]
-        extent = self._extent[material]
-        side = self._sizes[texture]
-        blur = np.log2(np.maximum(footprint / extent.min(1) * side, 1.0))
-        level = np.minimum((blur + 0.5).astype(np.int64), self._levels[texture] - 1)
-        start, side = self._starts[texture, level], side >> level
-        place = uv / extent * side[:, None] - np.float32(0.5)
-        corner = np.floor(place)
-        fraction = (place - corner).astype(np.float32)
-        corner = corner.astype(np.int64)
-        last = side - 1  # `& last` equals `% side`, as sides are powers of two
-        x0, x1, y0, y1 = (value & last for value in (corner[:, 0], corner[:, 0] + 1, corner[:, 1], corner[:, 1] + 1))
-        fx, fy = fraction[:, :1], fraction[:, 1:]
-        low, high = start + y0 * side, start + y1 * side
-        bottom = self._texels.take(low + x0, 0) * (1 - fx) + self._texels.take(low + x1, 0) * fx
-        top = self._texels.take(high + x0, 0) * (1 - fx) + self._texels.take(high + x1, 0) * fx
-        return (bottom * (1 - fy) + top * fy) * self._tint.take(material, 0)
+        return kernels.look_up(
+            material, uv, footprint, self._texture, self._extent, self._tint, self._texels, self._starts, self._levels,
+            self._sizes,
+        )  # fmt: skip
 
 
 def fractal_noise(
