@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from config import Intrinsics
 from rooms import kernels
 from rooms.embree import EmbreeScene
-from rooms.geometry import Soup
+from rooms.geometry import Soup, cross
 from rooms.kernels import BLOCK, RAY_OFFSET
 from rooms.textures import GLASS, MIRROR, OPAQUE, MaterialTable, Palette
 
@@ -73,7 +73,7 @@ class World:
         self.lights = lights
         self.triangle_kind = self.table.kind[soup.materials]
         first, second, third = (soup.vertices[:, i] for i in range(3))
-        self.plane = np.cross(second - first, third - first)
+        self.plane = cross(second - first, third - first)
         self.plane /= np.linalg.norm(self.plane, axis=1, keepdims=True)
         self.offset = (self.plane * first).sum(1)
         self._scene = EmbreeScene(soup.vertices)
