@@ -79,7 +79,7 @@ def registration_errors(camera: Intrinsics, seed: int, rooms: int) -> np.ndarray
 
 
 def _cast(world: World, camera: Intrinsics, rays: np.ndarray, position: np.ndarray) -> np.ndarray:
-    distance = world.cast(np.broadcast_to(position, rays.shape), rays).distance
+    distance = world.cast(position[None], rays).distance
     return np.where(np.isfinite(distance), distance, 0).astype(np.float32).reshape(camera.height, camera.width)
 
 

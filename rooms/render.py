@@ -12,15 +12,15 @@ from functools import partial
 
 import cv2
 import numpy as np
-from embreex.mesh_construction import TriangleMesh
-from embreex.rtcore_scene import EmbreeScene
+from numpy.typing import ArrayLike
 
 from config import Intrinsics
-from rooms.geometry import Soup
+from rooms import kernels
+from rooms.embree import EmbreeScene
+from rooms.geometry import Soup, cross
+from rooms.kernels import BLOCK, RAY_OFFSET
 from rooms.textures import GLASS, MIRROR, OPAQUE, MaterialTable, Palette
 
-RAY_OFFSET = 1e-3  # distance of a secondary ray's origin from its surface
-BLOCK = 4
 LIGHT_SAMPLES = 2  # per pixel; 16 times as many per block
 MAX_BOUNCES = 4
 SENSOR_RANGE = 8.0  # metres
@@ -78,6 +78,9 @@ class World:
     def __init__(self, soup: Soup, palette: Palette, lights: list[Light], area: float):
         self.table = MaterialTable(palette)
         self.lights = lights
+        self.light_centres, self.light_normals, self.light_powers = (
+            _f32([getattr(light, name) for light in lights]) for name in ("centre", "normal", "power")
+        )
         # irradiance of indirect light: the power of all lights, spread over `area` m^2 of walls, floor and ceiling
         self.ambient = np.float32(4.0 * sum(light.power.mean() for light in lights) / area)
         self._set_geometry(soup)
@@ -92,51 +95,30 @@ class World:
         self.soup = soup
         self.triangle_kind = self.table.kind[soup.materials]
         first, second, third = (soup.vertices[:, i] for i in range(3))
-        self.plane = np.cross(second - first, third - first)
+        self.plane = cross(second - first, third - first)
         self.plane /= np.linalg.norm(self.plane, axis=1, keepdims=True)
         self.offset = (self.plane * first).sum(1)
-        self._scene = build_embree_scene(soup.vertices)
-        # glass and light-emitting surfaces, such as lamp shades, cast no shadow
-        casts_shadow = (self.triangle_kind != GLASS) & (self.table.emission[soup.materials] == 0)
-        self._occluder_ids = np.flatnonzero(casts_shadow)
-        self._occluders = build_embree_scene(soup.vertices[casts_shadow])
+        self._scene = EmbreeScene(soup.vertices)
+        # glass and light-emitting surfaces, such as lamp shades, cast no shadow and reflect no light
+        occluder = (self.triangle_kind != GLASS) & (self.table.emission[soup.materials] == 0)
+        self.occluders = EmbreeScene(soup.vertices[occluder])
+        self.occluder_colour = self.table.colour[soup.materials[occluder]]
 
     def cast(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
-        """Find the nearest hits of rays, float [N,3]; the distances are exact, from the planes of the hit triangles."""
-        result = self._scene.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
-        triangle = np.where(result["geomID"] >= 0, result["primID"], -1)
-        return Hits(triangle, self._exact(triangle, origins, directions, result["tfar"]),
-                    np.stack([result["u"], result["v"]], 1))
+        """Find the nearest hits of rays, float64 [N,3], from origins [N,3], or [1,3] for all.
 
-    def _exact(
-        self, triangle: np.ndarray, origins: np.ndarray, directions: np.ndarray, approximate: np.ndarray
-    ) -> np.ndarray:
-        # Embree computes in float32. For triangles seen edge-on, the plane is unreliable: keep Embree's distance.
-        plane = self.plane.take(triangle, axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            distance = (self.offset[triangle] - _dot(plane, origins)) / _dot(plane, directions)
-        reliable = np.abs(distance - approximate) < 1e-3 * np.maximum(approximate, 1.0)
-        return np.where(triangle < 0, np.inf, np.where(reliable, distance, approximate))
-
-    def visible(self, origins: np.ndarray, directions: np.ndarray, reach: np.ndarray) -> np.ndarray:
-        """Whether no occluder lies within `reach`, in lengths of the direction vector, bool [N]."""
-        return self._occluders.run(_f32(origins), _f32(directions), dists=_f32(reach), query="OCCLUDED") == -1
-
-    def gather(self, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find triangles [N], -1 = none, and distances [N] of the nearest occluders along rays [N,3]."""
-        result = self._occluders.run(_f32(origins), _f32(directions), query="INTERSECT", output=1)
-        hit = result["geomID"] >= 0
-        return np.where(hit, self._occluder_ids[np.where(hit, result["primID"], 0)], -1), result["tfar"]
+        The distances are exact, from the planes of the hit triangles.
+        """
+        return Hits(*kernels.cast(self._scene.handle, self.plane, self.offset, origins, directions))
 
 
 @dataclass
 class Surface:
-    """Shading inputs of N points: triangle, position, unit normal towards the ray, unit direction, material, albedo."""
+    """Shading inputs of N points: triangle, position, unit normal towards the ray, material, albedo."""
 
     triangle: np.ndarray
     point: np.ndarray
     normal: np.ndarray
-    view: np.ndarray
     material: np.ndarray
     albedo: np.ndarray
 
@@ -153,9 +135,9 @@ class RawFrame:
 
 def camera_rays(camera: Intrinsics, pose: Pose) -> np.ndarray:
     """Ray directions, float64 [H*W,3], with a camera z of 1, so that the distance of a hit is its depth."""
-    u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
-    rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(u.shape)], -1)
-    return np.einsum("ij,kj->ik", rays.reshape(-1, 3), pose.rotation())  # unlike BLAS, bitwise reproducible
+    return kernels.camera_rays(
+        camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, pose.rotation()
+    )
 
 
 def render(
@@ -171,7 +153,7 @@ def render(
     """
     shape = (camera.height, camera.width)
     rays = camera_rays(camera, pose)
-    origins = np.broadcast_to(pose.position, rays.shape)
+    origins = pose.position[None]
     first = world.cast(origins, rays)
     seen, tint, path, last_origins, directions = trace_to_opaque(world, origins, rays, first)
     pixel_angle = 1.0 / camera.focal
@@ -196,7 +178,7 @@ def trace_to_opaque(
     vector, and the origins and directions [N,3] of the last path segments.
     """
     hits = Hits(first.triangle.copy(), first.distance.copy(), first.bary.copy())
-    origins, directions = origins.copy(), rays.copy()
+    origins, directions = np.broadcast_to(origins, rays.shape).copy(), rays.copy()
     tint = np.ones(rays.shape, np.float32)
     path = hits.distance.copy()
     for _ in range(MAX_BOUNCES):
@@ -218,119 +200,58 @@ def trace_to_opaque(
 
 
 def _surface(world: World, hits: Hits, origins: np.ndarray, directions: np.ndarray, footprint: np.ndarray) -> Surface:
-    soup, triangle = world.soup, hits.triangle
-    distance = np.where(np.isfinite(hits.distance), hits.distance, 0.0)
-    point = (origins + directions * distance[:, None]).astype(np.float32)
-    weights = np.stack([1 - hits.bary[:, 0] - hits.bary[:, 1], hits.bary[:, 0], hits.bary[:, 1]], 1)
-    normal = np.einsum("ijk,ij->ik", soup.normals.take(triangle, axis=0), weights)
-    uv = np.einsum("ijk,ij->ik", soup.uvs.take(triangle, axis=0), weights)
-    normal /= np.maximum(_length(normal), 1e-6)[:, None]
-    view = _f32(directions / _length(directions)[:, None])
-    facing = _dot(normal, view)
-    normal = np.where(facing[:, None] > 0, -normal, normal).astype(np.float32)
-    material = soup.materials[triangle]
-    width = np.where(np.isfinite(footprint), footprint, 1.0) / np.sqrt(np.maximum(np.abs(facing), 0.04))
+    soup = world.soup
+    point, normal, uv, width = kernels.surface(
+        hits.triangle, hits.distance, hits.bary, origins, directions, footprint, soup.normals, soup.uvs
+    )
+    material = soup.materials[hits.triangle]
     # the size in metres of a fitted texture, with uv in 0..1, is not known here: assume 1 m
-    albedo = world.table.lookup(material, uv.astype(np.float32), width.astype(np.float32))
-    return Surface(triangle, point, normal, view, material, albedo)
+    return Surface(hits.triangle, point, normal, material, world.table.lookup(material, uv, width))
 
 
 def _compute_irradiance(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Irradiance, float32 [N,3], with soft shadows and one indirect bounce."""
-    direct = _unshadowed_irradiance(world, surface)
-    arriving, blocked = _sample_lights(world, surface, shape, rng)
+    samples = _sample_lights(world, surface, shape, rng)
     bounce = _sample_bounce(world, surface, shape, rng)
-    filtered = _filter_blocks(np.concatenate([arriving, blocked, bounce], 1), surface, shape, world)
+    objects = world.soup.objects[surface.triangle]
+    noisy = np.concatenate([samples, bounce], 1)
+    filtered = kernels.filter_blocks(noisy, surface.point, surface.normal, objects, *shape)
     shadow = filtered[:, 1:2] / np.maximum(filtered[:, :1], 1e-6)
-    return direct * np.minimum(shadow, 1.0) + filtered[:, 2:]
-
-
-def _light_irradiance(
-    light: Light, position: np.ndarray, surface: Surface, rows: slice | np.ndarray = slice(None)
-) -> tuple[np.ndarray, np.ndarray]:
-    """Irradiance from a point on a light per unit power, float32 [N], and the vectors to that point, [N,3].
-
-    position: the point, [3] or [N,3]. rows: which points of the surface to use.
-    """
-    toward = _f32(position) - surface.point[rows]
-    squared = np.maximum(_dot(toward, toward), 0.04)
-    cos_surface = np.maximum(_dot(toward, surface.normal[rows]), 0)
-    cos_light = np.maximum(-np.einsum("ij,j->i", toward, _f32(light.normal)), 0)
-    return cos_surface * (0.8 * cos_light + 0.2 * np.sqrt(squared)) / squared**2, toward
+    return _unshadowed_irradiance(world, surface) * np.minimum(shadow, 1.0) + filtered[:, 2:]
 
 
 def _unshadowed_irradiance(world: World, surface: Surface) -> np.ndarray:
-    total = np.zeros(surface.point.shape, np.float32)
-    for light in world.lights:
-        total += _light_irradiance(light, light.centre, surface)[0][:, None] * _f32(light.power)
-    return total
+    return kernels.unshadowed(
+        surface.point, surface.normal, world.light_centres, world.light_normals, world.light_powers
+    )
 
 
-def _sample_lights(
-    world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Irradiance of each pixel from its light samples, without and with shadows: two float32 [N,1]."""
+def _sample_lights(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Irradiance of each pixel from its light samples, without and with shadows: float32 [N,2]."""
     brightness = np.array([light.power.sum() for light in world.lights])
     count = BLOCK * BLOCK * LIGHT_SAMPLES
     choice = np.searchsorted(np.cumsum(brightness) / brightness.sum(), (np.arange(count) + 0.5) / count)
     choice = choice[rng.permutation(count)]
     offsets = (np.stack([rng.permutation(count), rng.permutation(count)], 1) + 0.5) / count * 2 - 1
-    block = _block_index(shape)
-    members = [np.flatnonzero(block == index) for index in range(BLOCK * BLOCK)]
-    unshadowed, arriving = (np.zeros((len(block), 1), np.float32) for _ in range(2))
-    for sample in range(count):
-        rows = members[sample // LIGHT_SAMPLES]
-        light = world.lights[choice[sample]]
-        position = light.centre + offsets[sample, 0] * light.half_u + offsets[sample, 1] * light.half_v
-        strength, toward = _light_irradiance(light, position, surface, rows)
-        start = surface.point[rows] + RAY_OFFSET * 3 * surface.normal[rows]
-        clear = world.visible(start, toward, np.full(len(rows), 0.995))
-        unshadowed[rows, 0] += strength
-        arriving[rows, 0] += strength * clear
-    return unshadowed, arriving
+    lights = [world.lights[index] for index in choice]
+    points = [light.centre + u * light.half_u + v * light.half_v for light, (u, v) in zip(lights, offsets, strict=True)]
+    per_pixel = (BLOCK * BLOCK, LIGHT_SAMPLES, 3)
+    positions, normals = _f32(points).reshape(per_pixel), world.light_normals[choice].reshape(per_pixel)
+    return kernels.sample_lights(world.occluders.handle, surface.point, surface.normal, positions, normals, *shape)
 
 
 def _sample_bounce(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Indirect irradiance, float32 [N,3], from one cosine-distributed ray per pixel."""
     count = BLOCK * BLOCK
     grid = (np.stack(np.divmod(np.arange(count), BLOCK), 1) + rng.random((count, 2))) / BLOCK
-    grid = grid[rng.permutation(count)][_block_index(shape)].astype(np.float32)
+    grid = grid[rng.permutation(count)].astype(np.float32)
     ring = np.sqrt(grid[:, :1]) * 0.98
     hemisphere = np.concatenate([ring * np.cos(2 * np.pi * grid[:, 1:]), ring * np.sin(2 * np.pi * grid[:, 1:]),
                            np.sqrt(1 - ring**2)], 1)
-    normal = surface.normal
-    # orthonormal basis from Duff et al., Building an Orthonormal Basis, Revisited, 2017
-    sign = np.where(normal[:, 2] >= 0, 1, -1).astype(np.float32)
-    a = -1 / (sign + normal[:, 2])
-    b = normal[:, 0] * normal[:, 1] * a
-    tangent = np.stack([1 + sign * normal[:, 0] ** 2 * a, sign * b, -sign * normal[:, 0]], 1)
-    bitangent = np.stack([b, sign + normal[:, 1] ** 2 * a, -normal[:, 1]], 1)
-    direction = hemisphere[:, :1] * tangent + hemisphere[:, 1:2] * bitangent + hemisphere[:, 2:] * normal
-    triangle, distance = world.gather(surface.point + RAY_OFFSET * 3 * normal, direction)
-    near = np.minimum(distance / 1.3, 1.0)[:, None]
-    colour = world.table.colour[world.soup.materials[triangle]] * (0.15 + 0.85 * near)
-    return world.ambient * np.where((triangle < 0)[:, None], SKY, colour).astype(np.float32)
-
-
-def _filter_blocks(values: np.ndarray, surface: Surface, shape: tuple[int, int], world: World) -> np.ndarray:
-    """Average `values` [N,C] over the pixels of the same surface in a 4x4 window, in two separable passes."""
-    height, width = shape
-    normal = surface.normal.reshape(height, width, 3)
-    point = surface.point.reshape(height, width, 3)
-    objects = world.soup.objects[surface.triangle].reshape(shape)
-    image = np.concatenate([values, np.ones((len(values), 1), np.float32)], 1).reshape(height, width, -1)
-    for down, right in ((0, 1), (1, 0)):
-        total = np.zeros_like(image)
-        for step in range(-BLOCK // 2, BLOCK // 2):
-            dy, dx = down * step, right * step
-            target = np.s_[max(0, -dy):height - max(0, dy), max(0, -dx):width - max(0, dx)]
-            source = np.s_[max(0, dy):height + min(0, dy), max(0, dx):width + min(0, dx)]
-            same_surface = objects[target] == objects[source]
-            same_surface &= np.einsum("ijk,ijk->ij", normal[target], normal[source]) > 0.9
-            same_surface &= np.abs(np.einsum("ijk,ijk->ij", normal[target], point[target] - point[source])) < 0.03
-            total[target] += image[source] * same_surface[..., None]
-        image = total
-    return (image[..., :-1] / image[..., -1:]).reshape(values.shape)
+    return kernels.sample_bounce(
+        world.occluders.handle, surface.point, surface.normal, hemisphere, world.occluder_colour, SKY, world.ambient,
+        *shape,
+    )  # fmt: skip
 
 
 def _shade(world: World, surface: Surface, irradiance: np.ndarray) -> np.ndarray:
@@ -357,7 +278,7 @@ def _add_reflections(
         return
     normal, ray = normal[rows], rays[rows] / length[rows, None]
     direction = ray - 2 * _dot(ray, normal)[:, None] * normal
-    start = origins[rows] + rays[rows] * first.distance[rows, None] - RAY_OFFSET * 3 * ray
+    start = origins + rays[rows] * first.distance[rows, None] - RAY_OFFSET * 3 * ray
     hits = world.cast(start, direction)
     seen, tint, path, last_origins, directions = trace_to_opaque(world, start, direction, hits)
     other = _surface(world, seen, last_origins, directions, path * pixel_angle)
@@ -435,18 +356,6 @@ def _smooth_noise(shape: tuple[int, int], cell: float, rng: np.random.Generator)
     return noise / noise.std()
 
 
-def _block_index(shape: tuple[int, int]) -> np.ndarray:
-    y, x = np.indices(shape)
-    return (y % BLOCK * BLOCK + x % BLOCK).ravel()
-
-
-def build_embree_scene(vertices: np.ndarray) -> EmbreeScene:
-    """Build an Embree scene of triangles, float [F,3,3]."""
-    scene = EmbreeScene(robust=True)
-    TriangleMesh(scene, _f32(vertices))
-    return scene
-
-
 def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", first, second)  # faster than (first * second).sum(1)
 
@@ -455,5 +364,5 @@ def _length(vectors: np.ndarray) -> np.ndarray:
     return np.sqrt(_dot(vectors, vectors))
 
 
-def _f32(values: np.ndarray) -> np.ndarray:
+def _f32(values: ArrayLike) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)

@@ -139,7 +139,7 @@ def _draw_robot_pose(room: Room, rng: np.random.Generator) -> Pose:
 
 def _score(world: World, coarse: Intrinsics, pose: Pose) -> float:
     rays = camera_rays(coarse, pose)
-    hits = world.cast(np.broadcast_to(pose.position, rays.shape), rays)
+    hits = world.cast(pose.position[None], rays)
     names = np.array(world.soup.classes)[world.soup.objects[hits.triangle]]
     depth = hits.distance
     near, people, floor = (float(seen.mean()) for seen in (depth < NEAR, names == "person", names == "floor"))

@@ -163,7 +163,7 @@ def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
 def _score_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
     """Score a view: higher with furniture, glass, people, mirrors and floor, far below 0 if something is too close."""
     rays = camera_rays(coarse, pose)
-    hits = world.cast(np.broadcast_to(pose.position, rays.shape), rays)
+    hits = world.cast(pose.position[None], rays)
     _, class_of = class_table()
     objects = world.soup.objects[hits.triangle]
     pixel_classes = np.array([class_of[name] for name in world.soup.classes])[objects]

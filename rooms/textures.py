@@ -4,11 +4,14 @@ Textures are sRGB, float32 [S,S,3] in 0..1, where S is a power of two. Textures 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TypedDict, Unpack
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike
+
+from rooms import kernels
 
 OPAQUE, GLASS, MIRROR = 0, 1, 2
 SIZE = 256
@@ -106,10 +109,11 @@ class MaterialTable:
 
     def __init__(self, palette: Palette):
         materials = palette.materials
-        starts, levels, texels = [], [], []
+        starts, levels, texels, means = [], [], [], []
         cursor = 0
         for texture in palette.textures:
             pyramid = [to_linear(texture)]
+            means.append(pyramid[0].mean((0, 1)))
             while pyramid[-1].shape[0] > 2:
                 pyramid.append(cv2.resize(pyramid[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
             offsets = np.cumsum([cursor] + [level.shape[0] ** 2 for level in pyramid])
@@ -127,31 +131,17 @@ class MaterialTable:
         self.gloss = np.array([material.gloss for material in materials], np.float32)
         self.emission = np.array([material.emission for material in materials], np.float32)
         self.kind = np.array([material.kind for material in materials], np.int8)
-        means = np.array([to_linear(texture).mean((0, 1)) for texture in palette.textures])
-        self.colour = (means[self._texture] * self._tint).astype(np.float32)
+        self.colour = (np.array(means)[self._texture] * self._tint).astype(np.float32)
         given = np.array([material.infrared for material in materials], np.float32)
         # most paints, woods and fabrics reflect more near-infrared than visible light
         self.infrared = np.where(given >= 0, given, self.colour.mean(1) ** 0.7)
 
     def lookup(self, material: np.ndarray, uv: np.ndarray, footprint: np.ndarray) -> np.ndarray:
         """Linear albedo, float32 [N,3], of material [N] at uv [N,2]; footprint [N] is a pixel's width in uv units."""
-        texture = self._texture[material]
-        extent = self._extent[material]
-        side = self._sizes[texture]
-        blur = np.log2(np.maximum(footprint / extent.min(1) * side, 1.0))
-        level = np.minimum((blur + 0.5).astype(np.int64), self._levels[texture] - 1)
-        start, side = self._starts[texture, level], side >> level
-        place = uv / extent * side[:, None] - np.float32(0.5)
-        corner = np.floor(place)
-        fraction = (place - corner).astype(np.float32)
-        corner = corner.astype(np.int64)
-        last = side - 1  # `& last` equals `% side`, as sides are powers of two
-        x0, x1, y0, y1 = (value & last for value in (corner[:, 0], corner[:, 0] + 1, corner[:, 1], corner[:, 1] + 1))
-        fx, fy = fraction[:, :1], fraction[:, 1:]
-        low, high = start + y0 * side, start + y1 * side
-        bottom = self._texels.take(low + x0, 0) * (1 - fx) + self._texels.take(low + x1, 0) * fx
-        top = self._texels.take(high + x0, 0) * (1 - fx) + self._texels.take(high + x1, 0) * fx
-        return (bottom * (1 - fy) + top * fy) * self._tint.take(material, 0)
+        return kernels.look_up(
+            material, uv, footprint, self._texture, self._extent, self._tint, self._texels, self._starts, self._levels,
+            self._sizes,
+        )  # fmt: skip
 
 
 def fractal_noise(
@@ -161,11 +151,17 @@ def fractal_noise(
 
     stretch: vertical and horizontal scale of the frequencies; a larger value gives finer structure along that axis.
     """
+    amplitude = _amplitude(size, slope, stretch)
+    noise = np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), s=(size, size))
+    return (noise / noise.std()).astype(np.float32)
+
+
+@cache
+def _amplitude(size: int, slope: float, stretch: tuple[float, float]) -> np.ndarray:
     fy, fx = np.fft.fftfreq(size)[:, None] * size, np.fft.rfftfreq(size)[None] * size
     amplitude = (1 + (fy / stretch[0]) ** 2 + (fx / stretch[1]) ** 2) ** (-slope / 2)
     amplitude[0, 0] = 0
-    noise = np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), s=(size, size))
-    return (noise / noise.std()).astype(np.float32)
+    return amplitude
 
 
 def wood(rng: np.random.Generator, colour: ArrayLike, contrast: float = 0.16) -> np.ndarray:
@@ -318,19 +314,22 @@ def landscape(rng: np.random.Generator, horizon: float = 0.5, town: bool = True,
     y = np.linspace(0, 1, size)[:, None, None]
     x = np.linspace(0, 1, size)
     haze, zenith = np.array([0.85, 0.9, 0.95]), np.array([0.35, 0.55, 0.85]) + rng.uniform(-0.1, 0.1)
-    image = haze + (zenith - haze) * np.clip((y - horizon) / (1 - horizon), 0, 1) * np.ones((size, size, 1))
+    sky = haze + (zenith - haze) * np.clip((y - horizon) / (1 - horizon), 0, 1)
     clouds = np.clip(fractal_noise(rng, size, 1.8, (1.6, 0.8)), 0, 1.2)[..., None] * 0.8
-    image = image * (1 - clouds) + 0.97 * clouds
+    image = sky * (1 - clouds) + 0.97 * clouds
     for depth in range(3):
         ridge = horizon + (0.10 - 0.05 * depth) * (1 + np.sin(x * rng.uniform(4, 12) + rng.uniform(0, 6)))
         hill = np.array([0.30, 0.42, 0.30]) * (1.25 - 0.25 * depth) + 0.12 * (2 - depth) * np.array([0.5, 0.6, 0.9])
-        image = np.where((y < ridge[None, :, None]) & (y >= 0), hill, image)
+        top = int(np.searchsorted(y.ravel(), ridge.max()))
+        image[:top][y[:top, :, 0] < ridge] = hill
     if town:
         _buildings(rng, image, horizon)
     ground = rng.choice([[0.34, 0.45, 0.22], [0.5, 0.5, 0.5], [0.55, 0.5, 0.4]])
-    image = np.where(y < horizon, ground * (0.75 + 0.5 * y / horizon), image)
+    low = int(np.searchsorted(y.ravel(), horizon))
+    image[:low] = ground * (0.75 + 0.5 * y[:low] / horizon)
     _trees(rng, image, horizon)
-    return image * (1 + 0.06 * fractal_noise(rng, size, 0.8)[..., None])
+    image *= 1 + 0.06 * fractal_noise(rng, size, 0.8)[..., None]
+    return image
 
 
 def _buildings(rng: np.random.Generator, image: np.ndarray, horizon: float) -> None:

@@ -10,7 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from config import Intrinsics
-from rooms.render import Pose, World, build_embree_scene, camera_rays, simulate_sensor, trace_to_opaque
+from rooms import kernels
+from rooms.embree import EmbreeScene
+from rooms.render import Pose, World, camera_rays, simulate_sensor, trace_to_opaque
 
 FIELD_OF_VIEW = (75.0, 65.0)  # degrees
 BASELINE = 0.032  # metres along the colour camera's x axis
@@ -43,7 +45,7 @@ def simulate_tof(
     camera = tof_camera(colour)
     placed = beside(pose)
     rays = camera_rays(camera, placed)
-    origins = np.broadcast_to(placed.position, rays.shape)
+    origins = placed.position[None]
     first = world.cast(origins, rays)
     _, _, path, _, _ = trace_to_opaque(world, origins, rays, first)
     reading = simulate_sensor(world, first, path, rays, (camera.height, camera.width), rng, weakness)
@@ -75,9 +77,9 @@ def register(depth: np.ndarray, camera: Intrinsics, colour: Intrinsics, offset: 
     quads = np.stack([points[:-1, :-1], points[:-1, 1:], points[1:, 1:], points[1:, :-1]], -2)[joined]
     triangles = quads[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
     rays = camera_rays(colour, Pose(np.zeros(3), 0.0, 0.0, 0.0)) @ FROM_WORLD
-    origins = np.zeros_like(rays, np.float32)
-    found = build_embree_scene(triangles).run(origins, rays.astype(np.float32), query="INTERSECT", output=1)
-    return np.where(found["geomID"] >= 0, found["tfar"], 0).astype(np.float32).reshape(colour.height, colour.width)
+    found = EmbreeScene(triangles)
+    depth = kernels.distances(found.handle, rays)
+    return depth.reshape(colour.height, colour.width)
 
 
 FROM_WORLD = Pose(np.zeros(3), 0.0, 0.0, 0.0).rotation()  # rays of the pose at rest, back into camera axes

@@ -54,7 +54,7 @@ def _free_distance(world: World, pose: Pose) -> float:
     """Metres to the nearest thing in a fan of level rays ahead of the camera."""
     angles = pose.yaw + np.radians(np.linspace(-25, 25, 11))
     rays = np.stack([np.cos(angles), np.sin(angles), np.zeros(len(angles))], 1)
-    return float(world.cast(np.broadcast_to(pose.position, rays.shape), rays).distance.min())
+    return float(world.cast(pose.position[None], rays).distance.min())
 
 
 def _free_path(world: World, frame: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
