@@ -797,7 +797,7 @@ def read_evaluation(engine_dir: Path) -> Optional[dict]:
 def accuracy(student: Student, frames: dict) -> Dict[str, Optional[float]]:
     """Depth and segmentation metrics over all held-out frames, pooled over pixels; None for what has no reference.
 
-    rmse in metres, abs_rel = mean |p - r| / r, delta1 = share with max(p / r, r / p) < 1.25 (Eigen et al., NeurIPS
+    rmse in metres, abs_rel = mean |p - r| / r, delta1 = fraction with max(p / r, r / p) < 1.25 (Eigen et al., NeurIPS
     2014, arXiv:1406.2283), without scale alignment; miou from one confusion matrix, over the classes that occur.
     """
     nearest, farthest = frames["scored_depth"]

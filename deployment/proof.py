@@ -53,7 +53,7 @@ class PrecisionValidator:
             model: the exported model.
             images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
             frames: frames to score on, from evaluation_frames(), or None.
-            focal: focal length of the target camera, in pixels at the network's size.
+            focal: focal length of the target camera, in pixels at the network's input size.
             recipe: the model's recipe.
         """
         self.model, self.reference = model, pytorch_fn(model)
@@ -132,7 +132,7 @@ def rank_layers(quantiser: Quantiser, reference: InferenceFn, images: np.ndarray
     for layer in quantiser.layers:
         infer = onnx_runtime_fn(quantiser.quantise([layer]).SerializeToString())
         errors = compare(infer, _replay(outputs), images)
-        layer_errors[layer] = errors["mean_depth_share"] + 1 - errors["class_agreement"]
+        layer_errors[layer] = errors["mean_relative_depth_error"] + 1 - errors["class_agreement"]
     return dict(sorted(layer_errors.items(), key=lambda pair: -pair[1]))
 
 
@@ -149,7 +149,7 @@ def print_validation(entries: Sequence[dict], images_description: str) -> None:
         if "pytorch_half_errors" in entry:
             runs.append((f"{entry['precision']} by PyTorch", entry["pytorch_half_errors"], {}, {}))
         for name, errors, scores, worse in runs:
-            line = [name, errors["max_depth_error_mm"], f"{errors['mean_depth_share']:.4%}"]
+            line = [name, errors["max_depth_error_mm"], f"{errors['mean_relative_depth_error']:.4%}"]
             line += [f"{errors['class_agreement']:.4%}", *(scores.get(key) for key in ("rmse", "delta1", "miou"))]
             lines.append(line + [f"{worse[key]:+.3%}" if key in worse else None for key in ("rmse", "miou")])
     headers = [

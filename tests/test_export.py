@@ -46,7 +46,7 @@ CAMERA = NYU_INTRINSICS.resized(320, 240)
 WIDTH, HEIGHT = 320, 240
 
 
-def write_checkpoint(path, **notes):
+def write_checkpoint(path, **metadata):
     """Write a checkpoint like train.py's, with random weights."""
     torch.manual_seed(0)
     student = build_student(Recipe())
@@ -67,7 +67,7 @@ def write_checkpoint(path, **notes):
             "encoder_start": "imagenet",
             "git_revision": "abc1234",
         }
-        | notes,
+        | metadata,
     }
     save_checkpoint(path, Recipe(), content)
     return path
@@ -176,9 +176,9 @@ def test_engines_folder(export, checkpoint, manifest, empty_environment):
     fp32, half, int8 = description["precisions"]
     assert fp32["errors"]["max_depth_error_mm"] < 1 and fp32["errors"]["class_agreement"] >= 0.999
     assert set(fp32["losses"].values()) == {0}
-    assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "there is no fp16"
+    assert 1e-6 < half["errors"]["mean_relative_depth_error"] < 5e-3, "there is no fp16"
     assert 0 < max(half["largest_values"].values()) <= MAX_FP16_VALUE
-    assert 1e-6 < int8["errors"]["mean_depth_share"] < 5e-2, "there is no int8, or only int8"
+    assert 1e-6 < int8["errors"]["mean_relative_depth_error"] < 5e-2, "there is no int8, or only int8"
     assert int8["errors"] != half["errors"]
     assert int8["calibration_frames"] == 3 and int8["left_in_half"] == []
     assert int8["onnx"]["bytes"] < 0.75 * half["onnx"]["bytes"]
@@ -317,16 +317,16 @@ def test_missing_checkpoint_or_manifest_is_an_error(export, checkpoint):
 
 def test_within_tolerance():
     tolerance = TOLERANCES["fp32"]
-    good = {"max_depth_error_mm": 1.0, "mean_depth_share": 1e-4, "class_agreement": 0.999}
+    good = {"max_depth_error_mm": 1.0, "mean_relative_depth_error": 1e-4, "class_agreement": 0.999}
     assert within_tolerance(good, {"rmse": 1e-3}, tolerance)
-    for worse in ({"max_depth_error_mm": 1.01}, {"mean_depth_share": 1.01e-4}, {"class_agreement": 0.9989}):
+    for worse in ({"max_depth_error_mm": 1.01}, {"mean_relative_depth_error": 1.01e-4}, {"class_agreement": 0.9989}):
         assert not within_tolerance(good | worse, {}, tolerance)
     assert not within_tolerance(good | {"max_depth_error_mm": float("nan")}, {}, tolerance)
     assert not within_tolerance(good, {"rmse": -0.1, "miou": 1.1e-3}, tolerance)
     assert within_tolerance(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 0.99}, TOLERANCES["int8"])
     assert not within_tolerance(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 1.01}, TOLERANCES["int8"])
     assert within_tolerance(good | {"max_depth_error_mm": 100.0}, {}, TOLERANCES["fp16"])
-    assert not within_tolerance(good | {"mean_depth_share": float("nan")}, {}, TOLERANCES["fp16"])
+    assert not within_tolerance(good | {"mean_relative_depth_error": float("nan")}, {}, TOLERANCES["fp16"])
 
 
 def test_degradation():
@@ -345,7 +345,7 @@ def test_compare_reports_millimetres(graph, model):
         depth = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255)[0]
     errors = compare(onnx_runtime_fn(graph.SerializeToString()), pytorch_fn(nearer), images)
     assert errors["max_depth_error_mm"] == pytest.approx(depth.max().item(), rel=1e-2)  # 0.1 % of the depth
-    assert errors["mean_depth_share"] == pytest.approx(1e-3, rel=1e-2)
+    assert errors["mean_relative_depth_error"] == pytest.approx(1e-3, rel=1e-2)
     assert errors["class_agreement"] == pytest.approx(1, abs=1e-3)
 
 

@@ -17,7 +17,7 @@ from trainer.feed import Batch
 FLIP_PROBABILITY = 0.5
 MIN_ZOOM = 0.2  # smallest fraction of the input size that still leaves features at stride 32
 N_SIZES = 10  # image sizes are multiples of 1/10 of the input size; few, since kernels are compiled or tuned for each
-SAMPLES_PER_AXIS = 2  # per pixel: a frame of twice the network's size is sampled without gaps at zooms down to 0.5
+SAMPLES_PER_AXIS = 2  # per pixel: frames at twice the input size are sampled without gaps at zooms down to 0.5
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # maximum relative change
 GAMMA = 0.2  # maximum change of log gamma
 # Sharpness and noise depend on lens, zoom and camera. A student that sees only one kind uses them as a cue for
@@ -73,7 +73,8 @@ def augment(
         batch: from the feed, with images at least as large as the result. An enlarged crop would be blurred, and the
             student would use the blur as a cue for the zoom.
         zoom: range of the factor on the focal length, MIN_ZOOM or more.
-        size: (height, width) of the network. The result has this size or a fraction of it, see draw_size_fraction().
+        size: (height, width) of the network's input. The result has this size or a fraction of it: see
+            draw_size_fraction().
         seed: seed of the run.
         step: number of the step in the run.
         texture: strength of the changes of sharpness and noise, 0 (none) to 1.
@@ -101,7 +102,7 @@ def augment(
 
 
 def draw_size_fraction(generator: torch.Generator, zoom: tuple[float, float]) -> float:
-    """Draw a step's image size as a fraction of the network's size, in tenths.
+    """Draw a step's image size as a fraction of the network's input size, in tenths.
 
     It lies between the minimum and the maximum zoom, both rounded down, and is at most 1.
     """
