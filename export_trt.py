@@ -36,7 +36,7 @@ from deployment.agreement import TOLERANCES
 from deployment.engine import build, import_tensorrt, layer_precisions
 from deployment.graph import DEPTH, INPUT, MAX_FP16_VALUE, SEG, ExportedStudent
 from deployment.images import calibration_images, find_manifest, random_images
-from deployment.proof import PrecisionValidator, print_validation, validate_precisions
+from deployment.validation import PrecisionValidator, print_validation, validate_precisions
 from evaluation.held_out import evaluation_frames, find_test_rows, write_evaluation_frames
 from trainer.checkpoint import load_student
 
@@ -118,7 +118,7 @@ def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_i
         ],
         "class_names": list(CLASS_NAMES),
         "ignore": IGNORE,
-        "scored_depth": [recipe.min_depth, recipe.max_depth],
+        "evaluated_depth_range": [recipe.min_depth, recipe.max_depth],
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, onnxslim)},

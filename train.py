@@ -59,7 +59,7 @@ from trainer.start import (
     git_revision,
     load_initial_weights,
     lock_checkpoint_dir,
-    pack_splits,
+    open_caches,
     with_output_range,
 )
 from trainer.validation import best_score, validate
@@ -81,7 +81,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     with processes.main_process_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
-        frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit)
+        frames, val_frames = open_caches(manifest, recipe, runtime, arguments.data_limit)
     checkpoint = find_checkpoint(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
     data = fingerprint([*frames.rows, *val_frames.rows])
@@ -188,7 +188,7 @@ class Trainer:
         if self.metadata["encoder_start"] != "random" and not isinstance(weights, Path):
             # a high learning rate would destroy the pretrained encoder
             for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
-                self.optimizer.param_groups[0][rate] *= self.recipe.pretrained_encoder_lr
+                self.optimizer.param_groups[0][rate] *= self.recipe.pretrained_encoder_lr_factor
         data = {"data_fingerprint": self.metadata["data_fingerprint"]}
         settings = asdict(self.recipe) | {name: str(value) for name, value in asdict(self.runtime).items()}
         if self.processes.is_main:

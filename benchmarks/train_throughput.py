@@ -47,7 +47,7 @@ from models.losses import distillation_loss
 from train import Trainer
 from trainer.feed import Batch, host_batches
 from trainer.memory import keep_freed_memory
-from trainer.start import pack
+from trainer.start import open_cache
 
 SEED = 0
 
@@ -80,7 +80,7 @@ class Ours(TimedMethods):
         if device.type == "cpu":
             keep_freed_memory()
         runtime = Runtime()
-        frames = pack(rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
+        frames = open_cache(rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
         self.trainer, self.device = Trainer(recipe, runtime, device, frames, frames, "benchmark"), device
         self.trainer.model.train()
         self.in_memory = [self.trainer.augment_batch(batch, step) for step, batch in self.batches()]

@@ -103,16 +103,16 @@ def degradation(scores: dict[str, float], baseline: dict[str, float]) -> dict[st
 
     Returns rmse and miou relative to the baseline (0.01 is 1 % worse), and miou_points in hundredths of mIoU.
     """
-    worse = {}
+    result = {}
     if not math.isnan(baseline["rmse"]):
-        worse["rmse"] = (scores["rmse"] - baseline["rmse"]) / baseline["rmse"]
+        result["rmse"] = (scores["rmse"] - baseline["rmse"]) / baseline["rmse"]
     if not math.isnan(baseline["miou"]):
         difference = baseline["miou"] - scores["miou"]
-        worse |= {"miou": difference / (baseline["miou"] or 1), "miou_points": 100 * difference}
-    return worse
+        result |= {"miou": difference / (baseline["miou"] or 1), "miou_points": 100 * difference}
+    return result
 
 
-def within_tolerance(errors: dict[str, float], worse: dict[str, float], tolerance: Tolerance) -> bool:
+def within_tolerance(errors: dict[str, float], degradations: dict[str, float], tolerance: Tolerance) -> bool:
     """Whether the results of compare() and degradation() are within the tolerance; NaN is not."""
     depth_ok = tolerance.depth_mm is None or errors["max_depth_error_mm"] <= tolerance.depth_mm
     depth_ok = depth_ok and errors["mean_relative_depth_error"] <= tolerance.mean_relative_depth_error
@@ -120,5 +120,5 @@ def within_tolerance(errors: dict[str, float], worse: dict[str, float], toleranc
     return (
         depth_ok
         and classes_ok
-        and all(worse[name] <= bound for name, bound in tolerance.degradation.items() if name in worse)
+        and all(degradations[name] <= bound for name, bound in tolerance.degradation.items() if name in degradations)
     )

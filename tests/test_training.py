@@ -453,7 +453,7 @@ def test_encoder_weights(manifest, tmp_path):
     assert all((weight == 0.5).all() for weight in trainer.ema.model.encoder.parameters())
     encoder, others = trainer.optimizer.param_groups
     for _ in range(trainer.total_steps):
-        assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr * others["lr"])
+        assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr_factor * others["lr"])
         trainer.optimizer.step()
         trainer.schedule.step()
     torch.save(dict(list(weights.items())[5:]), tmp_path / "part.pt")
@@ -533,8 +533,8 @@ def test_output_range_covers_all_lenses_of_the_data(manifest, trained, tmp_path)
 def test_training_cache_is_larger_with_the_same_focal_factor(manifest, tmp_path):
     """The training cache has more pixels, so that zoomed crops stay sharp; the metric scale is the same."""
     rows, scale = read_manifest(manifest)[:2], RECIPE.cache_scale
-    large = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, scale, workers=1)
-    small = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, 1, workers=1)
+    large = start.open_cache(rows, tmp_path / "manifest.jsonl", RECIPE, scale, workers=1)
+    small = start.open_cache(rows, tmp_path / "manifest.jsonl", RECIPE, 1, workers=1)
     assert large.arrays["rgb"].shape[1:3] == (RECIPE.height * scale, RECIPE.width * scale)
     assert small.arrays["rgb"].shape[1:3] == (RECIPE.height, RECIPE.width)
     np.testing.assert_allclose(large.focal_factor, small.focal_factor, rtol=1e-6)

@@ -90,7 +90,7 @@ def augment(
     rgb = jitter_colour(_resample_rgb(batch.rgb, window, height, width), draws)
     index = _nearest_indices(*_sample_positions(window, height, width), *batch.depth.shape[-2:])
     return Batch(
-        rgb=jitter_texture(rgb, texture, draws) if texture else rgb,
+        rgb=jitter_sharpness_and_noise(rgb, texture, draws) if texture else rgb,
         depth=_take(batch.depth, index),
         confidence=_take(batch.confidence, index),
         da3_depth=_take(batch.da3_depth, index),
@@ -149,7 +149,7 @@ def jitter_colour(rgb: Tensor, draws: RandomDraws) -> Tensor:
     return changed.clamp_(0, 1).pow_(gamma).view_as(rgb)
 
 
-def jitter_texture(rgb: Tensor, texture: float, draws: RandomDraws) -> Tensor:
+def jitter_sharpness_and_noise(rgb: Tensor, texture: float, draws: RandomDraws) -> Tensor:
     """Random sharpness and noise per frame; rgb float32 [B,3,H,W] in 0..1, texture as for augment()."""
     draw = texture * draws.uniform(2).view(2, -1, 1, 1, 1).to(rgb.device)
     blurred = F.pad(rgb, (BLUR_PASSES // 2,) * 4, mode="replicate")

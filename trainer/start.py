@@ -55,7 +55,7 @@ def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) 
     return prepare_rooms(runtime.data_root / "rooms_teacher_data"), notice
 
 
-def pack(
+def open_cache(
     rows: list[Row],
     manifest: Path,
     recipe: Recipe,
@@ -83,7 +83,7 @@ def pack(
     return PackedFrames(PackedCache(rows, folder, size, focal, source), workers)
 
 
-def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
+def open_caches(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
     """Open the packed caches of the training and validation frames.
 
     Args:
@@ -96,7 +96,7 @@ def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
     selected = {split: select_rows(rows, split, limit) for split in ("train", "val")}  # fails before hours of packing
     where = (runtime.num_workers, runtime.cache_dir)
     return tuple(
-        pack(selected[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
+        open_cache(selected[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
         for split, scale in (("train", recipe.cache_scale), ("val", 1))
     )
 
