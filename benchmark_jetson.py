@@ -766,7 +766,7 @@ def read_evaluation(engine_dir: Path) -> Optional[dict]:
 
     Returns: rgb uint8 [N,H,W,3], depth float32 [N,H,W] in metres of each frame's camera (0 = none), labels uint8
         [N,H,W] (255 = none), focal float32 [N], and from student.json engine_focal, the focal length that the engines'
-        depth is for, and scored_depth [nearest, farthest] in metres.
+        depth is for, and evaluated_depth_range [nearest, farthest] in metres.
     Raises BenchmarkError when a file is broken.
     """
     path, description = engine_dir / "eval_frames.npz", engine_dir / "student.json"
@@ -786,7 +786,8 @@ def read_evaluation(engine_dir: Path) -> Optional[dict]:
     try:
         content = json.loads(description.read_text(encoding="utf-8"))
         frames["engine_focal"] = float(content["camera"]["focal"])
-        frames["scored_depth"] = [float(metres) for metres in content["scored_depth"]]
+        depth_range_key = "scored_depth" if "scored_depth" in content else "evaluated_depth_range"  # older exports' key
+        frames["evaluated_depth_range"] = [float(metres) for metres in content[depth_range_key]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BenchmarkError(
             f"{description}, which says what camera the engines are for, is not readable: {error}"
@@ -797,10 +798,10 @@ def read_evaluation(engine_dir: Path) -> Optional[dict]:
 def accuracy(student: Student, frames: dict) -> Dict[str, Optional[float]]:
     """Depth and segmentation metrics over all held-out frames, pooled over pixels; None for what has no reference.
 
-    rmse in metres, abs_rel = mean |p - r| / r, delta1 = share with max(p / r, r / p) < 1.25 (Eigen et al., NeurIPS
+    rmse in metres, abs_rel = mean |p - r| / r, delta1 = fraction with max(p / r, r / p) < 1.25 (Eigen et al., NeurIPS
     2014, arXiv:1406.2283), without scale alignment; miou from one confusion matrix, over the classes that occur.
     """
-    nearest, farthest = frames["scored_depth"]
+    nearest, farthest = frames["evaluated_depth_range"]
     sums, confusion = np.zeros(4), np.zeros((), np.int64)
     for index in range(len(frames["rgb"])):
         student.prepare(frames["rgb"][index])
@@ -890,7 +891,7 @@ def as_markdown(table: dict) -> str:
     scored = "no held-out frames with references in the folder: no accuracy"
     if table["frames"]:
         scored = f"accuracy on {table['frames']} held-out frames, pooled over pixels, depth from {{}} to {{}} m"
-        scored = scored.format(*table["scored_depth"])
+        scored = scored.format(*table["evaluated_depth_range"])
     memory = "of the board, which CPU and GPU share" if table["shared_memory"] else "of the GPU"
     lines += [
         "",
@@ -1045,7 +1046,7 @@ def benchmark(engine_dir: Path, backend: Backend, floors: Floors) -> Tuple[dict,
         "min_inferences": floors.inferences,
         "warmup_seconds": floors.warmup_seconds,
         "frames": len(frames["rgb"]) if frames else 0,
-        "scored_depth": frames["scored_depth"] if frames else None,
+        "evaluated_depth_range": frames["evaluated_depth_range"] if frames else None,
     }
     return table, samples
 

@@ -178,7 +178,7 @@ class Recipe:
     # micro-batch by that micro-batch's own statistics.
     accumulation_steps: int = flag(1, "micro-batches per batch, to save memory", type=positive_int)
     lr: float = flag(3e-3, "peak learning rate", type=positive_float)
-    pretrained_encoder_lr: float = 0.3  # factor on lr for a pretrained encoder
+    pretrained_encoder_lr_factor: float = 0.3  # multiplies lr for a pretrained encoder
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.1
     gradient_clip: float = 1.0
@@ -217,6 +217,7 @@ LEGACY_SETTINGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "output_range": lambda settings: (0.05, 20.0),
     "decoder_channels": lambda settings: 32,
     "freeze_bn_fraction": lambda settings: settings["frozen_statistics"],
+    "pretrained_encoder_lr_factor": lambda settings: settings["pretrained_encoder_lr"],
 }
 
 

@@ -54,8 +54,8 @@ def main() -> int:
         print("WARNING: some frames have no intrinsics; assuming the reference camera for them", file=sys.stderr)
     output = arguments.output_dir or arguments.checkpoint.parent / "table_4"
     pictures = [output / f"frame_{index}.png" for index in range(min(MAX_PICTURES, len(rows)))]
-    notes = checkpoint.get("notes", {})
-    results = compare(make_predictor(student.to(device), recipe, device), rows, notes, recipe, pictures)
+    metadata = checkpoint.get("notes", {})
+    results = compare(make_predictor(student.to(device), recipe, device), rows, metadata, recipe, pictures)
     if not any(results.values()):
         raise UserError(f"{arguments.manifest}: the frames have neither depth nor classes to compare with")
 

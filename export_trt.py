@@ -36,13 +36,13 @@ from deployment.agreement import TOLERANCES
 from deployment.engine import build, import_tensorrt, layer_precisions
 from deployment.graph import DEPTH, INPUT, MAX_FP16_VALUE, SEG, ExportedStudent
 from deployment.images import calibration_images, find_manifest, random_images
-from deployment.proof import PrecisionValidator, print_validation, validate_precisions
+from deployment.validation import PrecisionValidator, print_validation, validate_precisions
 from evaluation.held_out import evaluation_frames, find_test_rows, write_evaluation_frames
 from trainer.checkpoint import load_student
 
 
 def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe: Recipe) -> Intrinsics:
-    """The target camera of the export, at the network's size.
+    """The target camera of the export, at the network's input size.
 
     Args:
         camera_file: camera.json of the robot; takes precedence.
@@ -98,7 +98,7 @@ def file_entry(path: Path) -> dict:
 
 def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_input: bool, recipe: Recipe) -> dict:
     """Content of student.json without its graphs: checkpoint, camera, inputs and outputs, versions."""
-    notes = content.get("notes", {})
+    metadata = content.get("notes", {})
     shape = [recipe.height, recipe.width]
     frame = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
     planes = {"shape": [1, 3, *shape], "dtype": "float32", "range": [0, 1]}
@@ -107,7 +107,7 @@ def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_i
             **file_entry(checkpoint),
             "step": content["step"],
             "encoder": recipe.encoder,
-            **{name: notes.get(name) for name in ("encoder_start", "git_revision", "data_fingerprint", "teachers")},
+            **{name: metadata.get(name) for name in ("encoder_start", "git_revision", "data_fingerprint", "teachers")},
         },
         "camera": asdict(camera) | {"focal": camera.focal},
         "reference_focal": recipe.reference_focal,
@@ -118,7 +118,7 @@ def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_i
         ],
         "class_names": list(CLASS_NAMES),
         "ignore": IGNORE,
-        "scored_depth": [recipe.min_depth, recipe.max_depth],
+        "evaluated_depth_range": [recipe.min_depth, recipe.max_depth],
         "versions": {
             "python": platform.python_version(),
             **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, onnxslim)},
@@ -171,15 +171,15 @@ def main() -> int:
     arguments = parse_arguments()
     runtime = Runtime(**flag_values(arguments, Runtime))
     student, recipe, content = load_student(arguments.checkpoint)
-    notes = content.get("notes", {})
-    camera = target_camera(arguments.camera, notes.get("camera"), recipe)
+    metadata = content.get("notes", {})
+    camera = target_camera(arguments.camera, metadata.get("camera"), recipe)
     check_depth_range(camera, recipe)
     model = ExportedStudent(student, camera.focal / recipe.reference_focal, arguments.uint8_input)
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     manifest = find_manifest(arguments.manifest, runtime)
     limit, links = arguments.eval_frames, runtime.allow_links_to
-    rows, images_description = find_test_rows(manifest, notes, limit, links) if manifest else ([], "random images")
+    rows, images_description = find_test_rows(manifest, metadata, limit, links) if manifest else ([], "random images")
     frames = evaluation_frames(rows, recipe) if rows else None
     calibration = None
     if manifest and rows:

@@ -11,14 +11,14 @@ choice or the size of the frames are ignored. A signal stops it with exit code 7
 from cli import EXIT_OK, run
 
 from trainer.options import parse_arguments
-from trainer.start import find_manifest, pack_splits
+from trainer.start import find_manifest, open_caches
 
 
 def main() -> int:
     """Run the script and return its exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
     manifest, _ = find_manifest(arguments.manifest, runtime, arguments.require_data or bool(arguments.data_root))
-    packed = pack_splits(manifest, recipe, runtime, arguments.data_limit)
+    packed = open_caches(manifest, recipe, runtime, arguments.data_limit)
     for split, frames in zip(("train", "val"), packed, strict=True):
         print(f"{len(frames)} {split} frames: {frames.folder}")
     return EXIT_OK

@@ -59,7 +59,7 @@ from trainer.start import (
     git_revision,
     load_initial_weights,
     lock_checkpoint_dir,
-    pack_splits,
+    open_caches,
     with_output_range,
 )
 from trainer.validation import best_score, validate
@@ -81,7 +81,7 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     with processes.main_process_first():
         required = arguments.require_data or bool(arguments.data_root)
         manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
-        frames, val_frames = pack_splits(manifest, recipe, runtime, arguments.data_limit)
+        frames, val_frames = open_caches(manifest, recipe, runtime, arguments.data_limit)
     checkpoint = find_checkpoint(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
     data = fingerprint([*frames.rows, *val_frames.rows])
@@ -99,19 +99,20 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
     print_main: Callable[[str], None] = print if processes.is_main else lambda text: None
     print_main(
         f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.world_size} "
-        f"process(es), encoder start {trainer.notes['encoder_start']}, step {trainer.step} of {trainer.total_steps}, "
-        f"log {trainer.run_dir}"
+        f"process(es), encoder start {trainer.metadata['encoder_start']}, step {trainer.step} of "
+        f"{trainer.total_steps}, log {trainer.run_dir}"
     )
     with StopSignal() as stop:
-        for epoch in range(len(trainer.notes["history"]), recipe.epochs):
+        for epoch in range(len(trainer.metadata["history"]), recipe.epochs):
             if trainer.train_epoch(epoch, stop):
                 trainer.save("last.pt")
                 print_main(f"stopped by a signal at step {trainer.step}; continue with --resume auto")
                 return EXIT_STOPPED
             trainer.finish_epoch(epoch)
-    if len(val_frames) and trainer.notes["best_score"] == -math.inf:
+    if len(val_frames) and trainer.metadata["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch has a finite validation score; use a lower --lr")
-    best = f"best score {trainer.notes['best_score']:.4f}" if len(val_frames) else "last epoch (no validation frames)"
+    score = f"best score {trainer.metadata['best_score']:.4f}"
+    best = score if len(val_frames) else "last epoch (no validation frames)"
     print_main(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
         print_main(rooms_notice)
@@ -146,8 +147,8 @@ class Trainer:
             recipe.depth_weight, recipe.segmentation_weight, recipe.dice_weight, recipe.smoothness_weight
         )
         self.target_statistics = target_statistics(frames, recipe)
-        shares = torch.tensor(self.target_statistics["class_shares"])
-        self.class_weights = class_weights(shares, recipe.class_balance).to(device)
+        frequencies = torch.tensor(self.target_statistics["class_shares"])
+        self.class_weights = class_weights(frequencies, recipe.class_balance).to(device)
         torch.manual_seed(recipe.seed % 2**63)
         # cuDNN and the CPU's kernels prefer channels_last
         self.model = build_student(recipe).to(device).to(memory_format=torch.channels_last)
@@ -172,7 +173,8 @@ class Trainer:
         self.step = 0
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the current epoch
         self.displayed_loss = torch.zeros((), pin_memory=device.type == "cuda")
-        self.notes: dict[str, Any] = {"data_fingerprint": data_fingerprint, "history": [], "best_score": float("-inf")}
+        # stored as 'notes' in the checkpoint
+        self.metadata: dict[str, Any] = {"data_fingerprint": data_fingerprint, "history": [], "best_score": -math.inf}
 
     def start(self, weights: str | Path, description: dict) -> None:
         """Start a new run: load the initial weights (see load_initial_weights) and create the run folder."""
@@ -181,13 +183,13 @@ class Trainer:
         self.ema = MovingAverage(self.model, self.recipe.ema_decay)
         revision = {"git_revision": git_revision(), "processes": self.processes.world_size}
         run = create_run_dir(self.runtime.log_dir) if self.processes.is_main else None
-        self.notes |= {"encoder_start": start, "run": run} | revision | description
-        self.notes = self.processes.broadcast_from_main(self.notes)
-        if self.notes["encoder_start"] != "random" and not isinstance(weights, Path):
+        self.metadata |= {"encoder_start": start, "run": run} | revision | description
+        self.metadata = self.processes.broadcast_from_main(self.metadata)
+        if self.metadata["encoder_start"] != "random" and not isinstance(weights, Path):
             # a high learning rate would destroy the pretrained encoder
             for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
-                self.optimizer.param_groups[0][rate] *= self.recipe.pretrained_encoder_lr
-        data = {"data_fingerprint": self.notes["data_fingerprint"]}
+                self.optimizer.param_groups[0][rate] *= self.recipe.pretrained_encoder_lr_factor
+        data = {"data_fingerprint": self.metadata["data_fingerprint"]}
         settings = asdict(self.recipe) | {name: str(value) for name, value in asdict(self.runtime).items()}
         if self.processes.is_main:
             write_json(self.run_dir / "config.json", settings | revision | data)
@@ -202,21 +204,21 @@ class Trainer:
         content = load_checkpoint(path)
         check_same_recipe(path, recipe_from_checkpoint(content, path), self.recipe)
         try:
-            check_same_data(path, content["notes"], self.notes | description)
+            check_same_data(path, content["notes"], self.metadata | description)
             self.model.load_state_dict(content["model"])
             self.ema.model.load_state_dict(content["ema"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.schedule.load_state_dict(content["schedule"])
             self.guard.load_state_dict(content["guard"])
             self.epoch_loss.copy_(content["epoch_loss"])
-            self.step, self.notes = content["step"], content["notes"]
+            self.step, self.metadata = content["step"], content["notes"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} can't be resumed, it holds another model: {str(error)[:200]}") from None
 
     @property
     def run_dir(self) -> Path:
         """The run's folder below --log-dir."""
-        return self.runtime.log_dir / self.notes["run"]
+        return self.runtime.log_dir / self.metadata["run"]
 
     def train_epoch(self, epoch: int, stop: StopSignal) -> bool:
         """Train the remaining steps of an epoch; returns whether a signal stopped it."""
@@ -254,7 +256,7 @@ class Trainer:
     def progress_values(self) -> dict[str, str]:
         """Values beside the progress bar: the latest loss copied from the device, and the last validation metrics."""
         values = {"loss": float(self.displayed_loss)}
-        for entry in self.notes["history"][-1:]:
+        for entry in self.metadata["history"][-1:]:
             values |= {"RMSE": entry["rmse"], "mIoU": entry["miou"]}
         return {name: f"{value:.3f}" for name, value in values.items() if not math.isnan(value)}
 
@@ -313,7 +315,7 @@ class Trainer:
 
     def finish_epoch(self, epoch: int) -> None:
         """Validate, print, log and save."""
-        skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.notes["history"])
+        skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.metadata["history"])
         if self.guard.most_consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             raise self.divergence_error()
         metrics, panels = validate(self.ema.model, self.val_frames, self.recipe, self.device, self.processes)
@@ -326,12 +328,12 @@ class Trainer:
             "images_per_second": self.images_per_second,
         } | metrics
         self.epoch_loss.zero_()
-        self.notes["history"].append(entry)
+        self.metadata["history"].append(entry)
         if self.processes.is_main:
             print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # no NaN
-            log_epoch(self.run_dir, self.notes["history"], panels)
-        self.notes["best_score"] = best_score(self.notes["history"], self.freeze_bn_step)
-        if metrics["score"] == self.notes["best_score"] or not self.val_frames:
+            log_epoch(self.run_dir, self.metadata["history"], panels)
+        self.metadata["best_score"] = best_score(self.metadata["history"], self.freeze_bn_step)
+        if metrics["score"] == self.metadata["best_score"] or not self.val_frames:
             self.save("best.pt")
         self.save("last.pt")
 
@@ -354,7 +356,7 @@ class Trainer:
                 "guard": self.guard.state_dict(),
                 "step": self.step,
                 "epoch_loss": self.epoch_loss,
-                "notes": self.notes,
+                "notes": self.metadata,
             },
         )
 

@@ -102,7 +102,7 @@ class PublishedStudent(nn.Module):
 
 
 class DecodedFrames(Dataset):
-    """Dataset of (rgb, depth) tensors; decodes, resizes to the network's size and augments on access."""
+    """Dataset of (rgb, depth) tensors; decodes, resizes to the network's input size and augments on access."""
 
     def __init__(self, rows: list[Row], seed: int):
         self.rows, self.rng = rows, np.random.default_rng(seed)

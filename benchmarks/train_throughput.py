@@ -6,7 +6,7 @@ Writes  a temporary folder of rendered rooms, removed at the end; prints a table
 Interleaved rounds time, for ours:
 - training: the loop of train.py with data loading and augmentation, at the recipe's image sizes;
 - compute: forward, backward and optimizer on the same batches, already in memory;
-- full size: training with images of the network's size only;
+- full size: training with images of the network's input size only;
 - host feed: batches from the packed cache to host memory;
 - feed: the same to the device, with augmentation there;
 
@@ -14,7 +14,7 @@ and for the published student:
 - training: its loop, with two decoding processes;
 - host feed: batches that these processes decode and augment frame by frame.
 
-Each student runs in its own process, since train.py changes how its process allocates memory. On a GPU, the share of
+Each student runs in its own process, since train.py changes how its process allocates memory. On a GPU, the fraction of
 the training time in which the GPU is busy is printed as well.
 """
 
@@ -47,7 +47,7 @@ from models.losses import distillation_loss
 from train import Trainer
 from trainer.feed import Batch, host_batches
 from trainer.memory import keep_freed_memory
-from trainer.start import pack
+from trainer.start import open_cache
 
 SEED = 0
 
@@ -80,7 +80,7 @@ class Ours(TimedMethods):
         if device.type == "cpu":
             keep_freed_memory()
         runtime = Runtime()
-        frames = pack(rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
+        frames = open_cache(rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
         self.trainer, self.device = Trainer(recipe, runtime, device, frames, frames, "benchmark"), device
         self.trainer.model.train()
         self.in_memory = [self.trainer.augment_batch(batch, step) for step, batch in self.batches()]
@@ -113,7 +113,7 @@ class Ours(TimedMethods):
         trainer.optimizer.step()
 
     def full_size(self) -> None:
-        """Run training() with images of the network's size only."""
+        """Run training() with images of the network's input size only."""
         recipe = self.trainer.recipe
         self.trainer.recipe = replace(recipe, zoom=(1.0, recipe.zoom[1]))
         self.training()
@@ -131,15 +131,15 @@ class Ours(TimedMethods):
         for step, batch in self.batches():
             self.trainer.augment_batch(batch, step)
 
-    def gpu_share(self) -> float:
-        """Share of a training round in which the GPU computes or copies."""
+    def gpu_fraction(self) -> float:
+        """Fraction of a training round in which the GPU computes or copies."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
             seconds = self.seconds("training")
         entries = [entry for entry in profiler.key_averages() if entry.device_type != torch.autograd.DeviceType.CPU]
         return sum(entry.self_device_time_total for entry in entries if not entry.is_user_annotation) / 1e6 / seconds
 
     def mean_area(self) -> float:
-        """Mean image area in a round, relative to the network's size."""
+        """Mean image area in a round, relative to the network's input size."""
         recipe = self.trainer.recipe
         areas = [batch.rgb.shape[-2] * batch.rgb.shape[-1] for batch in self.in_memory]
         return statistics.mean(areas) / (recipe.height * recipe.width)
@@ -225,8 +225,8 @@ def main() -> None:
         area = workers[Ours].call("mean_area")
         hardware = processor()
         if device.type == "cuda":
-            share = workers[Ours].call("gpu_share")
-            hardware = f"{torch.cuda.get_device_name(device)}, busy for {share:.2f} of the training time"
+            fraction = workers[Ours].call("gpu_fraction")
+            hardware = f"{torch.cuda.get_device_name(device)}, busy for {fraction:.2f} of the training time"
         memory = {kind.__name__: worker.call("memory") for kind, worker in workers.items()}
     table = [
         [kind.__name__, method.replace("_", " "), statistics.median(found), min(found), max(found)]

@@ -246,7 +246,7 @@ def assign_splits(n_frames: int, scenes: Sequence[str] | None, official: bool) -
     test = [number - 1 for number in json.loads(OFFICIAL_SPLIT.read_text())["test"]] if official else []
     pool = sorted(set(range(n_frames)) - set(test))
     if scenes is None:
-        val_from, test_from = (max(1, int(share * len(pool))) for share in BLOCK_STARTS[official])
+        val_from, test_from = (max(1, int(fraction * len(pool))) for fraction in BLOCK_STARTS[official])
         split = {"train": pool[:val_from], "val": pool[val_from:test_from], "test": test or pool[test_from:]}
     else:
         frames: dict[str, list[int]] = {}
@@ -335,11 +335,11 @@ def summary(split: dict[str, list[str]], counts: np.ndarray) -> str:
     frames = ", ".join(f"{name} {len(stems)}" for name, stems in split.items())
     pixels, valid, per_class = counts[0], counts[1], counts[2 : 2 + len(CLASS_NAMES)]
     labelled = max(int(per_class.sum()), 1)
-    shares = ", ".join(f"{name} {n / labelled:.1%}" for name, n in zip(CLASS_NAMES, per_class, strict=True))
+    fractions = ", ".join(f"{name} {n / labelled:.1%}" for name, n in zip(CLASS_NAMES, per_class, strict=True))
     total = sum(map(len, split.values()))
     return (
         f"{total} frames ({frames}); valid sensor depth {valid / pixels:.1%} of pixels; "
-        f"labelled {labelled / pixels:.1%}: {shares}"
+        f"labelled {labelled / pixels:.1%}: {fractions}"
     )
 
 

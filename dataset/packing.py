@@ -1,4 +1,4 @@
-"""Pack frames as integers at the network's size or a multiple of it, for the packed cache and eval_frames.npz."""
+"""Pack frames as integers at the network's input size or a multiple of it, for the packed cache and eval_frames.npz."""
 
 import numpy as np
 

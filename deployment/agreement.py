@@ -18,13 +18,13 @@ class Tolerance:
     """Bounds on the differences between a graph and PyTorch in float32.
 
     depth_mm: maximum depth difference at any pixel, in millimetres; None: unbounded.
-    depth_share: maximum mean relative depth difference.
+    mean_relative_depth_error: maximum mean relative depth difference.
     class_agreement: minimum fraction of pixels with the same class.
     degradation: maximum degradation of each metric, by the names of degradation().
     """
 
     depth_mm: float | None
-    depth_share: float
+    mean_relative_depth_error: float
     class_agreement: float
     degradation: dict[str, float]
 
@@ -59,19 +59,20 @@ def pytorch_fn(model: ExportedStudent) -> InferenceFn:
 def compare(infer: InferenceFn, reference: InferenceFn, images: np.ndarray) -> dict[str, float]:
     """Compare the outputs of two functions; images: uint8 [N,H,W,3], N >= 1.
 
-    Returns max_depth_error_mm, the maximum depth difference at any pixel; mean_depth_share, the mean relative depth
-    difference; class_agreement, the fraction of pixels with the same class. NaN if either depth contains NaN.
+    Returns max_depth_error_mm, the maximum depth difference at any pixel; mean_relative_depth_error, the mean of the
+    depth difference divided by the reference's depth; class_agreement, the fraction of pixels with the same class. NaN
+    if either depth contains NaN.
     """
-    errors, shares, agreements = [], [], []
+    errors, relative_errors, agreements = [], [], []
     for image in images:
         (depth, seg), (expected_depth, expected_seg) = infer(image), reference(image)
         difference = np.abs(depth - expected_depth)
         errors.append(difference.max() * MILLIMETRES)
-        shares.append((difference / expected_depth).mean())
+        relative_errors.append((difference / expected_depth).mean())
         agreements.append((seg.argmax(axis=1) == expected_seg.argmax(axis=1)).mean())
     return {
         "max_depth_error_mm": float(np.max(errors)),
-        "mean_depth_share": float(np.mean(shares)),
+        "mean_relative_depth_error": float(np.mean(relative_errors)),
         "class_agreement": float(np.mean(agreements)),
     }
 
@@ -82,7 +83,7 @@ def score(infer: InferenceFn, frames: dict[str, np.ndarray], focal: float, recip
     Args:
         infer: the function to score.
         frames: from evaluation.held_out.evaluation_frames().
-        focal: focal length of the target camera, in pixels at the network's size.
+        focal: focal length of the target camera, in pixels at the network's input size.
         recipe: defines the evaluated depth range.
     """
     depth_metrics, confusion = DepthMetrics(recipe.min_depth, recipe.max_depth), ConfusionMatrix(len(CLASS_NAMES))
@@ -102,22 +103,22 @@ def degradation(scores: dict[str, float], baseline: dict[str, float]) -> dict[st
 
     Returns rmse and miou relative to the baseline (0.01 is 1 % worse), and miou_points in hundredths of mIoU.
     """
-    worse = {}
+    result = {}
     if not math.isnan(baseline["rmse"]):
-        worse["rmse"] = (scores["rmse"] - baseline["rmse"]) / baseline["rmse"]
+        result["rmse"] = (scores["rmse"] - baseline["rmse"]) / baseline["rmse"]
     if not math.isnan(baseline["miou"]):
         difference = baseline["miou"] - scores["miou"]
-        worse |= {"miou": difference / (baseline["miou"] or 1), "miou_points": 100 * difference}
-    return worse
+        result |= {"miou": difference / (baseline["miou"] or 1), "miou_points": 100 * difference}
+    return result
 
 
-def within_tolerance(errors: dict[str, float], worse: dict[str, float], tolerance: Tolerance) -> bool:
+def within_tolerance(errors: dict[str, float], degradations: dict[str, float], tolerance: Tolerance) -> bool:
     """Whether the results of compare() and degradation() are within the tolerance; NaN is not."""
     depth_ok = tolerance.depth_mm is None or errors["max_depth_error_mm"] <= tolerance.depth_mm
-    depth_ok = depth_ok and errors["mean_depth_share"] <= tolerance.depth_share
+    depth_ok = depth_ok and errors["mean_relative_depth_error"] <= tolerance.mean_relative_depth_error
     classes_ok = errors["class_agreement"] >= tolerance.class_agreement
     return (
         depth_ok
         and classes_ok
-        and all(worse[name] <= bound for name, bound in tolerance.degradation.items() if name in worse)
+        and all(degradations[name] <= bound for name, bound in tolerance.degradation.items() if name in degradations)
     )

@@ -24,8 +24,8 @@ class ExportedStudent(nn.Module):
     """The student for one camera: maps an image to depth in metres of that camera and class logits, both float32.
 
     The image is float32 [1,3,H,W] in 0..1, or uint8 [1,H,W,3] as cameras provide it. In half precision, these stay in
-    float32: the normalisation; attention's products, which overflow in fp16 (timm's block casts them); and everything
-    from the decoders' heads on.
+    float32: the normalisation; attention's matmuls, which overflow in fp16 (timm's block casts them); and everything
+    from the decoders' heads onwards.
     """
 
     def __init__(self, student: Student, depth_factor: float, uint8_input: bool = False):

@@ -26,7 +26,7 @@ def find_manifest(manifest: Path | None, runtime: Runtime) -> Path | None:
 def calibration_images(
     manifest: Path, test_rows: list[Row], limit: int, recipe: Recipe, allowed_links: Sequence[Path] = ()
 ) -> np.ndarray:
-    """Load at most `limit` evenly spaced training frames at the network's size, uint8 [N,H,W,3].
+    """Load at most `limit` evenly spaced training frames at the network's input size, uint8 [N,H,W,3].
 
     allowed_links: see read_manifest().
 

@@ -22,7 +22,7 @@ from deployment.graph import INPUT, to_input
 
 # Node names of attention's convolutions contain this (timm's module name); they stay in half precision.
 ATTENTION_SCOPE = "/context_module/"
-# Float32 in the fp16 graph, too: normalisation, attention's products, and everything from the heads on.
+# Float32 in the fp16 graph, too: normalisation, attention's matmuls, and everything from the decoders' heads onwards.
 FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div")
 HEAD_OP = "ConvTranspose"
 

@@ -106,13 +106,15 @@ def frame_references(frame: Frame, recipe: Recipe) -> dict[str, Reference]:
     return references | ({"filled reference": reference(frame.depth, None)} if is_nyu(camera) else {})
 
 
-def compare(student: Predictor, rows: list[Row], notes: dict, recipe: Recipe, pictures: list[Path]) -> dict[str, dict]:
+def compare(
+    student: Predictor, rows: list[Row], metadata: dict, recipe: Recipe, pictures: list[Path]
+) -> dict[str, dict]:
     """Compute all rows of the table as {name: results}, in print order.
 
     Args:
         student: from make_predictor().
         rows: rows of the manifest.
-        notes: notes of the student's checkpoint, for the baseline.
+        metadata: metadata of the student's checkpoint, for the baseline.
         recipe: the student's recipe.
         pictures: output paths of pictures; their frames are evenly spaced over the rows.
     """
@@ -123,7 +125,7 @@ def compare(student: Predictor, rows: list[Row], notes: dict, recipe: Recipe, pi
         depth, seg = student(frame.rgb, frame.intrinsics)
         predictions = {
             "student": Maps(depth, seg),
-            "baseline": baseline(frame.rgb.shape[:2], focal_scale(frame.intrinsics, recipe), notes),
+            "baseline": baseline(frame.rgb.shape[:2], focal_scale(frame.intrinsics, recipe), metadata),
             "teacher": Maps(frame.da3_depth, frame.sam2_seg),
         }
         references = frame_references(frame, recipe)
@@ -137,8 +139,8 @@ def compare(student: Predictor, rows: list[Row], notes: dict, recipe: Recipe, pi
     return {name: row for name, row in results.items() if row or name in ROWS}
 
 
-def baseline(shape: tuple[int, int], scale: float, notes: dict) -> Maps:
+def baseline(shape: tuple[int, int], scale: float, metadata: dict) -> Maps:
     """Constant baseline: the training data's mean depth, through this lens, and its most frequent class."""
-    mean, majority = notes.get("mean_depth"), notes.get("majority_class")
+    mean, majority = metadata.get("mean_depth"), metadata.get("majority_class")
     depth = None if mean is None else np.full(shape, mean * scale, dtype=np.float32)
     return Maps(depth, None if majority is None else np.full(shape, majority, dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""The frames that Table III is scored on: held out from training, at the network's size (eval_frames.npz)."""
+"""The frames that Table III is scored on: held out from training, at the network's input size (eval_frames.npz)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from evaluation.pixels import depth_mask
 
 
 def find_test_rows(
-    manifest: Path, notes: dict, limit: int, allowed_links: Sequence[Path] = ()
+    manifest: Path, metadata: dict, limit: int, allowed_links: Sequence[Path] = ()
 ) -> tuple[list[Row], str]:
     """Rows of the test split that the student was not trained on, and a description of them.
 
@@ -26,18 +26,18 @@ def find_test_rows(
 
     Args:
         manifest: its path.
-        notes: notes of the student's checkpoint.
+        metadata: metadata of the student's checkpoint.
         limit: maximum number of rows, evenly spaced over the split.
         allowed_links: see read_manifest().
 
     Raises UserError if the manifest is unreadable or has no such row.
     """
     test_rows = [row for row in read_manifest(manifest, allowed_links) if row.split == "test"]
-    if "train_images" in notes:
-        images = set(notes["train_images"])
+    if "train_images" in metadata:
+        images = set(metadata["train_images"])
         rows = [row for row in test_rows if content_sample(row.rgb) not in images]
     else:
-        stems = set(notes.get("train_stems", ()))
+        stems = set(metadata.get("train_stems", ()))
         rows = [row for row in test_rows if row.stem not in stems]
     if len(rows) < len(test_rows):
         print(f"skipped {len(test_rows) - len(rows)} test frames of {manifest}: the student was trained on them")
@@ -48,7 +48,7 @@ def find_test_rows(
 
 
 def evaluation_frames(rows: list[Row], recipe: Recipe) -> dict[str, np.ndarray]:
-    """The arrays of eval_frames.npz: the data of Table III, at the network's size.
+    """The arrays of eval_frames.npz: the data of Table III, at the network's input size.
 
     Returns rgb, uint8 [N,H,W,3]; depth, float32 [N,H,W], metres of the frame's own camera, 0 = invalid (see
     evaluation.pixels); labels, uint8 [N,H,W], reference classes, 255 = ignore; focal, float32 [N], pixels at this size

@@ -16,7 +16,7 @@ Predictor = Callable[[np.ndarray, Intrinsics | None], tuple[np.ndarray, np.ndarr
 
 
 def focal_scale(camera: Intrinsics | None, recipe: Recipe) -> float:
-    """Factor f / f_ref, at the network's size, from the student's depth to a camera's; 1 for an unknown camera."""
+    """Factor f / f_ref at the network's input size: the student's depth times it is a camera's depth; 1 if unknown."""
     if camera is None:
         return 1.0
     return to_network_camera(camera, recipe.width, recipe.height).focal / recipe.reference_focal

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE = 255  # label of ignored pixels
-MIN_CLASS_SHARE = 1e-3  # of the pixels; caps the weight of rarer classes, so that a few wrong labels do not dominate
+MIN_CLASS_FREQUENCY = 1e-3  # caps the weight of rarer classes, so that a few wrong labels do not dominate
 
 
 @dataclass
@@ -110,21 +110,21 @@ def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
     return total
 
 
-def class_weights(shares: Tensor, balance: float) -> Tensor:
-    """Weight per class: share ** -balance, normalised to a mean of 1 over the pixels.
+def class_weights(frequencies: Tensor, balance: float) -> Tensor:
+    """Weight per class: frequency ** -balance, normalised to a mean of 1 over the pixels.
 
     With equal weights, a small student learns walls and furniture and misses people. A balance of 0.5, the inverse
     square root of the frequency, is a common choice: see Cui et al., CVPR 2019 (arXiv:1901.05555).
 
     Args:
-        shares: float32 [C], fraction of the labelled training pixels per class; sums to 1, or to 0 without labels.
+        frequencies: float32 [C], fraction of the labelled training pixels per class; sums to 1, or to 0 without labels.
         balance: 0 = equal weight per pixel, 1 = equal weight per class.
 
     Returns float32 [256], a lookup table by class id; 0 for other labels.
     """
-    unnormalised = shares.clamp(min=MIN_CLASS_SHARE).pow(-balance)
-    weights = unnormalised / (unnormalised * shares).sum() if shares.any() else torch.ones_like(shares)
-    return F.pad(weights, (0, IGNORE + 1 - len(shares)))
+    unnormalised = frequencies.clamp(min=MIN_CLASS_FREQUENCY).pow(-balance)
+    weights = unnormalised / (unnormalised * frequencies).sum() if frequencies.any() else torch.ones_like(frequencies)
+    return F.pad(weights, (0, IGNORE + 1 - len(frequencies)))
 
 
 def loss_denominators(depth_target: Tensor, seg_target: Tensor, seg_weight: Tensor) -> Tensor:

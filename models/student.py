@@ -23,20 +23,20 @@ INITIAL_DEPTH = 2.0  # metres, output of an untrained student
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int = 1, groups: int = 1) -> list[nn.Module]:
+def conv_bn(in_channels: int, out_channels: int, kernel: int = 1, groups: int = 1) -> list[nn.Module]:
     """Convolution of odd kernel size with 'same' padding, then batch norm."""
     return [
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
     ]
 
 
-def separable_conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def separable_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     """Depthwise then pointwise convolution, each with batch norm and ReLU, which runtimes fold into the convolution."""
     return nn.Sequential(
-        *conv_bn(inputs, inputs, kernel, groups=inputs),
+        *conv_bn(in_channels, in_channels, kernel, groups=in_channels),
         nn.ReLU(),
-        *conv_bn(inputs, outputs),
+        *conv_bn(in_channels, out_channels),
         nn.ReLU(),
     )
 
@@ -67,7 +67,7 @@ class Neck(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes features [B,channels,H/4,W/4] to a map [B,outputs,H/2,W/2]; the caller upsamples it to full size.
+    """Decodes features [B,in_channels,H/4,W/4] to a map [B,out_channels,H/2,W/2]; the caller upsamples it to full size.
 
     All convolutions run at a quarter of the image's size. The head predicts four sub-pixels per cell, at a fraction of
     the cost of a convolution at half size. It is a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158),
@@ -78,12 +78,12 @@ class Decoder(nn.Module):
     and no later cast could undo that.
     """
 
-    def __init__(self, channels: int, head_channels: int, outputs: int):
+    def __init__(self, in_channels: int, head_channels: int, out_channels: int):
         super().__init__()
-        self.refine = separable_conv(channels, head_channels, 5)
-        self.head = nn.ConvTranspose2d(head_channels, outputs, 2, stride=2)
+        self.refine = separable_conv(in_channels, head_channels, 5)
+        self.head = nn.ConvTranspose2d(head_channels, out_channels, 2, stride=2)
         # Initialised as a 1x1 nn.Conv2d, the same for all sub-pixels of a cell, to avoid checkerboard artifacts.
-        initial = nn.Conv2d(head_channels, outputs, 1)
+        initial = nn.Conv2d(head_channels, out_channels, 1)
         assert self.head.bias is not None and initial.bias is not None
         with torch.no_grad():
             self.head.weight.copy_(initial.weight.transpose(0, 1).expand_as(self.head.weight))

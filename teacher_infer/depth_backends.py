@@ -2,7 +2,7 @@
 
 Each has three steps, so that a stage can read and write in threads while the model runs on a batch:
 
-    prepare(stem, rgb, camera) -> Prepared   the image at the network's size
+    prepare(stem, rgb, camera) -> Prepared   the image at the network's input size
     infer(list of Prepared)    -> outputs    the network, on batches of one size
     finish(Prepared, output)   -> depth      float32 [H,W] at the image's size, metres, 0 = invalid
 """

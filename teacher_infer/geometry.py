@@ -42,41 +42,41 @@ MIN_LABEL_COSINE = 0.3  # between the normal of a planar pixel and that of the s
 MIN_FLOOR_AREA = 0.15  # visible, square metres
 MIN_CAMERA_HEIGHT = 0.15  # metres above the floor
 BELOW_MARGIN = 0.08  # metres; points lower than the tolerance plus this margin are below the floor
-MAX_SHARE_BELOW = 0.012  # of points below a floor; more: a table top or a bed
+MAX_FRACTION_BELOW = 0.012  # of points below a floor; more: a table top or a bed
 
-MAX_FLOATING_SHARE = (
+MAX_FLOATING_FRACTION = (
     0.5  # of columns where depth jumps at the far edge of a plane; more: a table top without floor in view
 )
 DEPTH_JUMP = 1.1  # ratio of depths
 
 MAX_WALLS = 10
 MIN_WALL_AREA = 0.25  # visible, square metres
-MIN_WALL_SHARE = 0.006  # of the image
+MIN_WALL_FRACTION = 0.006  # of the image
 # a wall reaches the top of the image or meets one of the next three bounds
 MIN_WALL_HEIGHT = 1.9  # metres above the floor
 MIN_HEIGHT_ABOVE_CAMERA = 0.4  # metres, if no floor is found
-MIN_OCCLUDED_SHARE = 0.4  # share of columns in which something in front, such as a wall cupboard, hides what is above
-MIN_OCCLUDER_SHARE = 0.3  # of such a column above the wall; not all, as blurred normals exclude a plane's border
+MIN_OCCLUDED_FRACTION = 0.4  # of columns in which something in front, such as a wall cupboard, hides what is above
+MIN_OCCLUDER_FRACTION = 0.3  # of such a column above the wall; not all, as blurred normals exclude a plane's border
 BEHIND_MARGIN = 0.1  # metres; points beyond 1.5 tolerances plus this margin are behind a wall
-MAX_SEEN_OVER = 0.35  # share of columns with points behind a plane above it; more: furniture
-MAX_SEEN_PAST = 0.35  # share of rows with points behind a plane beside it; more: a side of furniture
+MAX_SEEN_OVER = 0.35  # fraction of columns with points behind a plane above it; more: furniture
+MAX_SEEN_PAST = 0.35  # fraction of rows with points behind a plane beside it; more: a side of furniture
 SIDE_OFFSETS = (10, 20, 30)  # working pixels beyond the last member; normals are blurred near an edge
 MAX_SIDE_WIDTH = 0.85  # metres, of a wardrobe's side; walls with outside corners are wider
 FURNITURE_GAP = (0.15, 1.0)  # metres between a wall and a parallel front of a wardrobe or cupboard
 MIN_BACKGROUND_AREA = 0.5  # visible area of the wall behind, relative to the front's
 WALL_RELIEF = (0.06, 0.05)  # metres that parts of a wall lie in front of it, like curtains, and behind it, like doors
 
-MIN_PANE_SHARE = 0.003  # of the image
+MIN_PANE_FRACTION = 0.003  # of the image
 MIN_PANE_AREA = 0.08  # square metres
 MIN_PANE_TOP = 1.4  # metres above the floor that a pane reaches, unless the image ends below
 MIN_PARTITION_TOP = 2.1  # the same if the scene is visible over the pane; furniture is lower
-MIN_HOLE_SHARE = 0.4  # of a pane
-MIN_FRAME_READINGS = 0.4  # share of readings in the ring around a pane; fewer: the wall is out of the sensor's range
+MIN_HOLE_FRACTION = 0.4  # of a pane
+MIN_FRAME_READINGS = 0.4  # fraction of readings in the ring around a pane; fewer: the wall is out of the sensor's range
 RING_WIDTH = 7  # working pixels
 MIN_PANE_WIDTH = 5  # working pixels
 MAX_BAR_WIDTH = 9  # working pixels, of glazing bars and stray readings in a pane
 RECESS_RANGE = (-0.15, 0.45)  # metres that a pane may lie behind the wall around it; negative is in front
-MIN_RECESSED_SHARE = 0.7  # of a pane within this range
+MIN_RECESSED_FRACTION = 0.7  # of a pane within this range
 WALL_PROTRUSION = 0.03  # metres; holes farther in front of a wall than its tolerance plus this are a curtain
 WINDOW_FRAME_WIDTH = 0.06  # metres; the frame counts as glass
 MIN_WINDOW_RECESS = 0.03  # metres that a window frame lies behind the wall, unlike a mirror's surroundings
@@ -90,7 +90,7 @@ class GeometryResult:
     Attributes:
         classes: uint8 [H,W], floor, wall, glass or other, as indices into config.CLASS_NAMES.
         gravity: float64 [3], downward unit vector in camera axes.
-        confidence: float32 [H,W] in 0..1; floor, wall: from 1 on the surface to 0 at its tolerance; glass: share of
+        confidence: float32 [H,W] in 0..1; floor, wall: from 1 on the surface to 0 at its tolerance; glass: fraction of
             holes in the pane; other: 0.
     """
 
@@ -123,8 +123,8 @@ def classify(
     surfaces = [(wall, WALL) for wall in walls] + ([(floor, FLOOR)] if floor is not None else [])
     classes, confidence = _label_surfaces(scene, surfaces)
     if sensor_depth is not None:
-        for pane, hole_share in find_glass(scene, down, floor, walls):
-            classes[pane], confidence[pane] = GLASS, hole_share
+        for pane, hole_fraction in find_glass(scene, down, floor, walls):
+            classes[pane], confidence[pane] = GLASS, hole_fraction
     size = depth.shape[::-1]
     classes, confidence = (cv2.resize(array, size, interpolation=cv2.INTER_NEAREST) for array in (classes, confidence))
     if scene.valid.shape != depth.shape:
@@ -144,15 +144,15 @@ def find_floor(scene: Scene, down: np.ndarray) -> Surface | None:
         surface = fit_surface(scene, plane, scene.planar)
         below = scene.valid & (surface.distance < -(BELOW_MARGIN + surface.tolerance))
         if (
-            below.sum() < MAX_SHARE_BELOW * scene.valid.sum()
-            and _floating_share(scene, surface.members) < MAX_FLOATING_SHARE
+            below.sum() < MAX_FRACTION_BELOW * scene.valid.sum()
+            and _floating_fraction(scene, surface.members) < MAX_FLOATING_FRACTION
         ):
             return surface
     return None
 
 
-def _floating_share(scene: Scene, members: np.ndarray, above: int = 2 * COARSE_RADIUS) -> float:
-    """Share of the columns of `members` in which depth jumps at their far edge.
+def _floating_fraction(scene: Scene, members: np.ndarray, above: int = 2 * COARSE_RADIUS) -> float:
+    """Fraction of the columns of `members` in which depth jumps at their far edge.
 
     A floor ends at something that stands on it or in front of it; beyond the edge of a table top, depth jumps. The
     jump is measured `above` pixels over the last member, because blurred normals exclude the last COARSE_RADIUS pixels.
@@ -184,8 +184,8 @@ def find_walls(scene: Scene, down: np.ndarray, floor: Surface | None) -> list[Su
         borders = surface.inliers & ~scene.planar & (scene.normals @ plane.normal > 0)
         area = scene.area[surface.members].sum()
         area += min(area, scene.area[borders].sum())
-        large = area >= MIN_WALL_AREA and surface.members.sum() >= MIN_WALL_SHARE * borders.size
-        if large and _reaches_up(scene, surface, down, floor) and _seen_over_share(scene, surface) < MAX_SEEN_OVER:
+        large = area >= MIN_WALL_AREA and surface.members.sum() >= MIN_WALL_FRACTION * borders.size
+        if large and _reaches_up(scene, surface, down, floor) and _seen_over_fraction(scene, surface) < MAX_SEEN_OVER:
             walls.append(surface)
     return [
         wall
@@ -196,7 +196,7 @@ def find_walls(scene: Scene, down: np.ndarray, floor: Surface | None) -> list[Su
 
 def _largest_vertical(scene: Scene, candidates: np.ndarray, right: np.ndarray, forward: np.ndarray) -> Plane | None:
     """Find the vertical plane with the most area: first the best azimuth of the normals, then the best offset."""
-    if candidates.sum() < MIN_WALL_SHARE * candidates.size:
+    if candidates.sum() < MIN_WALL_FRACTION * candidates.size:
         return None
     normals, points, area = scene.normals[candidates], scene.points[candidates], scene.area[candidates]
     azimuth = np.arctan2(normals @ forward, normals @ right)
@@ -216,7 +216,7 @@ def _largest_vertical(scene: Scene, candidates: np.ndarray, right: np.ndarray, f
 def _reaches_up(scene: Scene, surface: Surface, down: np.ndarray, floor: Surface | None) -> bool:
     """Whether a plane is as high as a wall, or may be: it is cut by the image border, or its top is occluded."""
     members = surface.members
-    if members[scene.first_valid_row :][:5].sum() >= 5 or _occluded_share(scene, surface) > MIN_OCCLUDED_SHARE:
+    if members[scene.first_valid_row :][:5].sum() >= 5 or _occluded_fraction(scene, surface) > MIN_OCCLUDED_FRACTION:
         return True
     height = _height(scene.points[members], down, floor)
     return np.percentile(height, 97) > (MIN_HEIGHT_ABOVE_CAMERA if floor is None else MIN_WALL_HEIGHT)
@@ -227,8 +227,8 @@ def _height(points: np.ndarray, down: np.ndarray, floor: Surface | None) -> np.n
     return -(points @ down) if floor is None else floor.plane.distance(points)
 
 
-def _occluded_share(scene: Scene, surface: Surface) -> float:
-    """Share of a surface's columns in which the pixels above it are in front of it.
+def _occluded_fraction(scene: Scene, surface: Surface) -> float:
+    """Fraction of a surface's columns in which the pixels above it are in front of it.
 
     A wall continues behind the cupboards that hang on it.
     """
@@ -236,11 +236,11 @@ def _occluded_share(scene: Scene, surface: Surface) -> float:
     if not len(columns):
         return 0.0
     in_front = above & (surface.plane.distance(scene.points[:, columns]) > 2 * scene.tolerance[:, columns])
-    return float((in_front.sum(axis=0) > MIN_OCCLUDER_SHARE * np.maximum(above.sum(axis=0), 1)).mean())
+    return float((in_front.sum(axis=0) > MIN_OCCLUDER_FRACTION * np.maximum(above.sum(axis=0), 1)).mean())
 
 
-def _seen_over_share(scene: Scene, surface: Surface) -> float:
-    """Share of a surface's columns in which points behind it are visible above it."""
+def _seen_over_fraction(scene: Scene, surface: Surface) -> float:
+    """Fraction of a surface's columns in which points behind it are visible above it."""
     columns, above = _region_above(scene, surface)
     if not len(columns):
         return 1.0
@@ -361,7 +361,8 @@ def find_glass(
 ) -> list[tuple[np.ndarray, float]]:
     """Find glass panes: connected regions of holes, with glazing bars and stray readings in them closed.
 
-    Returns a list of (pane, share of holes in it). The masks, bool [h,w], include window frames, the shares do not.
+    Returns a list of (pane, fraction of holes in it). The masks, bool [h,w], include window frames; the
+    fractions do not.
     """
     upright = np.abs(scene.normals @ down) < np.sin(np.radians(30))
     in_wall = np.zeros_like(scene.hole)
@@ -371,10 +372,10 @@ def find_glass(
     closed = cv2.morphologyEx(candidates, cv2.MORPH_CLOSE, np.ones((MAX_BAR_WIDTH, MAX_BAR_WIDTH), np.uint8))
     mask = _remove_strips(closed & ~scene.rim).astype(np.uint8)
     count, components, stats, _ = cv2.connectedComponentsWithStats(mask)
-    opaque_walls = [wall for wall in walls if scene.hole[wall.members].mean() < MIN_HOLE_SHARE]
+    opaque_walls = [wall for wall in walls if scene.hole[wall.members].mean() < MIN_HOLE_FRACTION]
     panes = []
     for number in range(1, count):
-        if stats[number, cv2.CC_STAT_AREA] < MIN_PANE_SHARE * mask.size:
+        if stats[number, cv2.CC_STAT_AREA] < MIN_PANE_FRACTION * mask.size:
             continue
         members = (components == number) & scene.valid
         if scene.area[members].sum() < MIN_PANE_AREA:
@@ -383,18 +384,18 @@ def find_glass(
         if (
             plane is None
             or not _is_high_pane(scene, members, down, floor)
-            or _frame_share(scene, plane, members, down) < MIN_FRAME_READINGS
+            or _frame_fraction(scene, plane, members, down) < MIN_FRAME_READINGS
         ):
             continue
         pane = members & _not_in_front(scene, plane)
-        around = [wall for wall in opaque_walls if _is_recessed(wall.distance[members]).mean() > MIN_RECESSED_SHARE]
+        around = [wall for wall in opaque_walls if _is_recessed(wall.distance[members]).mean() > MIN_RECESSED_FRACTION]
         for wall in around:
             pane &= wall.distance < WALL_PROTRUSION + wall.tolerance
         pane = _remove_strips(pane)  # e.g. along a curtain's edge, where depth blends into the wall's
-        hole_share = float(scene.hole[pane].mean()) if pane.any() else 0.0
-        if hole_share >= MIN_HOLE_SHARE and pane.sum() >= MIN_PANE_SHARE * pane.size:
+        hole_fraction = float(scene.hole[pane].mean()) if pane.any() else 0.0
+        if hole_fraction >= MIN_HOLE_FRACTION and pane.sum() >= MIN_PANE_FRACTION * pane.size:
             pane |= _window_frame(scene, pane, floor, around)
-            panes.append((pane, hole_share))
+            panes.append((pane, hole_fraction))
     return panes
 
 
@@ -427,7 +428,7 @@ def _fit_pane_plane(
     """Plane of a pane: that of the wall around it, shifted to the pane; else its own if that is vertical."""
     points = scene.points[members]
     for wall in sorted(walls, key=lambda w: np.median(np.abs(w.distance[members]))):
-        if _is_recessed(wall.distance[members]).mean() > MIN_RECESSED_SHARE:
+        if _is_recessed(wall.distance[members]).mean() > MIN_RECESSED_FRACTION:
             return Plane(wall.plane.normal, wall.plane.offset + float(np.median(wall.plane.distance(points))))
     upright = members & scene.planar & (np.abs(scene.normals @ down) < MAX_PANE_TILT)
     if upright.sum() < 0.6 * members.sum():
@@ -439,7 +440,7 @@ def _fit_pane_plane(
     plane = refine(scene, plane, upright, vertical_to=down)
     if near_plane(scene, plane, 2.0)[members].mean() <= 0.7:
         return None
-    if _seen_over_share(scene, fit_surface(scene, plane, upright)) < MAX_SEEN_OVER:
+    if _seen_over_fraction(scene, fit_surface(scene, plane, upright)) < MAX_SEEN_OVER:
         return plane
     partition = floor is not None and np.percentile(floor.plane.distance(points), 97) > MIN_PARTITION_TOP
     return plane if partition else None
@@ -458,8 +459,8 @@ def _not_in_front(scene: Scene, plane: Plane) -> np.ndarray:
     return scene.valid & (plane.distance(scene.points) < 3 * scene.tolerance)
 
 
-def _frame_share(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray) -> float:
-    """Share of pixels with readings in the ring around the upright bounding rectangle of `members` on a plane."""
+def _frame_fraction(scene: Scene, plane: Plane, members: np.ndarray, down: np.ndarray) -> float:
+    """Fraction of pixels with readings in the ring around the upright bounding rectangle of `members` on a plane."""
     rays = scene.points / np.maximum(scene.points[..., 2:], 1e-9)
     slope = rays @ plane.normal
     intersection = rays * (plane.offset / np.where(slope < -1e-3, slope, np.nan))[..., None]

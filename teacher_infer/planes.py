@@ -25,8 +25,8 @@ FINE_RADIUS, COARSE_RADIUS = 2, 5  # of the two normal fits, working pixels; the
 MAX_PLANAR_RESIDUAL = 0.012  # relative rms residual of depth against the fitted plane
 MAX_AVERAGED_DIFFERENCE = 0.04  # relative; larger differences within a working pixel are an edge and are not averaged
 
-MIN_ROW_COVERAGE = 0.25  # share of pixels with depth in the first valid row
-MAX_EMPTY_ROWS = 0.1  # share of rows that an empty top border may take up
+MIN_ROW_COVERAGE = 0.25  # fraction of pixels with depth in the first valid row
+MAX_EMPTY_ROWS = 0.1  # fraction of rows that an empty top border may take up
 
 PRIOR_GRAVITY = (0.0, 1.0, 0.0)
 MAX_PITCH, MAX_ROLL = np.radians(40), np.radians(20)
@@ -49,10 +49,10 @@ N_ROUNDS = 7  # of reweighting; the surface can grow in each
 SPREAD_QUANTILE, NORMAL_QUANTILE = 0.3, 0.385  # spread = 30 % quantile of |residual| / that of |N(0, 1)|
 SPREAD_RANGE = (0.001, 0.03)  # limits of a surface's relative spread
 GROWTH_TOLERANCE = 0.05  # relative distance within which readings can join a surface in the next round
-MIN_READ_SHARE = (
-    0.3  # a surface is fitted to sensor readings alone if they cover this share of it: the rest may be glass
+MIN_READ_FRACTION = (
+    0.3  # a surface is fitted to sensor readings alone if they cover this fraction of it: the rest may be glass
 )
-MIN_NEAR_SHARE = 0.3  # a connected component joins a plane if this share of it is near the plane
+MIN_NEAR_FRACTION = 0.3  # a connected component joins a plane if this fraction of it is near the plane
 THICKNESS = 0.02  # metres: rugs, skirting boards and picture frames belong to their plane
 TOLERANCE_SPREADS = 3.0  # tolerance in units of the spread, on top of THICKNESS
 
@@ -291,10 +291,10 @@ def fit_surface(scene: Scene, plane: Plane, candidates: np.ndarray) -> Surface:
     aligned = candidates & visible & (cosine > SIMILAR_COSINE)
     near = aligned & (cosine > FACING_COSINE) & (camera_distance * np.abs(1 - 1 / scale) < 1.5 * scene.tolerance)
     _, components = cv2.connectedComponents(aligned.astype(np.uint8), connectivity=4)
-    share = np.bincount(components[near], minlength=components.max() + 1) / np.bincount(components.ravel())
-    near |= aligned & (share[components] > MIN_NEAR_SHARE)
+    fraction = np.bincount(components[near], minlength=components.max() + 1) / np.bincount(components.ravel())
+    near |= aligned & (fraction[components] > MIN_NEAR_FRACTION)
     sampled = aligned & ~scene.hole
-    if (near & sampled).sum() < MIN_READ_SHARE * near.sum():
+    if (near & sampled).sum() < MIN_READ_FRACTION * near.sum():
         sampled = aligned
     drift, spread = _fit_drift(scale, near & sampled, sampled)
     distance = np.where(visible, camera_distance * (1 - drift / scale), np.inf)

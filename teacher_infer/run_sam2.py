@@ -236,10 +236,11 @@ def draw_objects(rgb: np.ndarray, objects: list[DetectedObject]) -> np.ndarray:
     return picture
 
 
-def format_class_shares(counts: np.ndarray) -> str:
-    """Format the share of each class among the pixels written in this run."""
-    shares = counts / max(counts.sum(), 1)
-    return "pixels: " + ", ".join(f"{name} {share:.1%}" for name, share in zip(CLASS_NAMES, shares, strict=True))
+def format_class_fractions(counts: np.ndarray) -> str:
+    """Format the fraction of each class among the pixels written in this run."""
+    fractions = counts / max(counts.sum(), 1)
+    formatted = (f"{name} {fraction:.1%}" for name, fraction in zip(CLASS_NAMES, fractions, strict=True))
+    return "pixels: " + ", ".join(formatted)
 
 
 class FrameGravity:
@@ -373,7 +374,7 @@ def main() -> int:
         frames, output_dir, teacher, args.shard, args.overwrite, batch_size, args.num_workers, (teacher.confidence,)
     )
     if teacher.counts.any():
-        print(format_class_shares(teacher.counts))
+        print(format_class_fractions(teacher.counts))
     return code
 
 

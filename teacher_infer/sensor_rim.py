@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 
 WORKING_WIDTH = 160  # pixels
-MIN_PIXEL_READINGS = 0.15  # share of a working pixel with readings for it to count as covered; time of flight is sparse
+MIN_PIXEL_READINGS = 0.15  # minimum fraction of a working pixel with readings; low, because time of flight is sparse
 MIN_REGION = 5  # working pixels; narrower regions are stray readings
 MAX_BAND_WIDTH = 0.2  # of the width or height; wider bands are missing readings
-CORNER_AREA = (0.002, 0.08)  # minimum and maximum share of the image; a circle touching all sides leaves 0.054
+CORNER_AREA = (0.002, 0.08)  # minimum and maximum fraction of the image; a circle touching all sides leaves 0.054
 MAX_SHIFT = 0.04  # of the width; how far a frame's rim may extend inside the common one, by parallax and registration
 MANY_FRAMES = 10  # from this number on a single empty corner is rim; with fewer frames all four must be empty
-MAX_STRAY_SHARE = 0.02  # pixels with readings in no more than this share of the frames are not covered
+MAX_STRAY_FRACTION = 0.02  # pixels with readings in no more than this fraction of the frames are not covered
 
 
 def find_common_rim(readings: Sequence[np.ndarray]) -> np.ndarray:
@@ -28,8 +28,8 @@ def find_common_rim(readings: Sequence[np.ndarray]) -> np.ndarray:
 
     Returns: bool [h,w] at working resolution, to be passed to find_rim().
     """
-    share = np.mean([_downsample(mask) for mask in readings], axis=0)
-    return _blind_region(_regions(share > MAX_STRAY_SHARE), min_corners=1 if len(readings) >= MANY_FRAMES else 4)
+    fraction = np.mean([_downsample(mask) for mask in readings], axis=0)
+    return _blind_region(_regions(fraction > MAX_STRAY_FRACTION), min_corners=1 if len(readings) >= MANY_FRAMES else 4)
 
 
 def find_rim(depth: np.ndarray, common: np.ndarray | None = None) -> np.ndarray:
@@ -80,7 +80,7 @@ def _blind_region(covered: np.ndarray, min_corners: int) -> np.ndarray:
     rows, columns = (_fill_gaps(np.max(covered, axis=axis)) for axis in (1, 0))
     rim = ~np.outer(rows, columns)
     _, components, stats, _ = cv2.connectedComponentsWithStats((~_convex_hull(covered) & ~rim).astype(np.uint8))
-    min_area, max_area = (share * covered.size for share in CORNER_AREA)
+    min_area, max_area = (fraction * covered.size for fraction in CORNER_AREA)
     areas = stats[:, cv2.CC_STAT_AREA]
     corners = (areas >= min_area) & (areas <= max_area)
     corners[0] = False  # the background of the components

@@ -34,9 +34,9 @@ from teacher_infer.depth_backends import add_backend_flags, depth_of, load_depth
 from teacher_infer.stage import FrameCameras, add_camera_flags, limit_threads
 
 MIN_DEPTH, MAX_DEPTH = 0.1, 20.0  # plausible indoor depth, metres
-MIN_VALID_SHARE = 0.5  # of pixels with depth; sky and dropped pixels have none
+MIN_VALID_FRACTION = 0.5  # of pixels with depth; sky and dropped pixels have none
 RATIO_RANGE = (0.85, 1.18)  # default for the median of teacher / reference
-MAX_OUTLIER_SHARE = 0.2  # of frames with a ratio outside the range: even a good teacher may miss a frame
+MAX_OUTLIER_FRACTION = 0.2  # of frames with a ratio outside the range: even a good teacher may miss a frame
 MIN_CORRELATION = 0.7
 MAX_SPREAD = 0.1  # up to it, a low correlation only means a flat scene, such as a wall
 MAX_INVERSE_CORRELATION = (
@@ -52,7 +52,7 @@ class Comparison:
     shape_ok: bool
     float32: bool
     finite: bool
-    valid_share: float  # of pixels above 0
+    valid_fraction: float  # of pixels above 0
     nearest: float  # 1st and 99th percentile of valid pixels, metres
     farthest: float
     ratio: float | None = None  # median of teacher / reference
@@ -136,7 +136,7 @@ def find_problems(
         problems.append(
             f"scale: median teacher / reference is {overall:.3g}, not in {low}..{high}: {_scale_cause(overall, resize)}"
         )
-    elif len(outside) > MAX_OUTLIER_SHARE * len(measured):
+    elif len(outside) > MAX_OUTLIER_FRACTION * len(measured):
         problems.append(
             f"scale: {len(outside)} of {len(measured)} frames are outside {low}..{high} ({', '.join(outside)}):"
             " one focal length for frames from several cameras?"
@@ -149,11 +149,11 @@ def _frame_problems(c: Comparison) -> list[str]:
         return ["depth and image differ in size"]
     if not c.finite:
         return ["contains NaN or infinity: an overflow in half precision?"]
-    if c.valid_share == 0:
+    if c.valid_fraction == 0:
         return ["all zero: weights not loaded, non-finite output, or everything classified as sky?"]
     problems = [] if c.float32 else ["not float32"]
-    if c.valid_share < MIN_VALID_SHARE:
-        problems.append(f"only {c.valid_share:.0%} of pixels have depth")
+    if c.valid_fraction < MIN_VALID_FRACTION:
+        problems.append(f"only {c.valid_fraction:.0%} of pixels have depth")
     if c.nearest < MIN_DEPTH or c.farthest > MAX_DEPTH:
         unit = " (millimetres?)" if c.nearest > 100 * MIN_DEPTH else ""
         problems.append(f"{c.nearest:.3g}..{c.farthest:.3g} m is outside {MIN_DEPTH}..{MAX_DEPTH} m{unit}")
@@ -242,7 +242,7 @@ def draw_frame(rgb: np.ndarray, teacher: np.ndarray, reference: np.ndarray | Non
 def format_table(comparisons: dict[str, Comparison]) -> str:
     """Format the comparisons as a table with one row per frame."""
     names = {
-        "valid_share": "valid",
+        "valid_fraction": "valid",
         "nearest": "p1 m",
         "farthest": "p99 m",
         "ratio": "teacher/ref",
@@ -278,7 +278,7 @@ def main() -> int:
             continue
         comparisons[stem] = compare(teacher, reference, rgb.shape[:2])
         measured = comparisons[stem]
-        if reference is not None and measured.shape_ok and measured.valid_share and measured.ratio is None:
+        if reference is not None and measured.shape_ok and measured.valid_fraction and measured.ratio is None:
             problems.append(f"frame {stem}: no pixel has both teacher and reference depth")
         write_png(output_dir / f"{stem}.png", draw_frame(rgb, teacher, reference))
     problems += find_problems(comparisons, args.process_res / max(rgb.shape[:2]), (args.min_ratio, args.max_ratio))

@@ -9,7 +9,14 @@ from torch.nn import functional
 
 from config import IGNORE
 from trainer import augment as augmentation
-from trainer.augment import RandomDraws, augment, draw_size_fraction, draw_window, jitter_colour, jitter_texture
+from trainer.augment import (
+    RandomDraws,
+    augment,
+    draw_size_fraction,
+    draw_window,
+    jitter_colour,
+    jitter_sharpness_and_noise,
+)
 from trainer.feed import Batch
 
 HEIGHT, WIDTH = 60, 80
@@ -47,7 +54,7 @@ def plane_batch(size: int = 6) -> Batch:
 def no_colour_jitter(monkeypatch):
     """Disable colour and texture jitter, so that RGB encodes each pixel's source position."""
     monkeypatch.setattr(augmentation, "jitter_colour", lambda rgb, draws: rgb)
-    monkeypatch.setattr(augmentation, "jitter_texture", lambda rgb, texture, draws: rgb)
+    monkeypatch.setattr(augmentation, "jitter_sharpness_and_noise", lambda rgb, texture, draws: rgb)
 
 
 def interior_mask(augmented: Batch, index: int) -> np.ndarray:
@@ -187,7 +194,7 @@ def test_colour_jitter_applies_brightness_contrast_saturation_and_gamma_in_order
 def test_texture_jitter_blurs_sharpens_and_adds_noise():
     rgb = torch.full((64, 3, 48, 64), 0.3)
     rgb[..., 32:] = 0.7
-    augmented = jitter_texture(rgb, 1.0, RandomDraws(torch.Generator().manual_seed(0), 0, 64, 64))
+    augmented = jitter_sharpness_and_noise(rgb, 1.0, RandomDraws(torch.Generator().manual_seed(0), 0, 64, 64))
     assert augmented.min() >= 0 and augmented.max() <= 1
     noise = augmented[..., 4:24].std(dim=(1, 2, 3))
     assert noise.min() < 0.003 and 0.02 < noise.max() < 0.06

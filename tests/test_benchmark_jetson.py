@@ -63,7 +63,8 @@ def engine_dir(tmp_path, weights):
     graph = helper.make_graph(nodes, "small", [values["rgb"]], [values["depth"], values["seg"]], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, folder / "student_fp32.onnx")
-    (folder / "student.json").write_text(json.dumps({"camera": {"focal": 250.0}, "scored_depth": [0.1, 10.0]}))
+    description = {"camera": {"focal": 250.0}, "evaluated_depth_range": [0.1, 10.0]}
+    (folder / "student.json").write_text(json.dumps(description))
     np.savez_compressed(folder / "eval_frames.npz", **evaluation_frames())
     return folder
 
@@ -232,7 +233,7 @@ def scored(depth: np.ndarray) -> np.ndarray:
 
 
 def test_accuracy_is_that_of_the_training_metrics():
-    frames = evaluation_frames() | {"engine_focal": 250.0, "scored_depth": [0.1, 10.0]}
+    frames = evaluation_frames() | {"engine_focal": 250.0, "evaluated_depth_range": [0.1, 10.0]}
     generator = np.random.default_rng(2)
     depths = frames["depth"] * generator.uniform(0.7, 1.5, frames["depth"].shape).astype(np.float32) + 0.2
     segs = generator.normal(size=(len(depths), CLASSES, HEIGHT, WIDTH)).astype(np.float32)
@@ -251,7 +252,7 @@ def test_accuracy_is_that_of_the_training_metrics():
 
 
 def test_a_prediction_that_is_no_number_costs():
-    frames = evaluation_frames(1) | {"engine_focal": 200.0, "scored_depth": [0.1, 10.0]}
+    frames = evaluation_frames(1) | {"engine_focal": 200.0, "evaluated_depth_range": [0.1, 10.0]}
     frames["depth"][:] = 1
     depths, segs = np.ones((1, HEIGHT, WIDTH), np.float32), np.zeros((1, CLASSES, HEIGHT, WIDTH), np.float32)
     assert accuracy(Answering(depths, segs), frames)["rmse"] == pytest.approx(0)
@@ -262,7 +263,7 @@ def test_a_prediction_that_is_no_number_costs():
 
 
 def test_without_references_there_is_no_score():
-    frames = evaluation_frames(1) | {"engine_focal": 200.0, "scored_depth": [0.1, 10.0]}
+    frames = evaluation_frames(1) | {"engine_focal": 200.0, "evaluated_depth_range": [0.1, 10.0]}
     frames["depth"][:], frames["labels"][:] = 0, 255
     segs = np.zeros((1, CLASSES, HEIGHT, WIDTH), np.float32)
     scores = accuracy(Answering(np.ones((1, HEIGHT, WIDTH)), segs), frames)
@@ -376,6 +377,11 @@ def test_pickles_are_not_run(engine_dir, monkeypatch, capsys, tmp_path):
     np.savez(engine_dir / "eval_frames.npz", **(evaluation_frames() | {"rgb": trap}))
     wrong(monkeypatch, capsys, engine_dir, "eval_frames.npz")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_depth_range_of_older_exports_is_read(engine_dir):
+    (engine_dir / "student.json").write_text(json.dumps({"camera": {"focal": 250.0}, "scored_depth": [0.2, 5.0]}))
+    assert benchmark_jetson.read_evaluation(engine_dir)["evaluated_depth_range"] == [0.2, 5.0]
 
 
 def test_frames_without_the_camera_of_the_engines(engine_dir, monkeypatch, capsys):
@@ -983,7 +989,7 @@ def test_missing_values_are_dashes():
     table = {
         "title": "Table III", "notice": None, "min_inferences": 1, "min_seconds": 0, "warmup_seconds": 0,
         "shared_memory": True,
-        "frames": 0, "scored_depth": None,
+        "frames": 0, "evaluated_depth_range": None,
         "board": {},
         "rows": [{"precision": "int8", "runtime": "x", "rmse": None, "fps": 12.345}],
     }  # fmt: skip

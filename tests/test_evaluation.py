@@ -104,15 +104,15 @@ def test_baselines_are_constant_predictions(manifest, trained, table):
     depth = np.concatenate([target[target > 0] for target in targets])
     classes = np.concatenate([read_frame(row).sam2_seg.ravel() for row in rows[:4]])
     constant, majority = depth.mean(dtype=np.float64) / scale, np.bincount(classes).argmax()
-    notes = load_student(trained / "checkpoints/best.pt")[2]["notes"]
-    assert notes["mean_depth"] == pytest.approx(constant, rel=1e-3)
-    assert notes["majority_class"] == majority
+    metadata = load_student(trained / "checkpoints/best.pt")[2]["notes"]
+    assert metadata["mean_depth"] == pytest.approx(constant, rel=1e-3)
+    assert metadata["majority_class"] == majority
 
     frames = [read_frame(row) for row in rows[5:]]
     reference = np.concatenate([frame.depth[frame.confidence >= 0.5] for frame in frames]).astype(np.float64)
     labels = np.concatenate([read_frame(row).labels.ravel() for row in rows[5:]])
     results = table["baseline vs reference"]
-    error = np.abs(notes["mean_depth"] * scale - reference)
+    error = np.abs(metadata["mean_depth"] * scale - reference)
     assert results["depth"]["mae"] == pytest.approx(error.mean(), rel=1e-5)
     assert results["depth"]["rmse"] == pytest.approx(math.sqrt((error**2).mean()), rel=1e-5)
     assert results["depth"]["abs_rel"] == pytest.approx((error / reference).mean(), rel=1e-5)

@@ -24,7 +24,7 @@ from config import CLASS_NAMES, NYU_INTRINSICS, Intrinsics, Recipe
 from dataset.files import read_json, write_json, write_npy, write_png
 from dataset.identity import content_sample
 from dataset.manifest import Row, read_manifest, write_manifest
-from deployment import engine, proof
+from deployment import engine, validation
 from deployment.agreement import TOLERANCES, compare, degradation, onnx_runtime_fn, pytorch_fn, score, within_tolerance
 from deployment.engine import layer_precisions
 from deployment.graph import (
@@ -46,7 +46,7 @@ CAMERA = NYU_INTRINSICS.resized(320, 240)
 WIDTH, HEIGHT = 320, 240
 
 
-def write_checkpoint(path, **notes):
+def write_checkpoint(path, **metadata):
     """Write a checkpoint like train.py's, with random weights."""
     torch.manual_seed(0)
     student = build_student(Recipe())
@@ -67,7 +67,7 @@ def write_checkpoint(path, **notes):
             "encoder_start": "imagenet",
             "git_revision": "abc1234",
         }
-        | notes,
+        | metadata,
     }
     save_checkpoint(path, Recipe(), content)
     return path
@@ -147,7 +147,7 @@ def export(empty_environment, monkeypatch, capsys):
 @pytest.fixture
 def prebuilt_graphs(monkeypatch, graph, half_graph):
     """Make main() reuse graphs instead of exporting for seconds, and skip int8."""
-    monkeypatch.setattr(proof, "export_graph", lambda model, *size: half_graph if is_half(model) else graph)
+    monkeypatch.setattr(validation, "export_graph", lambda model, *size: half_graph if is_half(model) else graph)
     monkeypatch.setattr(export_trt, "calibration_images", lambda *arguments: None)
 
 
@@ -175,10 +175,10 @@ def test_engines_folder(export, checkpoint, manifest, empty_environment):
         assert entry["scores"]["rmse"] > 0
     fp32, half, int8 = description["precisions"]
     assert fp32["errors"]["max_depth_error_mm"] < 1 and fp32["errors"]["class_agreement"] >= 0.999
-    assert set(fp32["losses"].values()) == {0}
-    assert 1e-6 < half["errors"]["mean_depth_share"] < 5e-3, "there is no fp16"
+    assert set(fp32["degradation"].values()) == {0}
+    assert 1e-6 < half["errors"]["mean_relative_depth_error"] < 5e-3, "there is no fp16"
     assert 0 < max(half["largest_values"].values()) <= MAX_FP16_VALUE
-    assert 1e-6 < int8["errors"]["mean_depth_share"] < 5e-2, "there is no int8, or only int8"
+    assert 1e-6 < int8["errors"]["mean_relative_depth_error"] < 5e-2, "there is no int8, or only int8"
     assert int8["errors"] != half["errors"]
     assert int8["calibration_frames"] == 3 and int8["left_in_half"] == []
     assert int8["onnx"]["bytes"] < 0.75 * half["onnx"]["bytes"]
@@ -297,7 +297,7 @@ def test_export_fails_for_another_students_graph(export, checkpoint, manifest, e
     torch.manual_seed(5)
     other_student = ExportedStudent(build_student(Recipe()), 1.0)
     other_graph = export_graph(other_student, HEIGHT, WIDTH)
-    monkeypatch.setattr(proof, "export_graph", lambda *arguments: other_graph)
+    monkeypatch.setattr(validation, "export_graph", lambda *arguments: other_graph)
     code, out, _ = export("--checkpoint", checkpoint, "--manifest", manifest, "--skip-trt")
     assert code == 1 and "FAILED" in out
     assert not (empty_environment / "engines").exists()
@@ -317,16 +317,16 @@ def test_missing_checkpoint_or_manifest_is_an_error(export, checkpoint):
 
 def test_within_tolerance():
     tolerance = TOLERANCES["fp32"]
-    good = {"max_depth_error_mm": 1.0, "mean_depth_share": 1e-4, "class_agreement": 0.999}
+    good = {"max_depth_error_mm": 1.0, "mean_relative_depth_error": 1e-4, "class_agreement": 0.999}
     assert within_tolerance(good, {"rmse": 1e-3}, tolerance)
-    for worse in ({"max_depth_error_mm": 1.01}, {"mean_depth_share": 1.01e-4}, {"class_agreement": 0.9989}):
+    for worse in ({"max_depth_error_mm": 1.01}, {"mean_relative_depth_error": 1.01e-4}, {"class_agreement": 0.9989}):
         assert not within_tolerance(good | worse, {}, tolerance)
     assert not within_tolerance(good | {"max_depth_error_mm": float("nan")}, {}, tolerance)
     assert not within_tolerance(good, {"rmse": -0.1, "miou": 1.1e-3}, tolerance)
     assert within_tolerance(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 0.99}, TOLERANCES["int8"])
     assert not within_tolerance(good, {"rmse": 0.029, "miou": 0.1, "miou_points": 1.01}, TOLERANCES["int8"])
     assert within_tolerance(good | {"max_depth_error_mm": 100.0}, {}, TOLERANCES["fp16"])
-    assert not within_tolerance(good | {"mean_depth_share": float("nan")}, {}, TOLERANCES["fp16"])
+    assert not within_tolerance(good | {"mean_relative_depth_error": float("nan")}, {}, TOLERANCES["fp16"])
 
 
 def test_degradation():
@@ -345,7 +345,7 @@ def test_compare_reports_millimetres(graph, model):
         depth = model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255)[0]
     errors = compare(onnx_runtime_fn(graph.SerializeToString()), pytorch_fn(nearer), images)
     assert errors["max_depth_error_mm"] == pytest.approx(depth.max().item(), rel=1e-2)  # 0.1 % of the depth
-    assert errors["mean_depth_share"] == pytest.approx(1e-3, rel=1e-2)
+    assert errors["mean_relative_depth_error"] == pytest.approx(1e-3, rel=1e-2)
     assert errors["class_agreement"] == pytest.approx(1, abs=1e-3)
 
 
@@ -367,7 +367,7 @@ def test_score_uses_metres_of_each_frames_camera():
 
 
 def test_fp16_graph_keeps_sensitive_nodes_in_float32(half_graph):
-    """Convolutions are fp16; attention's products, the normalisation and the exponential of depth are float32."""
+    """Convolutions are fp16; attention's matmuls, the normalisation and the exponential of depth are float32."""
     inferred = onnx.shape_inference.infer_shapes(half_graph, strict_mode=True).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
 
@@ -489,8 +489,8 @@ def test_inaccurate_int8_layers_stay_in_half_precision(model, quantiser, monkeyp
         validate=lambda precision, graph: {"passed": not set(bad) & set(built[-1])},
     )
     ranking = dict.fromkeys([bad[0], quantiser.layers[0], bad[1], *quantiser.layers[1:5]], 0.1)
-    monkeypatch.setattr(proof, "rank_layers", lambda *arguments: ranking)
-    graph, entry = proof.choose_int8_layers(
+    monkeypatch.setattr(validation, "rank_layers", lambda *arguments: ranking)
+    graph, entry = validation.choose_int8_layers(
         types.SimpleNamespace(layers=quantiser.layers, build_graph=build_graph), validator
     )
     assert entry["passed"] and entry["left_in_half"] == list(ranking)[:4]
@@ -509,9 +509,9 @@ def test_layers_are_ranked_by_their_own_error(monkeypatch):
         (layer,) = layers
         return types.SimpleNamespace(SerializeToString=lambda: layer)
 
-    monkeypatch.setattr(proof, "onnx_runtime_fn", lambda layer: lambda image: answers[layer])
+    monkeypatch.setattr(validation, "onnx_runtime_fn", lambda layer: lambda image: answers[layer])
     quantiser = types.SimpleNamespace(layers=list(answers), quantise=quantise)
-    ranking = proof.rank_layers(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
+    ranking = validation.rank_layers(quantiser, lambda image: (depth, seg), np.zeros((2, 2, 2, 3), np.uint8))
     assert ranking == pytest.approx({"b": 0.5, "c": 0.5, "a": 0.1, "d": 0}) and list(ranking)[2:] == ["a", "d"]
 
 

@@ -1,4 +1,4 @@
-"""Reading frames, and resizing images, maps and cameras to the network's size."""
+"""Reading frames, and resizing images, maps and cameras to the network's input size."""
 
 from pathlib import Path
 

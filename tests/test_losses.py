@@ -85,14 +85,14 @@ def test_cross_entropy_is_weighted_per_pixel():
 
 
 def test_rare_classes_get_larger_weights():
-    shares = torch.tensor([0.4, 0.1, 0.4999, 0.0001, 0.0, 0.0])
-    weights = class_weights(shares, balance=0.5)
+    frequencies = torch.tensor([0.4, 0.1, 0.4999, 0.0001, 0.0, 0.0])
+    weights = class_weights(frequencies, balance=0.5)
     assert weights.shape == (256,) and not weights[CLASSES:].any()
     assert (weights[1] / weights[0]).item() == pytest.approx(2)
-    assert (weights[3] / weights[0]).item() == pytest.approx(20), "capped at the weight of a share of 0.001"
+    assert (weights[3] / weights[0]).item() == pytest.approx(20), "capped at the weight of a frequency of 0.001"
     assert torch.equal(weights[4], weights[3]), "a class that is missing from the sampled frames"
-    assert (weights[:CLASSES] * shares).sum().item() == pytest.approx(1)
-    assert class_weights(shares, balance=0)[:CLASSES].tolist() == pytest.approx([1] * CLASSES)
+    assert (weights[:CLASSES] * frequencies).sum().item() == pytest.approx(1)
+    assert class_weights(frequencies, balance=0)[:CLASSES].tolist() == pytest.approx([1] * CLASSES)
     assert class_weights(torch.zeros(CLASSES), balance=0.5)[:CLASSES].tolist() == [1] * CLASSES
 
 

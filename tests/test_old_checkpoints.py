@@ -53,11 +53,12 @@ def test_old_recipe_is_read():
     assert recipe_from_checkpoint(load_checkpoint(CHECKPOINT), CHECKPOINT) == RECIPE
 
 
-def test_renamed_setting_is_read_under_its_old_name():
+def test_renamed_settings_are_read_under_their_old_names():
     content = load_checkpoint(CHECKPOINT)
     assert "freeze_bn_fraction" not in content["config"]
-    content["config"]["frozen_statistics"] = 0.7
-    assert recipe_from_checkpoint(content, CHECKPOINT).freeze_bn_fraction == 0.7
+    content["config"] |= {"frozen_statistics": 0.7, "pretrained_encoder_lr": 0.2}
+    recipe = recipe_from_checkpoint(content, CHECKPOINT)
+    assert (recipe.freeze_bn_fraction, recipe.pretrained_encoder_lr_factor) == (0.7, 0.2)
 
 
 def test_resumed_run_ends_like_the_old_revision(data, tmp_path, capsys):

@@ -31,7 +31,7 @@ from dataset.cache import PackedCache
 from dataset.files import read_json, read_npy
 from dataset.manifest import Row, read_manifest
 from trainer.feed import PackedFrames
-from trainer.start import pack_splits
+from trainer.start import open_caches
 
 RECIPE = Recipe()
 CPU = torch.device("cpu")
@@ -96,9 +96,9 @@ def test_cache_of_an_older_revision_is_reused(manifest, tmp_path, monkeypatch):
 def test_ten_random_kills_change_no_byte_and_leave_one_cache(manifest, tmp_path):
     many = many_rows(copy_data(manifest, tmp_path / "data"), copies=10)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    pack_splits(many, RECIPE, Runtime(cache_dir=killed), None)
+    open_caches(many, RECIPE, Runtime(cache_dir=killed), None)
     raise_depth(read_manifest(many)[0])  # the existing cache is outdated now
-    pack_splits(many, RECIPE, Runtime(cache_dir=undisturbed), None)
+    open_caches(many, RECIPE, Runtime(cache_dir=undisturbed), None)
     command = [sys.executable, Path(__file__).with_name("kill_packing.py"), killed, 10, "--manifest", many]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     print(done.stdout)
@@ -138,7 +138,7 @@ def test_packing_resumes_after_a_signal(manifest, tmp_path, monkeypatch, capfd, 
     assert second[: 12 - done] == stems[done:], "only missing frames are read"
     assert not list((tmp_path / "cache").glob(".*"))
     monkeypatch.undo()
-    pack_splits(many, RECIPE, Runtime(cache_dir=tmp_path / "whole"), None)
+    open_caches(many, RECIPE, Runtime(cache_dir=tmp_path / "whole"), None)
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
@@ -170,7 +170,7 @@ def test_outdated_cache_is_replaced(manifest, tmp_path):
     manifest = copy_data(manifest, tmp_path / "data")
 
     def splits(limit: int | None = None) -> set[str]:
-        return {frames.folder.name for frames in pack_splits(manifest, RECIPE, Runtime(), limit)}
+        return {frames.folder.name for frames in open_caches(manifest, RECIPE, Runtime(), limit)}
 
     first, fewer = splits(), splits(2)
     raise_depth(read_manifest(manifest)[0])  # a training frame
@@ -193,7 +193,7 @@ def test_manifests_share_a_cache_folder(manifest, tmp_path):
     one, other = (copy_data(manifest, tmp_path / name) for name in ("one", "other"))
     raise_depth(read_manifest(other)[0])
     runtime = Runtime(cache_dir=tmp_path / "cache")
-    folders = {frames.folder.name for path in (one, other) for frames in pack_splits(path, RECIPE, runtime, None)}
+    folders = {frames.folder.name for path in (one, other) for frames in open_caches(path, RECIPE, runtime, None)}
     assert set(caches(tmp_path / "cache")) == folders and len(folders) == 3, "both share the validation frames"
 
 
@@ -285,7 +285,7 @@ def test_second_builder_waits_and_uses_the_first_ones_cache(manifest, tmp_path, 
 
     read = signal_at(monkeypatch, 0, hold_up)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(pack_splits, manifest, RECIPE, Runtime(num_workers=1), None)
+        first = pool.submit(open_caches, manifest, RECIPE, Runtime(num_workers=1), None)
         assert reading.wait(60)
         command = [sys.executable, pack.__file__, "--manifest", str(manifest)]
         second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

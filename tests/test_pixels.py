@@ -136,7 +136,7 @@ def test_nyu_has_rows_against_its_filled_depth(tmp_path):
     row = write_row(tmp_path, depth, NYU_INTRINSICS, confidence)
     results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, [])
     assert results["student vs reference"]["depth"]["rmse"] == pytest.approx(0, abs=1e-6)
-    left, right = (round(share * 640) for share in EIGEN_CROP[2:])
+    left, right = (round(fraction * 640) for fraction in EIGEN_CROP[2:])
     expected = 2 * np.sqrt((320 - left) / (right - left))
     assert results["student vs filled reference"]["depth"]["rmse"] == pytest.approx(expected)
 

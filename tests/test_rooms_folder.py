@@ -22,7 +22,7 @@ from rooms.data_folder import Shard, write_data_folder
 from rooms.robot import build_robot_room, choose_robot_poses
 from rooms.scenes import SceneOptions, render_scene
 from rooms.walks import walk
-from trainer.start import pack
+from trainer.start import open_cache
 
 CAMERA = NYU_INTRINSICS.resized(80, 60)
 OPTIONS = SceneOptions(1000, 2, CAMERA, (0.8, 1.25), "mixed")
@@ -67,14 +67,14 @@ def test_rows_are_what_the_renderer_gives(folder):
 def test_packed_frames_store_no_map_twice(folder, tmp_path):
     rows = read_manifest(folder / "manifest.jsonl")
     recipe = Recipe()
-    frames = pack(rows, folder / "manifest.jsonl", recipe, 1.25, 1, tmp_path)
+    frames = open_cache(rows, folder / "manifest.jsonl", recipe, 1.25, 1, tmp_path)
     assert frames.size == (400, 300) and frames.reference_focal == recipe.reference_focal * 1.25
     stored = {file.stem for file in frames.folder.glob("*.npy")}
     assert stored == {"rgb", "depth", "confidence", "labels", "focal_factor"}
     assert np.array_equal(frames.arrays["da3_depth"], frames.arrays["depth"])
     assert np.array_equal(frames.arrays["sam2_seg"], frames.arrays["labels"])
     scaled = [replace(row, da3_scale=1.1) for row in rows]
-    frames = pack(scaled, folder / "manifest.jsonl", recipe, 1, 1, tmp_path)
+    frames = open_cache(scaled, folder / "manifest.jsonl", recipe, 1, 1, tmp_path)
     np.testing.assert_allclose(frames.arrays["da3_depth"], frames.arrays["depth"] * 1.1, atol=1)
 
 

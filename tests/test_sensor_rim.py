@@ -19,20 +19,20 @@ SIZE = (CAMERA.height, CAMERA.width)
 ROWS, COLUMNS = np.mgrid[: SIZE[0], : SIZE[1]]
 
 
-def band(side: str, share: float, slope: float = 0.0) -> np.ndarray:
+def band(side: str, fraction: float, slope: float = 0.0) -> np.ndarray:
     """bool [H,W]: a band along one side; `slope` is the increase in width towards its other end, along a curve."""
     across = {"l": COLUMNS, "r": COLUMNS[:, ::-1], "t": ROWS, "b": ROWS[::-1]}[side]
     along = ROWS if side in "lr" else COLUMNS
-    return across < (across.max() + 1) * (share + slope * (along / along.max()) ** 1.5)
+    return across < (across.max() + 1) * (fraction + slope * (along / along.max()) ** 1.5)
 
 
-def circle(share: float) -> np.ndarray:
-    """bool [H,W]: the outside of a circle whose radius is a share of the image's diagonal."""
-    return np.hypot(COLUMNS - SIZE[1] / 2, ROWS - SIZE[0] / 2) > share * np.hypot(*SIZE)
+def circle(fraction: float) -> np.ndarray:
+    """bool [H,W]: the outside of a circle whose radius is a fraction of the image's diagonal."""
+    return np.hypot(COLUMNS - SIZE[1] / 2, ROWS - SIZE[0] / 2) > fraction * np.hypot(*SIZE)
 
 
 RIMS = {
-    **{f"{side}{share}": band(side, share) for side in "lrt" for share in (0.03, 0.07, 0.15)},
+    **{f"{side}{fraction}": band(side, fraction) for side in "lrt" for fraction in (0.03, 0.07, 0.15)},
     "bottom": band("b", 0.1),
     "slanted": band("r", 0.05, 0.02),
     "three sides": band("r", 0.07) | band("l", 0.03) | band("t", 0.05),

@@ -86,7 +86,7 @@ def test_missing_arrays_are_not_packed_or_copied(manifest, tmp_path):
 
 
 def test_focal_factor(manifest, tmp_path):
-    """f_ref / f at the network's size, whatever image size the intrinsics are given for."""
+    """f_ref / f at the network's input size, whatever image size the intrinsics are given for."""
     rows = read_manifest(manifest)[:3]
     width, height = SIZE
     longer = 1.25 * RECIPE.reference_focal * width / NETWORK[0]
@@ -184,14 +184,14 @@ def test_what_a_run_writes(manifest, trained):
     assert content["step"] == 4
     assert content["class_names"] == list(CLASS_NAMES)
     assert content["reference_focal"] == RECIPE.reference_focal
-    notes = content["notes"]
-    assert notes["encoder_start"] == "random"
-    assert notes["train_stems"] == list(STEMS[:4])
-    assert notes["teachers"] == [MADE_BY]
-    assert notes["camera"]["width"] == NETWORK[0]
+    metadata = content["notes"]
+    assert metadata["encoder_start"] == "random"
+    assert metadata["train_stems"] == list(STEMS[:4])
+    assert metadata["teachers"] == [MADE_BY]
+    assert metadata["camera"]["width"] == NETWORK[0]
     best = checkpoint(trained, "best.pt")
     assert best["step"] == 4, "the only epoch that ends with frozen batch norm"
-    assert best["notes"]["best_score"] == notes["best_score"] == notes["history"][1]["score"]
+    assert best["notes"]["best_score"] == metadata["best_score"] == metadata["history"][1]["score"]
     (run_dir,) = (trained / "runs").iterdir()
     names = {path.name for path in run_dir.iterdir()}
     assert {"config.json", "history.csv", "curves.png", "validation.png"} < names
@@ -199,8 +199,9 @@ def test_what_a_run_writes(manifest, trained):
     assert json.loads((run_dir / "config.json").read_text())["epochs"] == 2
     with open(run_dir / "history.csv", newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file)]
-    assert losses == [entry["loss"] for entry in notes["history"]]
-    assert [entry["ema_decay"] for entry in notes["history"]] == [2 / 11, 4 / 13], "the decay at the end of each epoch"
+    assert losses == [entry["loss"] for entry in metadata["history"]]
+    decays = [entry["ema_decay"] for entry in metadata["history"]]
+    assert decays == [2 / 11, 4 / 13], "the decay at the end of each epoch"
     assert all(np.isfinite(losses))
 
 
@@ -447,12 +448,12 @@ def test_encoder_weights(manifest, tmp_path):
     weights = {name: torch.full_like(weight, 0.5) for name, weight in trainer.model.encoder.state_dict().items()}
     torch.save(weights, tmp_path / "encoder.pt")
     trainer.start(str(tmp_path / "encoder.pt"), {})
-    assert trainer.notes["encoder_start"] == str(tmp_path / "encoder.pt")
+    assert trainer.metadata["encoder_start"] == str(tmp_path / "encoder.pt")
     assert all((weight == 0.5).all() for weight in trainer.model.encoder.parameters())
     assert all((weight == 0.5).all() for weight in trainer.ema.model.encoder.parameters())
     encoder, others = trainer.optimizer.param_groups
     for _ in range(trainer.total_steps):
-        assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr * others["lr"])
+        assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr_factor * others["lr"])
         trainer.optimizer.step()
         trainer.schedule.step()
     torch.save(dict(list(weights.items())[5:]), tmp_path / "part.pt")
@@ -473,7 +474,7 @@ def test_init_loads_another_runs_student(manifest, trained, tmp_path):
     for name, weight in checkpoint(trained, "best.pt")["ema"].items():
         assert torch.equal(trainer.model.state_dict()[name], weight)
         assert torch.equal(trainer.ema.model.state_dict()[name], weight)
-    assert str(best) in trainer.notes["encoder_start"] and trainer.step == 0
+    assert str(best) in trainer.metadata["encoder_start"] and trainer.step == 0
     flags = train_flags(manifest, tmp_path / "next")
     with pytest.raises(UserError, match="--encoder-weights"):
         call(train.main, *flags, "--init", best)
@@ -532,8 +533,8 @@ def test_output_range_covers_all_lenses_of_the_data(manifest, trained, tmp_path)
 def test_training_cache_is_larger_with_the_same_focal_factor(manifest, tmp_path):
     """The training cache has more pixels, so that zoomed crops stay sharp; the metric scale is the same."""
     rows, scale = read_manifest(manifest)[:2], RECIPE.cache_scale
-    large = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, scale, workers=1)
-    small = start.pack(rows, tmp_path / "manifest.jsonl", RECIPE, 1, workers=1)
+    large = start.open_cache(rows, tmp_path / "manifest.jsonl", RECIPE, scale, workers=1)
+    small = start.open_cache(rows, tmp_path / "manifest.jsonl", RECIPE, 1, workers=1)
     assert large.arrays["rgb"].shape[1:3] == (RECIPE.height * scale, RECIPE.width * scale)
     assert small.arrays["rgb"].shape[1:3] == (RECIPE.height, RECIPE.width)
     np.testing.assert_allclose(large.focal_factor, small.focal_factor, rtol=1e-6)

@@ -17,7 +17,7 @@ from trainer.feed import Batch
 FLIP_PROBABILITY = 0.5
 MIN_ZOOM = 0.2  # smallest fraction of the input size that still leaves features at stride 32
 N_SIZES = 10  # image sizes are multiples of 1/10 of the input size; few, since kernels are compiled or tuned for each
-SAMPLES_PER_AXIS = 2  # per pixel: a frame of twice the network's size is sampled without gaps at zooms down to 0.5
+SAMPLES_PER_AXIS = 2  # per pixel: frames at twice the input size are sampled without gaps at zooms down to 0.5
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # maximum relative change
 GAMMA = 0.2  # maximum change of log gamma
 # Sharpness and noise depend on lens, zoom and camera. A student that sees only one kind uses them as a cue for
@@ -73,7 +73,8 @@ def augment(
         batch: from the feed, with images at least as large as the result. An enlarged crop would be blurred, and the
             student would use the blur as a cue for the zoom.
         zoom: range of the factor on the focal length, MIN_ZOOM or more.
-        size: (height, width) of the network. The result has this size or a fraction of it, see draw_size_fraction().
+        size: (height, width) of the network's input. The result has this size or a fraction of it: see
+            draw_size_fraction().
         seed: seed of the run.
         step: number of the step in the run.
         texture: strength of the changes of sharpness and noise, 0 (none) to 1.
@@ -89,7 +90,7 @@ def augment(
     rgb = jitter_colour(_resample_rgb(batch.rgb, window, height, width), draws)
     index = _nearest_indices(*_sample_positions(window, height, width), *batch.depth.shape[-2:])
     return Batch(
-        rgb=jitter_texture(rgb, texture, draws) if texture else rgb,
+        rgb=jitter_sharpness_and_noise(rgb, texture, draws) if texture else rgb,
         depth=_take(batch.depth, index),
         confidence=_take(batch.confidence, index),
         da3_depth=_take(batch.da3_depth, index),
@@ -101,7 +102,7 @@ def augment(
 
 
 def draw_size_fraction(generator: torch.Generator, zoom: tuple[float, float]) -> float:
-    """Draw a step's image size as a fraction of the network's size, in tenths.
+    """Draw a step's image size as a fraction of the network's input size, in tenths.
 
     It lies between the minimum and the maximum zoom, both rounded down, and is at most 1.
     """
@@ -148,7 +149,7 @@ def jitter_colour(rgb: Tensor, draws: RandomDraws) -> Tensor:
     return changed.clamp_(0, 1).pow_(gamma).view_as(rgb)
 
 
-def jitter_texture(rgb: Tensor, texture: float, draws: RandomDraws) -> Tensor:
+def jitter_sharpness_and_noise(rgb: Tensor, texture: float, draws: RandomDraws) -> Tensor:
     """Random sharpness and noise per frame; rgb float32 [B,3,H,W] in 0..1, texture as for augment()."""
     draw = texture * draws.uniform(2).view(2, -1, 1, 1, 1).to(rgb.device)
     blurred = F.pad(rgb, (BLUR_PASSES // 2,) * 4, mode="replicate")

@@ -1,4 +1,4 @@
-"""Start of a run: data, initial weights, and notes about code and data."""
+"""Start of a run: data, initial weights, and metadata of code and data."""
 
 import itertools
 import json
@@ -30,16 +30,16 @@ from trainer.distributed import Processes
 from trainer.feed import PackedFrames
 
 
-def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple[Path, str | None]:
+def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) -> tuple[Path, str | None]:
     """Find the manifest to train on; returns it and a notice if it falls back to rendered rooms.
 
     Args:
-        named: --manifest, if given.
+        manifest_flag: --manifest, if given.
         runtime: paths.
         required: raise UserError if there is none, instead of rendering rooms.
     """
-    if named:
-        return named, None
+    if manifest_flag:
+        return manifest_flag, None
     manifest = runtime.teacher_data_dir / "manifest.jsonl"
     if manifest.is_file():
         return manifest, None
@@ -55,7 +55,7 @@ def find_manifest(named: Path | None, runtime: Runtime, required: bool) -> tuple
     return prepare_rooms(runtime.data_root / "rooms_teacher_data"), notice
 
 
-def pack(
+def open_cache(
     rows: list[Row],
     manifest: Path,
     recipe: Recipe,
@@ -64,13 +64,13 @@ def pack(
     cache_dir: Path | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> PackedFrames:
-    """Open the packed cache of some rows at `scale` times the network's size.
+    """Open the packed cache of some rows at `scale` times the network's input size.
 
     Args:
         rows: rows of the manifest.
         manifest: its path.
-        recipe: network size and reference focal length.
-        scale: of the packed frames.
+        recipe: input size of the network, and reference focal length.
+        scale: size of the packed frames as a multiple of the input size.
         workers: threads that pack missing frames.
         cache_dir: folder of the cache (default: beside the manifest).
         selection: how the rows were selected from the manifest: JSON-serialisable, including the split. An outdated
@@ -83,12 +83,12 @@ def pack(
     return PackedFrames(PackedCache(rows, folder, size, focal, source), workers)
 
 
-def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
+def open_caches(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
     """Open the packed caches of the training and validation frames.
 
     Args:
         manifest: its path.
-        recipe: network size; training frames are packed Recipe.cache_scale times as large.
+        recipe: input size of the network; training frames are packed Recipe.cache_scale times as large.
         runtime: cache folder, allowed links and number of threads.
         limit: maximum number of frames per split.
     """
@@ -96,7 +96,7 @@ def pack_splits(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
     selected = {split: select_rows(rows, split, limit) for split in ("train", "val")}  # fails before hours of packing
     where = (runtime.num_workers, runtime.cache_dir)
     return tuple(
-        pack(selected[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
+        open_cache(selected[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
         for split, scale in (("train", recipe.cache_scale), ("val", 1))
     )
 
@@ -237,18 +237,18 @@ def check_same_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
             )
 
 
-def check_same_data(path: Path, trained: dict, notes: dict) -> None:
+def check_same_data(path: Path, trained: dict, metadata: dict) -> None:
     """Raise UserError if a checkpoint was trained on other data.
 
     Args:
         path: the checkpoint.
-        trained: its notes.
-        notes: fingerprint and description of the current data.
+        trained: its metadata.
+        metadata: fingerprint and description of the current data.
     """
-    if trained["data_fingerprint"] == notes["data_fingerprint"]:
+    if trained["data_fingerprint"] == metadata["data_fingerprint"]:
         return
     old_fingerprint = ":" not in trained["data_fingerprint"]  # older revisions hashed file times
-    if old_fingerprint and all(trained[name] == notes[name] for name in ("train_stems", "camera", "teachers")):
+    if old_fingerprint and all(trained[name] == metadata[name] for name in ("train_stems", "camera", "teachers")):
         print(f"WARNING: {path} identifies its data by file times; frames, camera and teachers are the same: resuming")
         return
     raise UserError(f"{path} was trained on other data: start a new run in another --checkpoint-dir")

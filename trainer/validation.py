@@ -20,7 +20,7 @@ N_PANELS = 4
 def validate(
     model: nn.Module, frames: PackedFrames, recipe: Recipe, device: torch.device, processes: Processes
 ) -> tuple[dict[str, float], list[np.ndarray]]:
-    """Score a student at the network's size; returns its metrics and pictures of the first frames.
+    """Score a student at the network's input size; returns its metrics and pictures of the first frames.
 
     Each rank scores its slice of the frames. All ranks return the metrics of all frames and their own pictures. The
     'score' is delta1 + mIoU, or delta1 without classes; NaN without frames or without any finite prediction.

@@ -173,8 +173,8 @@ def test_a_recording_without_confidence_starts_from_another_student(cluster, loc
     flags = [flag for flag in TRAINING if flag not in ("--encoder-weights", "none")]
     job = account.sbatch("train.slurm", "--epochs", 1, "--init", first, *flags)
     assert cluster.wait([job]) == {job: "COMPLETED"}, account.logs()
-    notes = torch.load(account.scratch / "checkpoints" / "best.pt", weights_only=True)["notes"]
-    assert notes["encoder_start"].startswith(f"student of {first}")
+    metadata = torch.load(account.scratch / "checkpoints" / "best.pt", weights_only=True)["notes"]
+    assert metadata["encoder_start"].startswith(f"student of {first}")
 
 
 def test_requeued_training_gives_the_same_weights(cluster, local, tmp_path):

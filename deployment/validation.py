@@ -53,7 +53,7 @@ class PrecisionValidator:
             model: the exported model.
             images: uint8 [N,H,W,3] to compare graphs and PyTorch on.
             frames: frames to score on, from evaluation_frames(), or None.
-            focal: focal length of the target camera, in pixels at the network's size.
+            focal: focal length of the target camera, in pixels at the network's input size.
             recipe: the model's recipe.
         """
         self.model, self.reference = model, pytorch_fn(model)
@@ -64,8 +64,8 @@ class PrecisionValidator:
     def validate(self, precision: str, graph: onnx.ModelProto) -> dict:
         """Validate a graph; returns its entry for student.json, in which 'passed' is the result.
 
-        The entry holds the errors against PyTorch in float32, the scores, their degradation ('losses') and the largest
-        fp16 values. Raises the errors of check_graph().
+        The entry holds the errors against PyTorch in float32, the scores, their degradation against the baseline and
+        the largest fp16 values. Raises the errors of check_graph().
         """
         tolerance = TOLERANCES[precision]
         check_graph(graph, self.recipe.height, self.recipe.width, self.model.uint8_input)
@@ -75,8 +75,8 @@ class PrecisionValidator:
         nodes = len(graph.graph.node)
         entry: dict[str, Any] = {"precision": precision, "opset": OPSET, "nodes": nodes, "scores": scores}
         entry["errors"] = compare(infer, self.reference, self.images)
-        entry["losses"] = degradation(scores, self.baseline) if scores and self.baseline else {}
-        entry["passed"] = within_tolerance(entry["errors"], entry["losses"], tolerance)
+        entry["degradation"] = degradation(scores, self.baseline) if scores and self.baseline else {}
+        entry["passed"] = within_tolerance(entry["errors"], entry["degradation"], tolerance)
         if precision != "fp32":
             entry["largest_values"] = dict(list(fp16_ranges(graph, self.range_images).items())[:MAX_LISTED])
             entry["passed"] &= max(entry["largest_values"].values(), default=math.inf) <= MAX_FP16_VALUE
@@ -120,7 +120,7 @@ def choose_int8_layers(quantiser: Quantiser, validator: PrecisionValidator) -> t
         worst = set(list(ranking)[:n_half])
         graph = quantiser.build_graph([layer for layer in quantiser.layers if layer not in worst])
         entry = validator.validate("int8", graph)
-    return graph, entry | {"left_in_half": list(ranking)[:n_half], "losses_of_layers": ranking}
+    return graph, entry | {"left_in_half": list(ranking)[:n_half], "layer_errors": ranking}
 
 
 def rank_layers(quantiser: Quantiser, reference: InferenceFn, images: np.ndarray) -> dict[str, float]:
@@ -132,7 +132,7 @@ def rank_layers(quantiser: Quantiser, reference: InferenceFn, images: np.ndarray
     for layer in quantiser.layers:
         infer = onnx_runtime_fn(quantiser.quantise([layer]).SerializeToString())
         errors = compare(infer, _replay(outputs), images)
-        layer_errors[layer] = errors["mean_depth_share"] + 1 - errors["class_agreement"]
+        layer_errors[layer] = errors["mean_relative_depth_error"] + 1 - errors["class_agreement"]
     return dict(sorted(layer_errors.items(), key=lambda pair: -pair[1]))
 
 
@@ -145,13 +145,14 @@ def print_validation(entries: Sequence[dict], images_description: str) -> None:
     """Print the errors and scores of each precision, and the largest fp16 values."""
     lines = []
     for entry in entries:
-        runs = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["losses"])]
+        runs = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["degradation"])]
         if "pytorch_half_errors" in entry:
             runs.append((f"{entry['precision']} by PyTorch", entry["pytorch_half_errors"], {}, {}))
-        for name, errors, scores, worse in runs:
-            line = [name, errors["max_depth_error_mm"], f"{errors['mean_depth_share']:.4%}"]
+        for name, errors, scores, degradations in runs:
+            line = [name, errors["max_depth_error_mm"], f"{errors['mean_relative_depth_error']:.4%}"]
             line += [f"{errors['class_agreement']:.4%}", *(scores.get(key) for key in ("rmse", "delta1", "miou"))]
-            lines.append(line + [f"{worse[key]:+.3%}" if key in worse else None for key in ("rmse", "miou")])
+            line += [f"{degradations[key]:+.3%}" if key in degradations else None for key in ("rmse", "miou")]
+            lines.append(line)
     headers = [
         "",
         "max depth error, mm",
@@ -160,8 +161,8 @@ def print_validation(entries: Sequence[dict], images_description: str) -> None:
         "RMSE, m",
         "delta1",
         "mIoU",
-        "RMSE worse",
-        "mIoU worse",
+        "RMSE increase",
+        "mIoU decrease",
     ]
     print(f"opset {OPSET} in ONNX Runtime against PyTorch in float32, on {images_description}:")
     print(tabulate(lines, headers, floatfmt=".4f", missingval="-"))
