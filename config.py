@@ -204,6 +204,12 @@ class Recipe:
         "strength of blur and noise augmentation, 0 (none) to 1; use 0 for short training runs",
         type=fraction,
     )
+    camera_jitter: float = flag(
+        0.0,
+        "strength of random light, exposure, white balance, tone curve and vignetting, 0 (none) to 1; for training on "
+        "rendered images",
+        type=fraction,
+    )
     cache_scale: float = flag(
         2.0,
         "size of the packed training frames as a multiple of the input size; above 1, zooms stay sharp",

@@ -267,8 +267,18 @@ class Trainer:
 
     def augment_batch(self, batch: Batch, step: int) -> Batch:
         """The augmented batch of a step."""
-        size, randomness = (self.recipe.height, self.recipe.width), (self.recipe.seed, step, self.recipe.texture)
-        return augment(batch, self.recipe.zoom, size, *randomness, self.processes.rank, self.processes.world_size)
+        recipe, processes = self.recipe, self.processes
+        return augment(
+            batch,
+            recipe.zoom,
+            (recipe.height, recipe.width),
+            recipe.seed,
+            step,
+            recipe.texture,
+            recipe.camera_jitter,
+            processes.rank,
+            processes.world_size,
+        )
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """Run one optimizer step; returns the total loss without waiting for the device."""

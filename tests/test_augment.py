@@ -14,6 +14,7 @@ from trainer.augment import (
     augment,
     draw_size_fraction,
     draw_window,
+    jitter_camera,
     jitter_colour,
     jitter_sharpness_and_noise,
 )
@@ -203,11 +204,31 @@ def test_texture_jitter_blurs_sharpens_and_adds_noise():
     torch.testing.assert_close(augmented.mean(dim=(1, 2, 3)), rgb.mean(dim=(1, 2, 3)), atol=0.01, rtol=0)
 
 
-def test_augmentation_does_not_depend_on_the_number_of_processes(monkeypatch):
+def test_camera_jitter_changes_light_colour_and_tone_smoothly():
+    rgb = torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(4)).expand(-1, -1, 48, 64) * 0.5 + 0.2
+
+    def jitter(strength):
+        return jitter_camera(rgb, strength, RandomDraws(torch.Generator().manual_seed(0), 0, 64, 64))
+
+    torch.testing.assert_close(jitter(0.0), rgb)
+    changed = jitter(1.0)
+    assert changed.min() >= 0 and changed.max() <= 1
+    brightness = changed.mean(dim=(1, 2, 3)) / rgb.mean(dim=(1, 2, 3))
+    assert brightness.min() < 0.7 and brightness.max() > 1.4, "exposure"
+    spread = changed.std(dim=(2, 3)).mean(dim=1)
+    assert spread.min() < 0.05 and spread.max() > 0.1, "uneven light"
+    steps = (changed[..., 1:] - changed[..., :-1]).abs().amax(dim=(1, 2, 3))
+    assert steps.max() < 0.15, "light changes smoothly"
+    ratio = (changed[:, 0] / changed[:, 2]).mean(dim=(1, 2)) / (rgb[:, 0] / rgb[:, 2]).mean(dim=(1, 2))
+    assert ratio.min() < 0.8 and ratio.max() > 1.25, "white balance"
+
+
+@pytest.mark.parametrize("camera", [0.0, 1.0])
+def test_augmentation_does_not_depend_on_the_number_of_processes(camera):
     batch = plane_batch(4)
-    whole = augment(batch, MIXED, SIZE, seed=3, step=5)
+    whole = augment(batch, MIXED, SIZE, seed=3, step=5, camera=camera)
     for rank, part in enumerate(batch.split(2)):
-        augmented = augment(part, MIXED, SIZE, seed=3, step=5, rank=rank, world_size=2)
+        augmented = augment(part, MIXED, SIZE, seed=3, step=5, camera=camera, rank=rank, world_size=2)
         for field in fields(Batch):
             torch.testing.assert_close(
                 getattr(augmented, field.name), getattr(whole, field.name)[2 * rank : 2 * rank + 2]

@@ -25,6 +25,11 @@ GAMMA = 0.2  # maximum change of log gamma
 SHARPNESS = 1.0  # maximum relative change of the image minus its blur: -1 is the blur, +1 doubles the detail
 NOISE = 0.03  # maximum standard deviation of the noise; white is 1
 BLUR_PASSES = 4  # 2-tap box filters per axis, an even number; together close to a Gaussian with a sigma of one pixel
+# What rendered images lack of real cameras. At camera = 1, the maximum change:
+EXPOSURE, TONE = 0.7, 0.35  # of log exposure and of log gamma
+WHITE_BALANCE, DESATURATION = 0.25, 0.7  # of the log gain of each channel; of the colour that is lost
+S_CURVE, VIGNETTING = 0.8, 0.4  # weight of an S-shaped tone curve; loss of light in the corners
+ILLUMINATION, ILLUMINATION_CELLS = 0.35, (3, 4)  # standard deviation of the log light in each cell of a coarse grid
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -62,6 +67,7 @@ def augment(
     seed: int,
     step: int,
     texture: float = 1.0,
+    camera: float = 0.0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Batch:
@@ -78,6 +84,7 @@ def augment(
         seed: seed of the run.
         step: number of the step in the run.
         texture: strength of the changes of sharpness and noise, 0 (none) to 1.
+        camera: strength of the changes of the camera's response, 0 (none) to 1: see jitter_camera().
         rank: rank of this process, which selects its slice of the batch.
         world_size: number of ranks.
     """
@@ -87,7 +94,10 @@ def augment(
     window, factor = draw_window(draws, zoom, fraction)
     window, factor = window.to(batch.rgb.device), factor.to(batch.rgb.device)
     height, width = (round(fraction * side) for side in size)
-    rgb = jitter_colour(_resample_rgb(batch.rgb, window, height, width), draws)
+    rgb = _resample_rgb(batch.rgb, window, height, width)
+    if camera:
+        rgb = jitter_camera(rgb, camera, draws)
+    rgb = jitter_colour(rgb, draws)
     index = _nearest_indices(*_sample_positions(window, height, width), *batch.depth.shape[-2:])
     return Batch(
         rgb=jitter_sharpness_and_noise(rgb, texture, draws) if texture else rgb,
@@ -147,6 +157,28 @@ def jitter_colour(rgb: Tensor, draws: RandomDraws) -> Tensor:
     changed = torch.baddbmm((1 - contrast) * mean, contrast * brightness * mixed, rgb.flatten(2))
     gamma = torch.exp(GAMMA * draw[3])
     return changed.clamp_(0, 1).pow_(gamma).view_as(rgb)
+
+
+def jitter_camera(rgb: Tensor, strength: float, draws: RandomDraws) -> Tensor:
+    """Random light and camera response per frame: uneven light, vignetting, exposure, white balance, tone curve.
+
+    rgb float32 [B,3,H,W] in 0..1; strength 0 (none) to 1. For students that learn from rendered images alone.
+    """
+    frames, _, height, width = rgb.shape
+    draw = draws.uniform(8).to(rgb.device)
+    signed = strength * (2 * draw - 1)
+    cells = draws.uniform(math.prod(ILLUMINATION_CELLS)).t().to(rgb.device).view(frames, 1, *ILLUMINATION_CELLS)
+    light = (2 * cells - 1) * (3**0.5 * ILLUMINATION * strength)  # uniform, of that standard deviation
+    log_light = F.interpolate(light, (height, width), mode="bicubic", align_corners=False)
+    y, x = (torch.linspace(-1, 1, size, device=rgb.device) for size in (height, width))
+    falloff = 1 - VIGNETTING * strength * draw[0].view(-1, 1, 1) * (y[:, None] ** 2 + x**2) / 2
+    gains = torch.exp(WHITE_BALANCE * signed[1:4] + EXPOSURE * signed[4]).t().view(frames, 3, 1, 1)
+    lit = (rgb * (gains * (torch.exp(log_light) * falloff.unsqueeze(1)))).clamp_(0, 1)
+    grey = (lit * rgb.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    lit = lit.lerp(grey, DESATURATION * strength * draw[5].view(-1, 1, 1, 1) ** 2)
+    curve = lit * lit * (3 - 2 * lit)
+    toned = lit.lerp(curve, S_CURVE * signed[6].view(-1, 1, 1, 1)).clamp_(0, 1)
+    return toned.pow_(torch.exp(TONE * signed[7]).view(-1, 1, 1, 1))
 
 
 def jitter_sharpness_and_noise(rgb: Tensor, texture: float, draws: RandomDraws) -> Tensor:
