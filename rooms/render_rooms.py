@@ -54,6 +54,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--camera", metavar="FILE", help="camera.json of the camera to render for (default: NYU's)")
     parser.add_argument("--width", type=positive_int, help="width of the images in pixels (default: the camera's)")
     parser.add_argument(
+        "--look",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="version of the handheld views: 1 looks about level from a distance, 2 looks down, rolled and near, as "
+        "people film (default: %(default)s)",
+    )
+    parser.add_argument(
         "--walk",
         type=positive_float,
         metavar="RATE",
@@ -90,7 +98,7 @@ def main() -> int:
         raise UserError("--shard and --walk need a data folder: give --out a name without .mat")
     camera = read_camera(args.camera, args.width)
     focal_scales = focal_scale_range(args.focal_scale, camera)
-    options = SceneOptions(args.seed, args.frames_per_scene, camera, focal_scales, args.view, args.walk)
+    options = SceneOptions(args.seed, args.frames_per_scene, camera, focal_scales, args.view, args.walk, args.look)
     count = args.scenes * args.frames_per_scene
     if as_mat:
         frames = tqdm(render_scenes(options, args.scenes, args.workers), total=count, unit="frame", disable=None)

@@ -17,6 +17,8 @@ from rooms.walks import walk
 
 MAX_PITCH, MAX_ROLL = np.radians(15), np.radians(5)
 N_CANDIDATE_POSES = 48  # per scene
+FREE_PITCH, FREE_ROLL = np.radians((-65, 20)), np.radians(20)  # limits of look 2
+N_FREE_CANDIDATES, FREE_CLEARANCE = 12, 0.25  # poses per scene; metres
 TOF_WEAKNESS = (15.0, 150.0)  # of a robot's sensor, drawn per scene; see simulate_sensor()
 
 
@@ -60,6 +62,8 @@ class SceneOptions:
         focal_scales: range of the factor on the camera's focal length; each scene draws one, log-uniformly.
         view: handheld, robot, or mixed, which makes half of the scenes a robot's.
         walk_rate: frames per second of a walk; None renders separate views.
+        look: version of the handheld views. 1: about level, things nearer than 0.7 m avoided, as in the demo. 2: as
+            people film, down on desks and floors, rolled, and near.
     """
 
     seed: int
@@ -68,6 +72,7 @@ class SceneOptions:
     focal_scales: tuple[float, float] = (1.0, 1.0)
     view: str = "handheld"
     walk_rate: float | None = None
+    look: int = 1
 
     def camera_of(self, scene_index: int) -> Intrinsics:
         """The camera of a scene."""
@@ -99,7 +104,7 @@ def render_scene(options: SceneOptions, scene_index: int) -> Iterator[RenderedFr
     scene = f"{'robot_' if robot else ''}{scene_type}_{scene_index + 1:04d}"
     world = room.world()
     weakness = float(np.exp(rng.uniform(*np.log(TOF_WEAKNESS)))) if robot else 1.0
-    choose = choose_robot_poses if robot else choose_poses
+    choose = choose_robot_poses if robot else (choose_poses if options.look == 1 else choose_free_poses)
     views: Iterable[tuple[float | None, Pose, World]]
     if options.walk_rate is None:
         views = ((None, pose, world) for pose in choose(world, room, camera, options.frames, rng))
@@ -158,6 +163,32 @@ def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
     pitch = np.clip(rng.normal(-0.13, 0.09), -MAX_PITCH, MAX_PITCH)
     roll = np.clip(rng.normal(0, 0.03), -MAX_ROLL, MAX_ROLL)
     return Pose(np.array([x, y, height]), float(yaw), float(pitch), float(roll))
+
+
+def choose_free_poses(world: World, room: Room, camera: Intrinsics, frames: int, rng: np.random.Generator) -> list[Pose]:
+    """Choose poses of a camera that looks anywhere, mostly down; none has something right before the lens."""
+    coarse = camera.resized(64, 48)
+    poses = [_draw_free_pose(room, rng) for _ in range(N_FREE_CANDIDATES)]
+    scores = np.array([_score_free_pose(world, coarse, pose) for pose in poses]) + rng.uniform(0, 0.4, len(poses))
+    best = [poses[index] for index in np.argsort(-scores, kind="stable")[:frames]]
+    return (best * frames)[:frames]
+
+
+def _draw_free_pose(room: Room, rng: np.random.Generator) -> Pose:
+    pose = _draw_pose(room, rng)
+    height = np.clip(rng.normal(1.4, 0.25), 0.6, 2.0)
+    pitch = np.clip(rng.normal(-0.35, 0.27), *FREE_PITCH)
+    roll = np.clip(rng.normal(0, 0.08), -FREE_ROLL, FREE_ROLL)
+    return Pose(np.array([*pose.position[:2], height]), pose.yaw, float(pitch), float(roll))
+
+
+def _score_free_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
+    """Higher with things than with bare walls and floors, far below 0 with something nearer than FREE_CLEARANCE."""
+    hits = world.cast(pose.position[None], camera_rays(coarse, pose))
+    _, class_of = class_table()
+    classes = np.array([class_of[name] for name in world.soup.classes])[world.soup.objects[hits.triangle]]
+    bare = float((classes == "wall").mean()) + 0.5 * float((classes == "floor").mean())
+    return -bare - 5.0 * float(np.percentile(hits.distance, 1) < FREE_CLEARANCE)
 
 
 def _score_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
