@@ -1,4 +1,4 @@
-"""Embree's C functions, for kernels that Numba compiles: a ray, or a packet of 16 rays, without a Python call.
+"""Embree's C functions, for kernels that Numba compiles: packets of 16 rays, without a Python call.
 
 The package embreex brings the library. Its own Python interface copies a mesh number by number, and knows no packets.
 """
@@ -20,9 +20,9 @@ _POINTER = types.uintp
 
 # looked up by name in the library below, so that Numba can keep the compiled kernels on disk
 llvmlite.binding.load_library_permanently(rtcore_scene.__file__)
-_Ray, _Packet = types.void(*[_POINTER] * 3), types.void(*[_POINTER] * 4)
-intersect: Any = types.ExternalFunction("rtcIntersect1", _Ray)  # scene, ray and hit, arguments
-occluded_16: Any = types.ExternalFunction("rtcOccluded16", _Packet)  # valid rays, scene, rays, arguments
+_PACKET = types.void(_POINTER, _POINTER, _POINTER, _POINTER)  # valid rays, scene, rays, arguments
+intersect_16: Any = types.ExternalFunction("rtcIntersect16", _PACKET)
+occluded: Any = types.ExternalFunction("rtcOccluded1", types.void(_POINTER, _POINTER, _POINTER))  # scene, ray, ...
 
 
 @cache

@@ -5,12 +5,13 @@ versions in tests/test_render_kernels.py. Three products are summed as NumPy's e
 right, float64 the second last. Nothing here uses exp, log, powers or angles, which differ between math libraries.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numba import njit
 
-from rooms.embree import COHERENT, PACKET, intersect, occluded_16
+from rooms.embree import PACKET, intersect_16, occluded
 
 BLOCK = 4
 RAY_OFFSET = 1e-3  # metres from a surface to the origin of a secondary ray
@@ -68,34 +69,50 @@ def cast(
     count, step = len(directions), 0 if len(origins) == 1 else 1
     triangle, distance = np.empty(count, np.int32), np.empty(count)
     bary = np.zeros((count, 2), np.float32)
-    ray = _aligned(24)
-    words = ray.view(np.uint32)
-    for i in range(count):
-        o = i * step
-        for axis in range(3):
-            ray[axis], ray[4 + axis] = _f32(origins[o, axis]), _f32(directions[i, axis])
-        _reset(ray, words)
-        intersect(scene, ray.ctypes.data, 0)
-        if words[18] == MISS:
-            triangle[i], distance[i] = -1, np.inf
-            continue
-        t = np.int64(words[17])
-        triangle[i], bary[i, 0], bary[i, 1] = t, ray[15], ray[16]
-        x, y, z = planes[t, 0], planes[t, 1], planes[t, 2]
-        at = (x * origins[o, 0] + z * origins[o, 2]) + y * origins[o, 1]
-        along = (x * directions[i, 0] + z * directions[i, 2]) + y * directions[i, 1]
-        exact = (offsets[t] - at) / along
-        reliable = abs(exact - ray[8]) < _f32(1e-3) * max(ray[8], _f32(1.0))
-        distance[i] = exact if reliable else ray[8]
+    rays, valid = _packet()
+    words = rays.view(np.uint32)
+    for start in range(0, count, PACKET):
+        filled = min(PACKET, count - start)
+        for k in range(filled):
+            for axis in range(3):
+                rays[axis, k] = _f32(origins[(start + k) * step, axis])
+                rays[4 + axis, k] = _f32(directions[start + k, axis])
+        _intersect(scene, rays, valid, filled)
+        for k in range(filled):
+            i, o = start + k, (start + k) * step
+            if words[18, k] == MISS:
+                triangle[i], distance[i] = -1, np.inf
+                continue
+            t = np.int64(words[17, k])
+            triangle[i], bary[i, 0], bary[i, 1] = t, rays[15, k], rays[16, k]
+            x, y, z = planes[t, 0], planes[t, 1], planes[t, 2]
+            at = (x * origins[o, 0] + z * origins[o, 2]) + y * origins[o, 1]
+            along = (x * directions[i, 0] + z * directions[i, 2]) + y * directions[i, 1]
+            exact, approximate = (offsets[t] - at) / along, rays[8, k]
+            reliable = abs(exact - approximate) < _f32(1e-3) * max(approximate, _f32(1.0))
+            distance[i] = exact if reliable else approximate
     return triangle, distance, bary
 
 
 @compiled
-def _reset(ray: np.ndarray, words: np.ndarray) -> None:
-    """Prepare an RTCRayHit, float32 [24] and the same memory as uint32, for a ray without end."""
-    ray[3], ray[7], ray[8] = 0, 0, 1e37
-    words[9], words[10], words[11] = MISS, 0, 0
-    words[17], words[18], words[19] = MISS, MISS, MISS
+def _packet() -> tuple[np.ndarray, np.ndarray]:
+    """Memory of a packet: RTCRayHit16 as float32 [21,16], which begins with an RTCRay16, and int32 [16], valid rays."""
+    return _aligned(21 * PACKET).reshape(21, PACKET), _aligned(PACKET).view(np.int32)
+
+
+@compiled
+def _intersect(scene: int, rays: np.ndarray, valid: np.ndarray, filled: int) -> None:
+    """Find the nearest hits of the first `filled` rays of a packet, whose origins and directions are set.
+
+    Without the flag COHERENT, Embree gives the same triangles as for single rays where two are equally near.
+    """
+    words = rays.view(np.uint32)
+    for k in range(PACKET):
+        valid[k] = -1 if k < filled else 0
+        rays[3, k], rays[7, k], rays[8, k] = 0, 0, 1e37
+        words[9, k], words[10, k], words[11, k] = MISS, 0, 0
+        words[17, k], words[18, k], words[19, k] = MISS, MISS, MISS
+    intersect_16(valid.ctypes.data, scene, rays.ctypes.data, 0)
 
 
 @compiled
@@ -105,9 +122,7 @@ def _lookup(
 ) -> None:  # fmt: skip
     """One point of MaterialTable.lookup(), into `result` float32 [3]; u, v, footprint, extent and tint are float32."""
     ratio = max(np.float64(footprint / min(extent[0], extent[1])) * sizes[texture], 1.0)
-    level, bound = 0, _SQRT_2  # the nearest power of two
-    while ratio >= bound and level < levels[texture] - 1:
-        level, bound = level + 1, bound * 2
+    level = min(math.frexp(ratio * _SQRT_2)[1] - 1, levels[texture] - 1)  # round(log2(ratio))
     start, side = starts[texture, level], sizes[texture] >> level
     x, y = np.float64(u / extent[0]) * side - 0.5, np.float64(v / extent[1]) * side - 0.5
     left, low = np.floor(x), np.floor(y)
@@ -184,9 +199,9 @@ def surface(
 
 @compiled
 def _strength(
-    point: np.ndarray, normal: np.ndarray, tx: np.float32, ty: np.float32, tz: np.float32, light_normal: np.ndarray
+    normal: np.ndarray, tx: np.float32, ty: np.float32, tz: np.float32, light_normal: np.ndarray
 ) -> np.float32:
-    """Irradiance per unit power, float32, from a point on a light at (tx, ty, tz), float32, from the surface point."""
+    """Irradiance per unit power from a point on a light, at the vector (tx, ty, tz) from the surface."""
     cosine = tx * normal[0] + ty * normal[1] + tz * normal[2]
     if not cosine > 0:
         return _f32(0)
@@ -205,7 +220,7 @@ def unshadowed(
         point, normal = points[i], normals[i]
         for light in range(len(centres)):
             x, y, z = centres[light, 0] - point[0], centres[light, 1] - point[1], centres[light, 2] - point[2]
-            strength = _strength(point, normal, x, y, z, light_normals[light])
+            strength = _strength(normal, x, y, z, light_normals[light])
             for c in range(3):
                 total[i, c] += strength * powers[light, c]
     return total
@@ -216,7 +231,7 @@ def sample_lights(
     scene: int, points: np.ndarray, normals: np.ndarray, positions: np.ndarray, light_normals: np.ndarray,
     height: int, width: int,
 ) -> np.ndarray:  # fmt: skip
-    """Irradiance of each pixel from its light samples, without and with shadows: float32 [N,2].
+    """Irradiance of each pixel from its light samples, without and with shadows: float32 [2,N].
 
     Pixels whose surface faces away from a sample get nothing from it and cast no shadow ray.
 
@@ -229,98 +244,73 @@ def sample_lights(
         height: of the image.
         width: of the image.
     """
-    result = np.zeros((len(points), 2), np.float32)
-    rays = _aligned(12 * PACKET).reshape(12, PACKET)
-    valid = _aligned(PACKET).view(np.int32)
-    pixels, strengths = np.empty(PACKET, np.int64), np.empty(PACKET, np.float32)
-    for member in range(BLOCK * BLOCK):
+    result = np.zeros((2, len(points)), np.float32)
+    ray = _aligned(12)  # RTCRay
+    words = ray.view(np.uint32)
+    for member in range(BLOCK * BLOCK):  # rays of one sample are nearly parallel, which is faster
         for sample in range(positions.shape[1]):
             position, light_normal = positions[member, sample], light_normals[member, sample]
-            filled = 0
             for y in range(member // BLOCK, height, BLOCK):
                 for x in range(member % BLOCK, width, BLOCK):
                     i = y * width + x
-                    p, n = points[i], normals[i]
-                    tx, ty, tz = position[0] - p[0], position[1] - p[1], position[2] - p[2]
-                    strength = _strength(p, n, tx, ty, tz, light_normal)
+                    ray[4], ray[5], ray[6] = position[0] - points[i, 0], position[1] - points[i, 1], position[2] - points[i, 2]
+                    strength = _strength(normals[i], ray[4], ray[5], ray[6], light_normal)
                     if strength == 0:
                         continue
-                    pixels[filled], strengths[filled] = i, strength
                     for axis in range(3):
-                        rays[axis, filled] = p[axis] + _f32(3 * RAY_OFFSET) * n[axis]
-                    rays[4, filled], rays[5, filled], rays[6, filled] = tx, ty, tz
-                    filled += 1
-                    if filled == PACKET:
-                        _add_samples(scene, rays, valid, filled, pixels, strengths, result)
-                        filled = 0
-            _add_samples(scene, rays, valid, filled, pixels, strengths, result)
+                        ray[axis] = points[i, axis] + _f32(3 * RAY_OFFSET) * normals[i, axis]
+                    ray[3], ray[7], ray[8] = 0, 0, 0.995
+                    words[9], words[10], words[11] = MISS, 0, 0
+                    occluded(scene, ray.ctypes.data, 0)
+                    result[0, i] += strength
+                    if ray[8] >= 0:  # Embree sets it to -inf if something is in the way
+                        result[1, i] += strength
     return result
-
-
-@compiled
-def _add_samples(
-    scene: int, rays: np.ndarray, valid: np.ndarray, filled: int, pixels: np.ndarray, strengths: np.ndarray,
-    result: np.ndarray,
-) -> None:  # fmt: skip
-    """Cast the first `filled` shadow rays of a packet, RTCRay16 as float32 [12,16], and add what arrives."""
-    words = rays.view(np.uint32)
-    for k in range(PACKET):
-        valid[k] = -1 if k < filled else 0
-        rays[3, k], rays[7, k], rays[8, k] = 0, 0, 0.995
-        words[9, k], words[10, k], words[11, k] = MISS, 0, 0
-    occluded_16(valid.ctypes.data, scene, rays.ctypes.data, COHERENT.ctypes.data)
-    for k in range(filled):
-        result[pixels[k], 0] += strengths[k]
-        if rays[8, k] >= 0:  # Embree sets it to -inf if something is in the way
-            result[pixels[k], 1] += strengths[k]
 
 
 @compiled
 def sample_bounce(
     scene: int, points: np.ndarray, normals: np.ndarray, hemisphere: np.ndarray, colours: np.ndarray, sky: np.ndarray,
-    ambient: float, height: int, width: int,
+    ambient: np.float32, width: int,
 ) -> np.ndarray:  # fmt: skip
-    """Indirect irradiance of each pixel from one ray, float32 [N,3].
+    """Indirect irradiance of each pixel from one ray, float32 [3,N].
 
     Args:
         scene: handle of the EmbreeScene of F triangles that reflect light.
-        points: of the surface, float32 [N,3] for N = height * width pixels.
+        points: of the surface, float32 [N,3].
         normals: of the surface, float32 [N,3].
         hemisphere: directions about +z for the pixels of a block, float32 [16,3].
         colours: mean albedo of the triangles, float32 [F,3].
         sky: colour of rays that hit nothing, float32 [3].
-        ambient: irradiance of a white triangle, float32.
-        height: of the image.
+        ambient: irradiance of a white triangle.
         width: of the image.
     """
-    result = np.empty((len(points), 3), np.float32)
-    ray = _aligned(24)
-    words = ray.view(np.uint32)
-    one = _f32(1)
-    for member in range(BLOCK * BLOCK):  # rays of one sample are nearly parallel, which is faster
-        across, along, up = hemisphere[member, 0], hemisphere[member, 1], hemisphere[member, 2]
-        for y in range(member // BLOCK, height, BLOCK):
-            for x in range(member % BLOCK, width, BLOCK):
-                i = y * width + x
-                nx, ny, nz = normals[i, 0], normals[i, 1], normals[i, 2]
-                # orthonormal basis from Duff et al., Building an Orthonormal Basis, Revisited, 2017
-                sign = one if nz >= 0 else -one
-                a = -one / (sign + nz)
-                b = nx * ny * a
-                ray[4] = across * (one + sign * (nx * nx) * a) + along * b + up * nx
-                ray[5] = across * (sign * b) + along * (sign + ny * ny * a) + up * ny
-                ray[6] = across * (-sign * nx) + along * -ny + up * nz
-                for axis in range(3):
-                    ray[axis] = points[i, axis] + _f32(3 * RAY_OFFSET) * normals[i, axis]
-                _reset(ray, words)
-                intersect(scene, ray.ctypes.data, 0)
-                if words[18] == MISS:
-                    for c in range(3):
-                        result[i, c] = ambient * sky[c]
-                    continue
-                near = _f32(0.15) + _f32(0.85) * min(ray[8] / _f32(1.3), one)
-                for c in range(3):
-                    result[i, c] = ambient * (colours[words[17], c] * near)
+    count, one = len(points), _f32(1)
+    result = np.empty((3, count), np.float32)
+    rays, valid = _packet()
+    words = rays.view(np.uint32)
+    for start in range(0, count, PACKET):
+        filled = min(PACKET, count - start)
+        for k in range(filled):
+            i = start + k
+            member = i // width % BLOCK * BLOCK + i % width % BLOCK
+            across, along, up = hemisphere[member, 0], hemisphere[member, 1], hemisphere[member, 2]
+            nx, ny, nz = normals[i, 0], normals[i, 1], normals[i, 2]
+            # orthonormal basis from Duff et al., Building an Orthonormal Basis, Revisited, 2017
+            sign = one if nz >= 0 else -one
+            a = -one / (sign + nz)
+            b = nx * ny * a
+            rays[4, k] = across * (one + sign * (nx * nx) * a) + along * b + up * nx
+            rays[5, k] = across * (sign * b) + along * (sign + ny * ny * a) + up * ny
+            rays[6, k] = across * (-sign * nx) + along * -ny + up * nz
+            for axis in range(3):
+                rays[axis, k] = points[i, axis] + _f32(3 * RAY_OFFSET) * normals[i, axis]
+        _intersect(scene, rays, valid, filled)
+        for k in range(filled):
+            hit = words[18, k] != MISS
+            near = _f32(0.15) + _f32(0.85) * min(rays[8, k] / _f32(1.3), one)
+            for c in range(3):
+                result[c, start + k] = ambient * (colours[words[17, k], c] * near if hit else sky[c])
     return result
 
 
@@ -328,55 +318,220 @@ def sample_bounce(
 def filter_blocks(
     values: np.ndarray, points: np.ndarray, normals: np.ndarray, objects: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """Average `values` over the pixels of the same surface in a 4x4 window, in two separable passes: float32 [N,C].
+    """Average `values` over the pixels of the same surface in a 4x4 window, in two separable passes: float32 [C,N].
 
     Args:
-        values: float32 [N,C] for N = height * width pixels.
+        values: float32 [C,N] for N = height * width pixels.
         points: of the surface, float32 [N,3].
         normals: of the surface, float32 [N,3].
         objects: ids int32 [N].
         height: of the image.
         width: of the image.
     """
-    count, channels = values.shape
-    image = np.ones((count, channels + 1), np.float32)
-    image[:, :channels] = values
-    for stride, line in ((1, True), (width, False)):
+    channels, count = values.shape
+    image = np.ones((channels + 1, count), np.float32)
+    image[:channels] = values
+    place, normal = np.ascontiguousarray(points.T), np.ascontiguousarray(normals.T)
+    same = np.empty(width, np.float32)
+    for down, right in ((0, 1), (1, 0)):
         total = np.zeros_like(image)
         for y in range(height):
-            for x in range(width):
-                i = y * width + x
-                place, end = (x, width) if line else (y, height)
-                for step in range(max(-BLOCK // 2, -place), min(BLOCK // 2, end - place)):
-                    j = i + step * stride
-                    if objects[i] != objects[j] or not _same_plane(points, normals, i, j):
-                        continue
-                    for c in range(channels + 1):
-                        total[i, c] += image[j, c]
+            for step in range(-BLOCK // 2, BLOCK // 2):
+                if not 0 <= y + down * step < height:
+                    continue
+                start, end = y * width + max(0, -right * step), (y + 1) * width - max(0, right * step)
+                shift = (down * width + right) * step
+                other, stop = start + shift, end + shift
+                _compare(same, place[:, start:end], normal[:, start:end], place[:, other:stop], normal[:, other:stop])
+                _mask(same, objects[start:end], objects[other:stop])
+                for c in range(channels + 1):
+                    _add_product(total[c, start:end], image[c, other:stop], same)
         image = total
-    return image[:, :channels] / image[:, channels:]
+    for c in range(channels):
+        for i in range(count):
+            image[c, i] /= image[channels, i]
+    return image[:channels]
 
 
 @compiled
-def _same_plane(points: np.ndarray, normals: np.ndarray, i: int, j: int) -> bool:
-    nx, ny, nz = normals[i, 0], normals[i, 1], normals[i, 2]
-    if not nx * normals[j, 0] + ny * normals[j, 1] + nz * normals[j, 2] > _f32(0.9):
-        return False
-    x, y, z = points[i, 0] - points[j, 0], points[i, 1] - points[j, 1], points[i, 2] - points[j, 2]
-    return abs(nx * x + ny * y + nz * z) < _f32(0.03)
+def _compare(
+    same: np.ndarray, point: np.ndarray, normal: np.ndarray, other_point: np.ndarray, other_normal: np.ndarray
+) -> None:
+    """Set `same`, float32 [>= W], to 1 where two rows of W pixels, points and normals [3,W], lie on one plane, or 0."""
+    px, py, pz, nx, ny, nz = point[0], point[1], point[2], normal[0], normal[1], normal[2]
+    qx, qy, qz, mx, my, mz = other_point[0], other_point[1], other_point[2], other_normal[0], other_normal[1], other_normal[2]
+    for x in range(len(px)):
+        cosine = nx[x] * mx[x] + ny[x] * my[x] + nz[x] * mz[x]
+        apart = abs(nx[x] * (px[x] - qx[x]) + ny[x] * (py[x] - qy[x]) + nz[x] * (pz[x] - qz[x]))
+        near = _f32(1) if cosine > _f32(0.9) else _f32(0)
+        same[x] = near if apart < _f32(0.03) else _f32(0)
+
+
+@compiled
+def _mask(same: np.ndarray, objects: np.ndarray, others: np.ndarray) -> None:
+    """Set `same` to 0 where two rows of object ids differ."""
+    for x in range(len(objects)):
+        same[x] = same[x] if objects[x] == others[x] else _f32(0)
+
+
+@compiled
+def _add_product(total: np.ndarray, values: np.ndarray, weights: np.ndarray) -> None:
+    for x in range(len(total)):
+        total[x] += values[x] * weights[x]
+
+
+@compiled
+def combine(direct: np.ndarray, filtered: np.ndarray) -> np.ndarray:
+    """Irradiance, float32 [N,3], of light without shadows [N,3] and filtered samples [5,N].
+
+    The samples are: irradiance without and with shadows, and indirect irradiance.
+    """
+    result = np.empty_like(direct)
+    for i in range(len(direct)):
+        clear = min(filtered[1, i] / max(filtered[0, i], _f32(1e-6)), _f32(1))
+        for c in range(3):
+            result[i, c] = direct[i, c] * clear + filtered[2 + c, i]
+    return result
+
+
+@compiled
+def shade(
+    triangle: np.ndarray, albedo: np.ndarray, emission: np.ndarray, irradiance: np.ndarray, tint: np.ndarray,
+    sky: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Radiance, float32 [N,3], of surfaces seen through glass or in mirrors of a tint; the sky where there is none.
+
+    triangle: int32 [N], -1 = none. emission: of the triangles, float32 [F]. albedo, irradiance, tint: float32 [N,3].
+    """
+    result = np.empty_like(albedo)
+    for i in range(len(triangle)):
+        glow = emission[triangle[i]]
+        for c in range(3):
+            radiance = albedo[i, c] * (glow if glow > 0 else irradiance[i, c])
+            result[i, c] = (radiance if triangle[i] >= 0 else sky[c]) * tint[i, c]
+    return result
+
+
+@compiled
+def grazing(
+    triangle: np.ndarray, gloss: np.ndarray, kind: np.ndarray, rays: np.ndarray, normals: np.ndarray, planes: np.ndarray,
+    least: float,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Find pixels that may reflect more than `least`: rows int64 [R], and 1 - cosine of incidence, float64 [R].
+
+    Args:
+        triangle: int32 [N], -1 = none.
+        gloss: of the triangles, float32 [F].
+        kind: of the triangles, 0 = opaque, 1 = glass, 2 = mirror [F]; a mirror's light is traced elsewhere.
+        rays: float64 [N,3].
+        normals: of the surface, float32 [N,3], for opaque triangles.
+        planes: normals of the triangles, float64 [F,3], for glass.
+        least: share of the light, 0..1.
+    """
+    rows, slant = np.empty(len(triangle), np.int64), np.empty(len(triangle))
+    found = 0
+    for i in range(len(triangle)):
+        t = triangle[i]
+        if t < 0 or kind[t] == 2 or not gloss[t] * gloss[t] > least:
+            continue
+        x, y, z = planes[t, 0], planes[t, 1], planes[t, 2]
+        if kind[t] == 0:
+            x, y, z = np.float64(normals[i, 0]), np.float64(normals[i, 1]), np.float64(normals[i, 2])
+        rx, ry, rz = rays[i, 0], rays[i, 1], rays[i, 2]
+        length = np.sqrt((rx * rx + rz * rz) + ry * ry)
+        rows[found], slant[found] = i, 1 - abs((rx * x + rz * z) + ry * y) / length
+        found += 1
+    return rows[:found].copy(), slant[:found].copy()
+
+
+@compiled
+def reflect(
+    rows: np.ndarray, triangle: np.ndarray, distance: np.ndarray, kind: np.ndarray, origin: np.ndarray,
+    rays: np.ndarray, normals: np.ndarray, planes: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Origins and unit directions of the rays reflected at some pixels, float64 [R,3]; see grazing().
+
+    rows: pixels int64 [R]. distance: of the hits, float64 [N]. origin: of all rays, float64 [1,3].
+    """
+    start, direction = np.empty((len(rows), 3)), np.empty((len(rows), 3))
+    for k in range(len(rows)):
+        i = rows[k]
+        t = triangle[i]
+        rx, ry, rz = rays[i, 0], rays[i, 1], rays[i, 2]
+        length = np.sqrt((rx * rx + rz * rz) + ry * ry)
+        x, y, z = planes[t, 0], planes[t, 1], planes[t, 2]
+        if kind[t] == 0:
+            x, y, z = np.float64(normals[i, 0]), np.float64(normals[i, 1]), np.float64(normals[i, 2])
+        ux, uy, uz = rx / length, ry / length, rz / length
+        twice = 2 * ((ux * x + uz * z) + uy * y)
+        direction[k, 0], direction[k, 1], direction[k, 2] = ux - twice * x, uy - twice * y, uz - twice * z
+        start[k, 0] = origin[0, 0] + rx * distance[i] - 3 * RAY_OFFSET * ux
+        start[k, 1] = origin[0, 1] + ry * distance[i] - 3 * RAY_OFFSET * uy
+        start[k, 2] = origin[0, 2] + rz * distance[i] - 3 * RAY_OFFSET * uz
+    return start, direction
+
+
+@compiled
+def sense(
+    triangle: np.ndarray, distance: np.ndarray, path: np.ndarray, rays: np.ndarray, planes: np.ndarray,
+    kind: np.ndarray, infrared: np.ndarray, threshold: np.ndarray, coarse: np.ndarray, fine: np.ndarray,
+    noise: np.ndarray, reach: float,
+) -> np.ndarray:  # fmt: skip
+    """Readings of a time-of-flight sensor before its errors at edges, float32 [N] metres, 0 = hole.
+
+    Args:
+        triangle: int32 [N], -1 = none.
+        distance: depth of the hits, float64 [N].
+        path: depth of what is seen through glass and in mirrors, float64 [N].
+        rays: float64 [N,3], of a camera z of 1.
+        planes: normals of the triangles, float64 [F,3].
+        kind: of the triangles [F]; 0 = opaque, 1 = glass, 2 = mirror.
+        infrared: albedo of the triangles, float32 [F].
+        threshold: of the signal, float64 [N].
+        coarse: smooth noise, float32 [N].
+        fine: smooth noise, float32 [N].
+        noise: of unit variance, float64 [N].
+        reach: of the sensor, metres.
+    """
+    result = np.zeros(len(triangle), np.float32)
+    for i in range(len(triangle)):
+        t = max(triangle[i], 0)
+        depth = distance[i] if np.isfinite(distance[i]) else 0.0
+        behind = path[i] if np.isfinite(path[i]) else 0.0
+        x, y, z = rays[i, 0], rays[i, 1], rays[i, 2]
+        length = np.sqrt((x * x + z * z) + y * y)
+        cosine = abs((x * planes[t, 0] + z * planes[t, 2]) + y * planes[t, 1]) / length
+        far = depth * length
+        signal = infrared[t] * cosine / max(far * far, 0.1)
+        reading = depth
+        if triangle[i] >= 0 and kind[t] != 0:
+            if coarse[i] > (0.3 if kind[t] == 2 else 0.9) and behind < 5:
+                reading = behind
+            elif not (cosine > 0.985 and fine[i] > _f32(0.2) or fine[i] > _f32(2.2)):  # frontal or smeared glass
+                reading = 0.0
+        elif signal < threshold[i]:
+            reading = 0.0
+        if reading > reach or depth == 0 or not reading > 0:
+            continue
+        spread = 0.0015 + 0.0006 * (reading * reading) * min(max(0.02 / max(signal, 1e-4), 0.3), 3.0)
+        result[i] = max(reading + spread * noise[i], 0.0)
+    return result
 
 
 @compiled
 def distances(scene: int, directions: np.ndarray) -> np.ndarray:
     """Distances of the nearest hits of rays from the origin, float32 [N], 0 = none; directions float64 [N,3]."""
-    result = np.zeros(len(directions), np.float32)
-    ray = _aligned(24)
-    words = ray.view(np.uint32)
-    for i in range(len(directions)):
-        for axis in range(3):
-            ray[axis], ray[4 + axis] = 0, _f32(directions[i, axis])
-        _reset(ray, words)
-        intersect(scene, ray.ctypes.data, 0)
-        if words[18] != MISS:
-            result[i] = ray[8]
+    count = len(directions)
+    result = np.zeros(count, np.float32)
+    rays, valid = _packet()
+    words = rays.view(np.uint32)
+    for start in range(0, count, PACKET):
+        filled = min(PACKET, count - start)
+        for k in range(filled):
+            for axis in range(3):
+                rays[axis, k], rays[4 + axis, k] = 0, _f32(directions[start + k, axis])
+        _intersect(scene, rays, valid, filled)
+        for k in range(filled):
+            if words[18, k] != MISS:
+                result[start + k] = rays[8, k]
     return result

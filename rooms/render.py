@@ -24,6 +24,7 @@ from rooms.textures import GLASS, MIRROR, OPAQUE, MaterialTable, Palette
 LIGHT_SAMPLES = 2  # per pixel; 16 times as many per block
 MAX_BOUNCES = 4
 SENSOR_RANGE = 8.0  # metres
+LEAST_REFLECTION = 0.015  # share of the light; less is not traced
 SKY = np.array([0.8, 0.9, 1.0], np.float32)
 
 
@@ -94,13 +95,16 @@ class World:
     def _set_geometry(self, soup: Soup) -> None:
         self.soup = soup
         self.triangle_kind = self.table.kind[soup.materials]
+        self.triangle_gloss = self.table.gloss[soup.materials]
+        self.triangle_emission = self.table.emission[soup.materials]
+        self.triangle_infrared = self.table.infrared[soup.materials]
         first, second, third = (soup.vertices[:, i] for i in range(3))
         self.plane = cross(second - first, third - first)
         self.plane /= np.linalg.norm(self.plane, axis=1, keepdims=True)
         self.offset = (self.plane * first).sum(1)
         self._scene = EmbreeScene(soup.vertices)
         # glass and light-emitting surfaces, such as lamp shades, cast no shadow and reflect no light
-        occluder = (self.triangle_kind != GLASS) & (self.table.emission[soup.materials] == 0)
+        occluder = (self.triangle_kind != GLASS) & (self.triangle_emission == 0)
         self.occluders = EmbreeScene(soup.vertices[occluder])
         self.occluder_colour = self.table.colour[soup.materials[occluder]]
 
@@ -159,7 +163,7 @@ def render(
     pixel_angle = 1.0 / camera.focal
     surface = _surface(world, seen, last_origins, directions, path * pixel_angle)
     light = _compute_irradiance(world, surface, shape, rng)
-    radiance = _shade(world, surface, light) * tint
+    radiance = _shade(world, surface, light, tint)
     _add_reflections(world, radiance, first, surface, origins, rays, pixel_angle)
     develop = develop or partial(develop_image, rng=rng)
     rgb = develop(radiance.reshape(*shape, 3))
@@ -181,14 +185,15 @@ def trace_to_opaque(
     origins, directions = np.broadcast_to(origins, rays.shape).copy(), rays.copy()
     tint = np.ones(rays.shape, np.float32)
     path = hits.distance.copy()
+    active = np.flatnonzero(world.triangle_kind[hits.triangle] != OPAQUE)
     for _ in range(MAX_BOUNCES):
-        kind = np.where(hits.triangle >= 0, world.triangle_kind[hits.triangle], OPAQUE)
-        active = np.flatnonzero(kind != OPAQUE)
+        active = active[hits.triangle[active] >= 0]
+        active = active[world.triangle_kind[hits.triangle[active]] != OPAQUE]
         if len(active) == 0:
             break
         triangle, direction = hits.triangle[active], directions[active]
         point = origins[active] + direction * hits.distance[active, None]
-        mirrored = (kind[active] == MIRROR)[:, None]
+        mirrored = (world.triangle_kind[triangle] == MIRROR)[:, None]
         plane = world.plane[triangle]
         direction = np.where(mirrored, direction - 2 * _dot(direction, plane)[:, None] * plane, direction)
         tint[active] *= world.table.colour[world.soup.materials[triangle]]
@@ -212,12 +217,10 @@ def _surface(world: World, hits: Hits, origins: np.ndarray, directions: np.ndarr
 def _compute_irradiance(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Irradiance, float32 [N,3], with soft shadows and one indirect bounce."""
     samples = _sample_lights(world, surface, shape, rng)
-    bounce = _sample_bounce(world, surface, shape, rng)
+    noisy = np.concatenate([samples, _sample_bounce(world, surface, shape, rng)])
     objects = world.soup.objects[surface.triangle]
-    noisy = np.concatenate([samples, bounce], 1)
     filtered = kernels.filter_blocks(noisy, surface.point, surface.normal, objects, *shape)
-    shadow = filtered[:, 1:2] / np.maximum(filtered[:, :1], 1e-6)
-    return _unshadowed_irradiance(world, surface) * np.minimum(shadow, 1.0) + filtered[:, 2:]
+    return kernels.combine(_unshadowed_irradiance(world, surface), filtered)
 
 
 def _unshadowed_irradiance(world: World, surface: Surface) -> np.ndarray:
@@ -227,7 +230,7 @@ def _unshadowed_irradiance(world: World, surface: Surface) -> np.ndarray:
 
 
 def _sample_lights(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Irradiance of each pixel from its light samples, without and with shadows: float32 [N,2]."""
+    """Irradiance of each pixel from its light samples, without and with shadows: float32 [2,N]."""
     brightness = np.array([light.power.sum() for light in world.lights])
     count = BLOCK * BLOCK * LIGHT_SAMPLES
     choice = np.searchsorted(np.cumsum(brightness) / brightness.sum(), (np.arange(count) + 0.5) / count)
@@ -241,7 +244,7 @@ def _sample_lights(world: World, surface: Surface, shape: tuple[int, int], rng: 
 
 
 def _sample_bounce(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Indirect irradiance, float32 [N,3], from one cosine-distributed ray per pixel."""
+    """Indirect irradiance, float32 [3,N], from one cosine-distributed ray per pixel."""
     count = BLOCK * BLOCK
     grid = (np.stack(np.divmod(np.arange(count), BLOCK), 1) + rng.random((count, 2))) / BLOCK
     grid = grid[rng.permutation(count)].astype(np.float32)
@@ -250,41 +253,35 @@ def _sample_bounce(world: World, surface: Surface, shape: tuple[int, int], rng: 
                            np.sqrt(1 - ring**2)], 1)
     return kernels.sample_bounce(
         world.occluders.handle, surface.point, surface.normal, hemisphere, world.occluder_colour, SKY, world.ambient,
-        *shape,
+        shape[1],
     )  # fmt: skip
 
 
-def _shade(world: World, surface: Surface, irradiance: np.ndarray) -> np.ndarray:
-    emission = world.table.emission[surface.material][:, None]
-    radiance = np.where(emission > 0, surface.albedo * emission, surface.albedo * irradiance)
-    return np.where((surface.triangle >= 0)[:, None], radiance, SKY)
+def _shade(world: World, surface: Surface, irradiance: np.ndarray, tint: np.ndarray) -> np.ndarray:
+    return kernels.shade(surface.triangle, surface.albedo, world.triangle_emission, irradiance, tint, SKY)
 
 
 def _add_reflections(
     world: World, radiance: np.ndarray, first: Hits, surface: Surface,
-    origins: np.ndarray, rays: np.ndarray, pixel_angle: float,
+    origin: np.ndarray, rays: np.ndarray, pixel_angle: float,
 ) -> None:  # fmt: skip
     """Add the reflections of glass and glossy surfaces to `radiance`, in place, with Schlick's Fresnel term."""
-    gloss = np.where(first.triangle >= 0, world.table.gloss[world.soup.materials[first.triangle]], 0)
-    kind = np.where(first.triangle >= 0, world.triangle_kind[first.triangle], MIRROR)
-    length = _length(rays)
-    plane = world.plane[first.triangle]
-    smooth = (kind == OPAQUE)[:, None]
-    normal = np.where(smooth, surface.normal, plane)
-    cosine = np.abs(_dot(rays, normal)) / length
-    share = np.where(kind == MIRROR, 0, gloss**2 * (0.04 + 0.96 * (1 - cosine) ** 5))
-    rows = np.flatnonzero(share > 0.015)
+    gloss, kind = world.triangle_gloss, world.triangle_kind
+    rows, slant = kernels.grazing(
+        first.triangle, gloss, kind, rays, surface.normal, world.plane, LEAST_REFLECTION
+    )
+    share = gloss[first.triangle[rows]] ** 2 * (0.04 + 0.96 * slant**5)
+    rows, share = rows[share > LEAST_REFLECTION], share[share > LEAST_REFLECTION, None]
     if len(rows) == 0:
         return
-    normal, ray = normal[rows], rays[rows] / length[rows, None]
-    direction = ray - 2 * _dot(ray, normal)[:, None] * normal
-    start = origins + rays[rows] * first.distance[rows, None] - RAY_OFFSET * 3 * ray
+    start, direction = kernels.reflect(
+        rows, first.triangle, first.distance, kind, origin, rays, surface.normal, world.plane
+    )
     hits = world.cast(start, direction)
     seen, tint, path, last_origins, directions = trace_to_opaque(world, start, direction, hits)
     other = _surface(world, seen, last_origins, directions, path * pixel_angle)
     light = _unshadowed_irradiance(world, other) * 0.8 + world.ambient * 0.45
-    mirrored = _shade(world, other, light) * tint
-    radiance[rows] = radiance[rows] * (1 - share[rows, None]) + mirrored * share[rows, None]
+    radiance[rows] = radiance[rows] * (1 - share) + _shade(world, other, light, tint) * share
 
 
 def develop_image(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -317,27 +314,15 @@ def simulate_sensor(
     has more noise. Glass and mirrors give the depth behind them, or none. Readings at edges are lost or mix two depths.
     weakness: factor on that threshold.
     """
-    triangle = np.maximum(first.triangle, 0)
-    material = world.soup.materials[triangle]
-    length = _length(rays)
-    cosine = np.abs(_dot(rays, world.plane[triangle])) / length
-    depth = np.where(np.isfinite(first.distance), first.distance, 0)
-    signal = world.table.infrared[material] * cosine / np.maximum((depth * length) ** 2, 0.1)
-    coarse_noise = _smooth_noise(shape, 12, rng).ravel()
-    threshold = weakness * 0.0035 * np.exp(0.35 * coarse_noise + 0.25 * rng.standard_normal(depth.shape))
-    kind = np.where(first.triangle >= 0, world.triangle_kind[triangle], OPAQUE)
-    clear = kind != OPAQUE
-    behind = np.where(np.isfinite(path), path, 0)
-    fine_noise = _smooth_noise(shape, 5, rng).ravel()
-    through = clear & (coarse_noise > np.where(kind == MIRROR, 0.3, 0.9)) & (behind < 5)
-    glare = clear & ((cosine > 0.985) & (fine_noise > 0.2) | (fine_noise > 2.2))  # frontal or smeared glass
-    reading = np.where(through, behind, depth)
-    reading = np.where(clear & ~through & ~glare, 0, reading)
-    reading = np.where(~clear & (signal < threshold), 0, reading)
-    reading[(reading > SENSOR_RANGE) | (depth == 0)] = 0
-    noise = 0.0015 + 0.0006 * reading**2 * np.clip(0.02 / np.maximum(signal, 1e-4), 0.3, 3)
-    reading = np.where(reading > 0, reading + noise * rng.standard_normal(depth.shape), 0)
-    return _drop_edges(np.maximum(reading, 0).astype(np.float32).reshape(shape), rng)
+    coarse = _smooth_noise(shape, 12, rng).ravel()
+    threshold = weakness * 0.0035 * np.exp(0.35 * coarse + 0.25 * rng.standard_normal(coarse.shape))
+    fine = _smooth_noise(shape, 5, rng).ravel()
+    noise = rng.standard_normal(coarse.shape)
+    reading = kernels.sense(
+        first.triangle, first.distance, path, rays, world.plane, world.triangle_kind, world.triangle_infrared,
+        threshold, coarse, fine, noise, SENSOR_RANGE,
+    )  # fmt: skip
+    return _drop_edges(reading.reshape(shape), rng)
 
 
 def _drop_edges(reading: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -358,10 +343,6 @@ def _smooth_noise(shape: tuple[int, int], cell: float, rng: np.random.Generator)
 
 def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", first, second)  # faster than (first * second).sum(1)
-
-
-def _length(vectors: np.ndarray) -> np.ndarray:
-    return np.sqrt(_dot(vectors, vectors))
 
 
 def _f32(values: ArrayLike) -> np.ndarray:
