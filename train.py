@@ -213,7 +213,7 @@ class Trainer:
             self.epoch_loss.copy_(content["epoch_loss"])
             self.step, self.metadata = content["step"], content["notes"]
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"{path} can't be resumed, it holds another model: {str(error)[:200]}") from None
+            raise UserError(f"{path} can't be resumed, it holds a different model: {str(error)[:200]}") from None
 
     @property
     def run_dir(self) -> Path:

@@ -75,7 +75,7 @@ def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelP
 
 
 def check_graph(graph: onnx.ModelProto, height: int, width: int, uint8_input: bool = False) -> None:
-    """Raise RuntimeError if a graph is invalid, or has another opset or other inputs or outputs than engines expect."""
+    """Raise RuntimeError if a graph is invalid or if its opset, inputs or outputs differ from what engines expect."""
     onnx.checker.check_model(graph, full_check=True)
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
     if opsets != {"": OPSET}:

@@ -82,7 +82,7 @@ INVALID_DATA = {
     "an empty manifest": (lambda manifest: manifest.write_text("\n"), "lists no frames"),
     "no JSON": (lambda manifest: manifest.write_text("rgb,depth\n"), "line 1: not JSON"),
     "no manifest": (lambda manifest: manifest.unlink(), "there is no manifest"),
-    "another shape": (map_change("depth", lambda depth: depth[:60]), "depth is 160x60 but the image is 160x120"),
+    "different shape": (map_change("depth", lambda depth: depth[:60]), "depth is 160x60 but the image is 160x120"),
     "millimetres as .npy": (map_change("depth", lambda depth: depth * 1000), "can't be metres"),
     "confidence above 1": (map_change("confidence", lambda c: c * 255), "confidence must be in 0..1"),
     "an unknown class": (unknown_class, "unknown class 17"),
@@ -174,7 +174,7 @@ def write_invalid_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
     (folder / "byte.pt").write_bytes(b"K")
     return {
         "foreign.pt": "is not a checkpoint of this student",
-        "weights.pt": "another model",
+        "weights.pt": "a different model",
         "classes.pt": "classes floor, wall",
         "nan.pt": "of its tensors are not finite",
         "bomb.pt": "objects other than tensors",

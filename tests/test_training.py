@@ -319,7 +319,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         (["--lr", "0.001"], f"lr {RECIPE.lr}, not 0.001"),
         (["--epochs", "3"], "epochs 2, not 3"),
         (["--seed", "1"], "seed 0, not 1"),
-        (["--data-limit", "2"], "other data"),
+        (["--data-limit", "2"], "different data"),
     ],
 )
 def test_resume_rejects_other_settings_or_data(manifest, trained, tmp_path, flags, words):
@@ -328,11 +328,11 @@ def test_resume_rejects_other_settings_or_data(manifest, trained, tmp_path, flag
         call(train.main, *train_flags(manifest, tmp_path), "--resume", last, *flags)
 
 
-def test_resume_rejects_checkpoint_of_another_model(manifest, trained, tmp_path):
+def test_resume_rejects_checkpoint_of_a_different_model(manifest, trained, tmp_path):
     content = checkpoint(trained)
     content["model"] = {name: weight[:1] for name, weight in content["model"].items() if weight.ndim}
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="a different model"):
         call(train.main, *train_flags(manifest, tmp_path), "--resume", tmp_path / "other.pt")
 
 
@@ -481,7 +481,7 @@ def test_init_loads_another_runs_student(manifest, trained, tmp_path):
     choice = flags.index("--encoder-weights")
     assert call(train.main, *flags[:choice], *flags[choice + 2 :], "--epochs", 1, "--init", best) == 0
     for changed, words in (
-        ({"neck_channels": 8}, "another encoder or width"),
+        ({"neck_channels": 8}, "different encoder or width"),
         ({"reference_focal": 100.0}, "reference focal length"),
         ({"output_range": (0.05, 30.0)}, "output range differs"),
     ):

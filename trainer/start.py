@@ -103,10 +103,10 @@ def open_caches(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
 
 @contextmanager
 def lock_checkpoint_dir(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
-    """Lock the checkpoint folder against other trainings while the body runs.
+    """Lock the checkpoint folder against concurrent training runs while the body runs.
 
     Creates the folder, removes the temporary files of killed runs, and removes the folder again if the body wrote
-    nothing. Raises UserError if another training holds the lock.
+    nothing. Raises UserError if another training run holds the lock.
     """
     missing = [folder for folder in (checkpoint_dir, *checkpoint_dir.parents) if not folder.exists()]
     with ExitStack() as stack:
@@ -115,7 +115,9 @@ def lock_checkpoint_dir(checkpoint_dir: Path, processes: Processes) -> Iterator[
                 stack.callback(_remove_empty_dirs, missing)
                 checkpoint_dir.mkdir(parents=True, exist_ok=True)
                 if not stack.enter_context(try_lock(checkpoint_dir / ".training.lock")):
-                    raise UserError(f"another training writes to {checkpoint_dir}: use another --checkpoint-dir")
+                    raise UserError(
+                        f"another training run writes to {checkpoint_dir}: use a different --checkpoint-dir"
+                    )
                 remove_temporary_files(checkpoint_dir)  # each as large as a checkpoint
         yield
 
@@ -233,12 +235,12 @@ def check_same_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
         if (old := getattr(trained, name)) != value:
             raise UserError(
                 f"{path} was trained with {name} {old}, not {value}: use the same settings, or start a new run in "
-                "another --checkpoint-dir"
+                "a different --checkpoint-dir"
             )
 
 
 def check_same_data(path: Path, trained: dict, metadata: dict) -> None:
-    """Raise UserError if a checkpoint was trained on other data.
+    """Raise UserError if a checkpoint was trained on different data.
 
     Args:
         path: the checkpoint.
@@ -251,7 +253,7 @@ def check_same_data(path: Path, trained: dict, metadata: dict) -> None:
     if old_fingerprint and all(trained[name] == metadata[name] for name in ("train_stems", "camera", "teachers")):
         print(f"WARNING: {path} identifies its data by file times; frames, camera and teachers are the same: resuming")
         return
-    raise UserError(f"{path} was trained on other data: start a new run in another --checkpoint-dir")
+    raise UserError(f"{path} was trained on different data: start a new run in a different --checkpoint-dir")
 
 
 def describe_data(rows: Sequence[Row], recipe: Recipe) -> dict:
