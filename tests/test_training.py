@@ -416,7 +416,7 @@ def test_learning_rate_schedule_for_any_number_of_steps(manifest, tmp_path, step
     rates = [trainer.optimizer.param_groups[0]["lr"]]
     for _ in range(trainer.total_steps):
         trainer.optimizer.step()
-        trainer.schedule.step()
+        trainer.lr_schedule.step()
         rates.append(trainer.optimizer.param_groups[0]["lr"])
     highest = int(np.argmax(rates))
     assert 0.0099 < rates[highest] <= 0.01
@@ -455,7 +455,7 @@ def test_encoder_weights(manifest, tmp_path):
     for _ in range(trainer.total_steps):
         assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr_factor * others["lr"])
         trainer.optimizer.step()
-        trainer.schedule.step()
+        trainer.lr_schedule.step()
     torch.save(dict(list(weights.items())[5:]), tmp_path / "part.pt")
     (tmp_path / "empty.pt").touch()
     (tmp_path / "text.pt").write_text("404 not found")
@@ -483,7 +483,7 @@ def test_init_loads_another_runs_student(manifest, trained, tmp_path):
     for changed, words in (
         ({"neck_channels": 8}, "different encoder or width"),
         ({"reference_focal": 100.0}, "reference focal length"),
-        ({"output_range": (0.05, 30.0)}, "output range differs"),
+        ({"output_range": (0.05, 30.0)}, "output range, .* differs"),
     ):
         other = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, frames, "data")
         with pytest.raises(UserError, match=words):
