@@ -111,9 +111,10 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
             trainer.finish_epoch(epoch)
     if len(val_frames) and trainer.metadata["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch has a finite validation score; use a lower --lr")
-    score = f"best score {trainer.metadata['best_score']:.4f}"
-    best = score if len(val_frames) else "last epoch (no validation frames)"
-    print_main(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
+    chosen = "last epoch (no validation frames)"
+    if len(val_frames):
+        chosen = f"best score {trainer.metadata['best_score']:.4f}"
+    print_main(f"{chosen}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
         print_main(rooms_notice)
     return 0

@@ -36,7 +36,7 @@ def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) 
     Args:
         manifest_flag: --manifest, if given.
         runtime: paths.
-        required: raise UserError if there is no manifest, instead of rendering rooms.
+        required: raise UserError if there is no manifest, instead of rendering rooms. Corridor data is always required.
     """
     if manifest_flag:
         return manifest_flag, None
@@ -141,7 +141,7 @@ def create_run_dir(log_dir: Path) -> str:
 
 
 def find_checkpoint(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:
-    """The checkpoint to resume; None without --resume, or with 'auto' and no last.pt."""
+    """The checkpoint that --resume chooses; None without --resume, or with 'auto' if there is no last.pt."""
     if choice != "auto":
         return Path(choice) if choice else None
     last = checkpoint_dir / "last.pt"
