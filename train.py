@@ -173,7 +173,7 @@ class Trainer:
         self.ema = MovingAverage(self.model, recipe.ema_decay)
         self.step = 0
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the current epoch
-        self.displayed_loss = torch.zeros((), pin_memory=device.type == "cuda")
+        self.displayed_loss = torch.zeros((), pin_memory=device.type == "cuda")  # on the host, for the progress bar
         # stored as 'notes' in the checkpoint
         self.metadata: dict[str, Any] = {"data_fingerprint": data_fingerprint, "history": [], "best_score": -math.inf}
 
@@ -220,7 +220,7 @@ class Trainer:
             self.epoch_loss.copy_(content["epoch_loss"])
             self.step, self.metadata = content["step"], content["notes"]
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"{path} can't be resumed, it holds a different model: {str(error)[:200]}") from None
+            raise UserError(f"{path} can't be resumed because it holds a different model: {str(error)[:200]}") from None
 
     @property
     def run_dir(self) -> Path:
@@ -256,7 +256,7 @@ class Trainer:
     def progress_bar(self, epoch: int, steps_done: int) -> tqdm:
         """Progress bar of an epoch, in images, with `steps_done` steps already finished."""
         batch_size = min(self.recipe.batch_size, len(self.frames))
-        disable = None if self.processes.is_main else True
+        disable = None if self.processes.is_main else True  # None: no bar if stderr is not a terminal
         total, initial = self.steps_per_epoch * batch_size, steps_done * batch_size
         return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=disable)
 
@@ -317,12 +317,13 @@ class Trainer:
     def divergence_error(self) -> UserError:
         """Save this rank's slice of the last skipped batch; returns the error to raise."""
         step = self.guard.last_skipped_step
-        batch = next(self.batches(*divmod(step, self.steps_per_epoch), torch.device("cpu")))
+        epoch, steps_before = divmod(step, self.steps_per_epoch)
+        batch = next(self.batches(epoch, steps_before, torch.device("cpu")))
         path = self.run_dir / f"not_finite{self.processes.rank or ''}.pt"
         with atomic_path(path) as temporary:
             torch.save(vars(self.augment_batch(batch, step)), temporary)
         return UserError(
-            f"training has diverged, the loss was not finite in {self.guard.most_consecutive_skips} steps in a row; "
+            f"training has diverged: the loss was not finite in {self.guard.most_consecutive_skips} steps in a row; "
             f"the batch of step {step} is in {path}: use a lower --lr"
         )
 

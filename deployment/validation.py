@@ -126,9 +126,9 @@ def choose_int8_layers(quantiser: Quantiser, validator: PrecisionValidator) -> t
 
 
 def rank_layers(quantiser: Quantiser, reference: InferenceFn, images: np.ndarray) -> dict[str, float]:
-    """Return {layer: mean relative depth error + fraction of changed classes}, worst first.
+    """Return {layer: mean relative depth error + fraction of pixels with a changed class}, worst layer first.
 
-    The errors are those of a graph with that layer in int8 and the rest in float32.
+    The error of a layer is that of a graph with only this layer in int8 and the rest in float32.
     """
     layer_errors, reference_outputs = {}, [reference(image) for image in images]
     for layer in quantiser.layers:

@@ -141,7 +141,7 @@ def test_training_rejects_invalid_flags(manifest, tmp_path, capfd, flags, words)
 def test_diverged_run_saves_its_batch_and_no_best_checkpoint(manifest, tmp_path, capfd):
     flags = ("--lr", "1e9", "--seed", 10**20, "--epochs", 4)
     code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), *flags)
-    check_one_line(code, capfd.readouterr().err, "training has diverged, the loss was not finite in 3 steps in a row")
+    check_one_line(code, capfd.readouterr().err, "training has diverged: the loss was not finite in 3 steps in a row")
     assert not (tmp_path / "out/checkpoints/best.pt").exists()
     (batch,) = (tmp_path / "out/runs").glob("*/not_finite.pt")
     assert torch.load(batch, weights_only=True)["rgb"].isfinite().all()

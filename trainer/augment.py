@@ -16,7 +16,7 @@ from trainer.feed import Batch
 
 FLIP_PROBABILITY = 0.5
 MIN_ZOOM = 0.2  # smallest fraction of the input size that still leaves features at stride 32
-N_SIZES = 10  # image sizes are multiples of 1/10 of the input size; few, since kernels are compiled or tuned for each
+N_SIZES = 10  # images have 1/10, 2/10... of the input size; few sizes, since kernels are compiled or tuned for each
 SAMPLES_PER_AXIS = 2  # per pixel: frames at twice the input size are sampled without gaps at zooms down to 0.5
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # maximum relative change
 GAMMA = 0.2  # maximum change of log gamma
@@ -24,7 +24,7 @@ GAMMA = 0.2  # maximum change of log gamma
 # for distance. Both maxima are for texture = 1.
 SHARPNESS = 1.0  # maximum gain of the detail, which is the image minus its blur: -1 removes it, +1 doubles it
 NOISE = 0.03  # maximum standard deviation of the noise; white is 1
-BLUR_PASSES = 4  # 2-tap box filters per axis, an even number; together close to a Gaussian with a sigma of one pixel
+BLUR_PASSES = 4  # 2-tap box filters per axis, an even number: together nearly a Gaussian with a sigma of one pixel
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
