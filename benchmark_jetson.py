@@ -214,15 +214,15 @@ class TensorRTStudent:
     """An engine, with the calls that TensorRT 8.5 to 11 have in common."""
 
     def __init__(self, path: Path, trt: ModuleType, cuda: Any, loaded: Any = None):
-        """Load an engine onto the GPU, or share one that is; raises BenchmarkError if it was built for another one."""
+        """Load an engine onto the GPU, or share a loaded one; raises BenchmarkError if it was built for another GPU."""
         self.path, self.trt, self.cuda = path, trt, cuda
         free_before = cuda.mem_get_info()[0]
         self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self.engine = loaded or self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             raise BenchmarkError(
-                f"TensorRT {trt.__version__} can't load {path}: it was built by another version or on another kind of "
-                "GPU; build it here: --build"
+                f"TensorRT {trt.__version__} can't load {path}: it was built by a different version or on a "
+                "different kind of GPU; build it here: --build"
             )
         self.context = self.engine.create_execution_context()
         self.stream = cuda.Stream()
@@ -291,7 +291,7 @@ class OnnxRuntimeStudent:
     memory_bytes = None
 
     def __init__(self, path: Path, onnxruntime: ModuleType, threads: int):
-        """Load an ONNX file; raises BenchmarkError when it is broken or has other tensors."""
+        """Load an ONNX file; raises BenchmarkError when it is broken or has different tensors."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
@@ -545,7 +545,7 @@ def build_engine(trt: ModuleType, graph: bytes, entry: dict, cache: Path) -> byt
     config.clear_flag(trt.BuilderFlag.TF32)  # ten bits of mantissa are no float32
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     timings = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
-    if timings is None or not config.set_timing_cache(timings, False):  # of another GPU or version
+    if timings is None or not config.set_timing_cache(timings, False):  # of a different GPU or version
         timings = config.create_timing_cache(b"")
         config.set_timing_cache(timings, False)
     if not is_strongly_typed(trt) and entry.get("float32_layers") is not None:
@@ -606,7 +606,7 @@ def read_description(engine_dir: Path) -> dict:
 
 
 def refuse_foreign(path: Path, description: dict, backend: Backend) -> Optional[str]:
-    """Raise BenchmarkError for a file that is not the described one, or an engine built for another machine.
+    """Raise BenchmarkError for a file that is not the described one, or an engine built for a different machine.
 
     Returns a warning for an engine of a folder whose student.json describes neither it nor its graph.
     """
@@ -664,8 +664,8 @@ def measure(
 ) -> Dict[str, Samples]:
     """Time inferences one after the other, from image in host memory to answers in host memory.
 
-    The precisions take turns of SLICE seconds, in another order each round, so that a board that warms up slows all of
-    them alike. Each stops when it has reached its floors.
+    The precisions take turns of SLICE seconds, in a different order each round, so that a board that warms up slows all
+    of them alike. Each stops when it has reached its floors.
 
     Args:
         students: {precision: what is timed}.

@@ -123,11 +123,11 @@ def find_checkout(script: Path) -> Path | None:
 
 
 def require_own_checkout(script: Path) -> None:
-    """Raise UserError if a script would import modules from another checkout than its own."""
+    """Raise UserError if a script would import modules from a checkout other than its own."""
     own = find_checkout(script)
     if own and own != CHECKOUT:
         raise UserError(
-            f"this Python has another checkout installed ({CHECKOUT}): run make setup in {own} and use its "
+            f"this Python has a different checkout installed ({CHECKOUT}): run make setup in {own} and use its "
             f".venv/bin/python, or export PYTHONPATH={own}"
         )
 

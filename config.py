@@ -74,7 +74,7 @@ class Intrinsics:
         for focal, size in ((self.fx, self.width), (self.fy, self.height)):
             view = math.degrees(2 * math.atan(size / 2 / focal))
             if not MIN_FOV <= view <= MAX_FOV:
-                cause = "are they for another resolution, or in another unit?"
+                cause = "are they for a different resolution, or in a different unit?"
                 if 0.2 < focal < 5:
                     cause = "they look normalised by the image size: give pixels"
                 elif focal < 0.2:
@@ -86,7 +86,7 @@ class Intrinsics:
             return f"{lengths} differ by a factor above {MAX_PIXEL_ASPECT:g}: was the image squeezed, or a digit lost?"
         # values below 1 would lie in the first row or column: they are normalised by the image size
         if not (1 <= self.cx < self.width and 1 <= self.cy < self.height):
-            cause = "it looks normalised: give pixels" if 0 < self.cx < 1 else "is it for another resolution?"
+            cause = "it looks normalised: give pixels" if 0 < self.cx < 1 else "is it for a different resolution?"
             return (
                 f"the principal point {self.cx:g}, {self.cy:g} lies outside the image of {self.width}x{self.height} "
                 f"pixels; {cause}"
@@ -155,7 +155,7 @@ class Recipe:
     min_depth: float = 0.1  # metres; depth outside [min_depth, max_depth] is masked in loss and metrics
     max_depth: float = 10.0
     # Range of the depth output in metres at the reference focal length: the range above for focal lengths of 0.4 to 2.5
-    # times the reference. Training widens it if its data has other lenses, see trainer.start.with_output_range().
+    # times the reference. Training widens it if the data needs more, see trainer.start.with_output_range().
     output_range: tuple[float, float] = (0.1 / 2.5, 10.0 / 0.4)
 
     # student
@@ -194,7 +194,7 @@ class Recipe:
     zoom: tuple[float, float] = flag(
         (0.8, 1.4),
         "range of focal lengths to simulate by crops and smaller images, as factors of the data's own, 0.2 or more; if "
-        "the robot has another camera, data from several cameras works better",
+        "the robot has a different camera, data from several cameras works better",
         type=positive_float,
         nargs=2,
         metavar=("LOW", "HIGH"),
@@ -242,7 +242,7 @@ def parse_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
             known = setting.name in settings or setting.name not in LEGACY_SETTINGS
             value = settings[setting.name] if known else LEGACY_SETTINGS[setting.name](settings)
         except KeyError as missing:
-            raise UserError(f"{where} was written by another version of train.py: no setting {missing}") from None
+            raise UserError(f"{where} was written by a different version of train.py: no setting {missing}") from None
         values[setting.name] = value = tuple(value) if isinstance(value, list) else value
         if not isinstance(value, (int, float) if setting.type is float else type(setting.default)):
             raise UserError(f"{where}: setting {setting.name} is {value!r}, which has the wrong type")

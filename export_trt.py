@@ -45,8 +45,8 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
     """The target camera of the export, at the network's input size.
 
     Args:
-        camera_file: camera.json of the robot; takes precedence.
-        trained_camera: the training data's camera, from the checkpoint; None if there were several.
+        camera_file: camera.json of the robot; takes precedence over trained_camera.
+        trained_camera: the training data's camera, from the checkpoint; None if there were several or none.
         recipe: the student's recipe.
 
     Raises UserError if the file does not hold exactly one camera, or if there is neither.
@@ -66,14 +66,14 @@ def target_camera(camera_file: Path | None, trained_camera: dict | None, recipe:
 
 
 def check_depth_range(camera: Intrinsics, recipe: Recipe) -> None:
-    """Raise UserError if the student's output range, converted to the camera, lacks part of the evaluated range."""
+    """Raise UserError if the student's output range, converted to the camera, does not cover the evaluated range."""
     factor = camera.focal / recipe.reference_focal
     nearest, farthest = (metres * factor for metres in recipe.output_range)
     if nearest > recipe.min_depth or farthest < recipe.max_depth:
         raise UserError(
             f"with a focal length of {camera.focal:.0f} pixels at {camera.width}x{camera.height}, this student "
-            f"predicts {nearest:.2f} to {farthest:.1f} m, not {recipe.min_depth:g} to {recipe.max_depth:g}: train with "
-            "similar focal lengths, from other cameras or with --zoom"
+            f"predicts {nearest:.2f} to {farthest:.1f} m, not {recipe.min_depth:g} to {recipe.max_depth:g}: train on "
+            "data with similar focal lengths, or widen --zoom"
         )
 
 
@@ -100,8 +100,8 @@ def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_i
     """Content of student.json without its graphs: checkpoint, camera, inputs and outputs, versions."""
     metadata = content.get("notes", {})
     shape = [recipe.height, recipe.width]
-    frame = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
-    planes = {"shape": [1, 3, *shape], "dtype": "float32", "range": [0, 1]}
+    uint8_format = {"shape": [1, *shape, 3], "dtype": "uint8", "range": [0, 255]}
+    float32_format = {"shape": [1, 3, *shape], "dtype": "float32", "range": [0, 1]}
     return {
         "checkpoint": {
             **file_entry(checkpoint),
@@ -111,7 +111,7 @@ def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_i
         },
         "camera": asdict(camera) | {"focal": camera.focal},
         "reference_focal": recipe.reference_focal,
-        "input": {"name": INPUT, "colour": "RGB"} | (frame if uint8_input else planes),
+        "input": {"name": INPUT, "colour": "RGB"} | (uint8_format if uint8_input else float32_format),
         "outputs": [
             {"name": DEPTH, "shape": [1, 1, *shape], "dtype": "float32", "unit": "metres of the camera above"},
             {"name": SEG, "shape": [1, len(CLASS_NAMES), *shape], "dtype": "float32", "unit": "logits"},
@@ -178,15 +178,15 @@ def main() -> int:
     print(f"depth is exported for a focal length of {camera.focal:.1f} pixels at {camera.width}x{camera.height}")
 
     manifest = find_manifest(arguments.manifest, runtime)
-    limit, links = arguments.eval_frames, runtime.allow_links_to
-    rows, images_description = find_test_rows(manifest, metadata, limit, links) if manifest else ([], "random images")
-    frames = evaluation_frames(rows, recipe) if rows else None
-    calibration = None
-    if manifest and rows:
+    links = runtime.allow_links_to
+    frames, calibration, images_description = None, None, "random images"
+    if manifest:
+        rows, images_description = find_test_rows(manifest, metadata, arguments.eval_frames, links)
+        frames = evaluation_frames(rows, recipe)
         calibration = calibration_images(manifest, rows, arguments.calibration_frames, recipe, links)
-    if not frames:
+    else:
         print(
-            "*** NO HELD-OUT FRAMES: no manifest was found (--manifest names one). The graphs are compared with "
+            "*** NO HELD-OUT FRAMES: no manifest was found (pass one with --manifest). The graphs are compared with "
             "PyTorch on RANDOM IMAGES, Table III will have no accuracy, and int8 is skipped, because there are no "
             "calibration frames. ***"
         )
@@ -210,7 +210,7 @@ def main() -> int:
     write_evaluation_frames(evaluation, frames)
     description: dict[str, Any] = {"precisions": precisions, "compared_on": images_description}
     description |= describe_export(arguments.checkpoint, content, camera, arguments.uint8_input, recipe)
-    description["evaluation"] = file_entry(evaluation) | {"frames": len(rows)} if frames else None
+    description["evaluation"] = file_entry(evaluation) | {"frames": len(images)} if frames else None
     write_json(runtime.engine_dir / "student.json", description)
     print(f"wrote {', '.join(sorted(path.name for path in runtime.engine_dir.glob('*')))} in {runtime.engine_dir}")
     if not arguments.skip_trt:

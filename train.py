@@ -6,7 +6,7 @@ Writes  <checkpoint-dir>/last.pt and best.pt; <log-dir>/<start time>/: config.js
         validation.png and TensorBoard events; not_finite.pt, the last batch, if training diverges.
 
 Without NYU data it trains on rendered rooms and says so; --require-data makes missing data an error. SIGTERM, SIGHUP,
-SIGUSR1 and Ctrl-C end it after the current step with exit code 75; --resume continues as if it had not been stopped.
+SIGUSR1 and Ctrl-C end the run after the current step with exit code 75; --resume continues it as if never stopped.
 """
 
 import math
@@ -84,8 +84,8 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         frames, val_frames = open_caches(manifest, recipe, runtime, arguments.data_limit)
     checkpoint = find_checkpoint(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
-    data = fingerprint([*frames.rows, *val_frames.rows])
-    trainer = Trainer(recipe, runtime, device, frames, val_frames, data, processes)
+    data_fingerprint = fingerprint([*frames.rows, *val_frames.rows])
+    trainer = Trainer(recipe, runtime, device, frames, val_frames, data_fingerprint, processes)
     description = describe_data(frames.rows, recipe)
     if checkpoint:
         trainer.resume(checkpoint, description)
@@ -111,9 +111,10 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
             trainer.finish_epoch(epoch)
     if len(val_frames) and trainer.metadata["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch has a finite validation score; use a lower --lr")
-    score = f"best score {trainer.metadata['best_score']:.4f}"
-    best = score if len(val_frames) else "last epoch (no validation frames)"
-    print_main(f"{best}: {runtime.checkpoint_dir / 'best.pt'}")
+    chosen = "last epoch (no validation frames)"
+    if len(val_frames):
+        chosen = f"best score {trainer.metadata['best_score']:.4f}"
+    print_main(f"{chosen}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
         print_main(rooms_notice)
     return 0
@@ -147,8 +148,8 @@ class Trainer:
             recipe.depth_weight, recipe.segmentation_weight, recipe.dice_weight, recipe.smoothness_weight
         )
         self.target_statistics = target_statistics(frames, recipe)
-        frequencies = torch.tensor(self.target_statistics["class_shares"])
-        self.class_weights = class_weights(frequencies, recipe.class_balance).to(device)
+        class_frequencies = torch.tensor(self.target_statistics["class_shares"])
+        self.class_weights = class_weights(class_frequencies, recipe.class_balance).to(device)
         torch.manual_seed(recipe.seed % 2**63)
         # cuDNN and the CPU's kernels prefer channels_last
         self.model = build_student(recipe).to(device).to(memory_format=torch.channels_last)
@@ -158,12 +159,12 @@ class Trainer:
         self.model.depth_decoder.requires_grad_(bool(self.loss_weights.depth or self.loss_weights.smoothness))
         self.model.seg_decoder.requires_grad_(bool(self.loss_weights.segmentation or self.loss_weights.dice))
         self.ddp_model = self.processes.data_parallel(self.model, device)
-        encoder = list(self.model.encoder.parameters())
-        others = [weight for name, weight in self.model.named_parameters() if not name.startswith("encoder.")]
-        groups = [{"params": encoder}, {"params": others}]
+        encoder_weights = list(self.model.encoder.parameters())
+        other_weights = [weight for name, weight in self.model.named_parameters() if not name.startswith("encoder.")]
+        groups = [{"params": encoder_weights}, {"params": other_weights}]  # start() changes the encoder's learning rate
         self.optimizer = torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         self.guard = FiniteGuard(self.model, self.optimizer, device)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+        self.lr_schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             recipe.lr,
             total_steps=self.total_steps + 1,
@@ -172,34 +173,40 @@ class Trainer:
         self.ema = MovingAverage(self.model, recipe.ema_decay)
         self.step = 0
         self.epoch_loss = torch.zeros((), device=device)  # sum over the steps of the current epoch
-        self.displayed_loss = torch.zeros((), pin_memory=device.type == "cuda")
+        self.displayed_loss = torch.zeros((), pin_memory=device.type == "cuda")  # on the host, for the progress bar
         # stored as 'notes' in the checkpoint
         self.metadata: dict[str, Any] = {"data_fingerprint": data_fingerprint, "history": [], "best_score": -math.inf}
 
     def start(self, weights: str | Path, description: dict) -> None:
-        """Start a new run: load the initial weights (see load_initial_weights) and create the run folder."""
-        start = load_initial_weights(self.model, self.recipe, weights)
+        """Start a new run: load the initial weights and create the run folder.
+
+        Args:
+            weights: see load_initial_weights().
+            description: description of the training data, from describe_data(), and its target statistics.
+        """
+        origin = load_initial_weights(self.model, self.recipe, weights)
         self.processes.broadcast_weights(self.model)  # some processes may not have reached the hub
         self.ema = MovingAverage(self.model, self.recipe.ema_decay)
         revision = {"git_revision": git_revision(), "processes": self.processes.world_size}
         run = create_run_dir(self.runtime.log_dir) if self.processes.is_main else None
-        self.metadata |= {"encoder_start": start, "run": run} | revision | description
+        self.metadata |= {"encoder_start": origin, "run": run} | revision | description
         self.metadata = self.processes.broadcast_from_main(self.metadata)
         if self.metadata["encoder_start"] != "random" and not isinstance(weights, Path):
             # a high learning rate would destroy the pretrained encoder
             for rate in ("lr", "initial_lr", "max_lr", "min_lr"):
                 self.optimizer.param_groups[0][rate] *= self.recipe.pretrained_encoder_lr_factor
-        data = {"data_fingerprint": self.metadata["data_fingerprint"]}
-        settings = asdict(self.recipe) | {name: str(value) for name, value in asdict(self.runtime).items()}
         if self.processes.is_main:
-            write_json(self.run_dir / "config.json", settings | revision | data)
+            runtime_settings = {name: str(value) for name, value in asdict(self.runtime).items()}
+            fingerprint_entry = {"data_fingerprint": self.metadata["data_fingerprint"]}
+            config = asdict(self.recipe) | runtime_settings | revision | fingerprint_entry
+            write_json(self.run_dir / "config.json", config)
 
     def resume(self, path: Path, description: dict) -> None:
         """Resume the run of a checkpoint; raises UserError if its recipe, data or model differ.
 
         Args:
             path: the checkpoint.
-            description: description of the training data, see trainer.start.describe_data().
+            description: description of the training data, from describe_data().
         """
         content = load_checkpoint(path)
         check_same_recipe(path, recipe_from_checkpoint(content, path), self.recipe)
@@ -208,12 +215,12 @@ class Trainer:
             self.model.load_state_dict(content["model"])
             self.ema.model.load_state_dict(content["ema"])
             self.optimizer.load_state_dict(content["optimizer"])
-            self.schedule.load_state_dict(content["schedule"])
+            self.lr_schedule.load_state_dict(content["schedule"])
             self.guard.load_state_dict(content["guard"])
             self.epoch_loss.copy_(content["epoch_loss"])
             self.step, self.metadata = content["step"], content["notes"]
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"{path} can't be resumed, it holds another model: {str(error)[:200]}") from None
+            raise UserError(f"{path} can't be resumed because it holds a different model: {str(error)[:200]}") from None
 
     @property
     def run_dir(self) -> Path:
@@ -249,7 +256,7 @@ class Trainer:
     def progress_bar(self, epoch: int, steps_done: int) -> tqdm:
         """Progress bar of an epoch, in images, with `steps_done` steps already finished."""
         batch_size = min(self.recipe.batch_size, len(self.frames))
-        disable = None if self.processes.is_main else True
+        disable = None if self.processes.is_main else True  # None: no bar if stderr is not a terminal
         total, initial = self.steps_per_epoch * batch_size, steps_done * batch_size
         return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=disable)
 
@@ -261,9 +268,10 @@ class Trainer:
         return {name: f"{value:.3f}" for name, value in values.items() if not math.isnan(value)}
 
     def batches(self, epoch: int, skip: int, device: torch.device) -> Iterator[Batch]:
-        """This rank's slice of each batch of an epoch."""
-        schedule = (self.recipe.batch_size, self.recipe.seed, epoch, skip)
-        return training_batches(self.frames, *schedule, device, self.processes.rank, self.processes.world_size)
+        """This rank's slice of each batch of an epoch, without the first `skip` batches."""
+        batch_size, seed = self.recipe.batch_size, self.recipe.seed
+        rank, world_size = self.processes.rank, self.processes.world_size
+        return training_batches(self.frames, batch_size, seed, epoch, skip, device, rank, world_size)
 
     def augment_batch(self, batch: Batch, step: int) -> Batch:
         """The augmented batch of a step."""
@@ -283,56 +291,63 @@ class Trainer:
     def train_step(self, batch: Batch) -> torch.Tensor:
         """Run one optimizer step; returns the total loss without waiting for the device."""
         micro_batches = self.augment_batch(batch, self.step).split(self.recipe.accumulation_steps)
-        targets = [self.targets(micro_batch) for micro_batch in micro_batches]
-        counts = torch.stack([loss_denominators(*target) for target in targets])
-        scales = counts / self.processes.all_reduce_mean(counts.sum(dim=0)).clamp(min=1)
+        all_targets = [self.targets(micro_batch) for micro_batch in micro_batches]
+        denominators = torch.stack([loss_denominators(*targets) for targets in all_targets])
+        term_scales = denominators / self.processes.all_reduce_mean(denominators.sum(dim=0)).clamp(min=1)
         self.guard.begin_step()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
-        for index, (micro_batch, target, scale) in enumerate(zip(micro_batches, targets, scales, strict=True), start=1):
-            with self.processes.gradient_sync(self.ddp_model, enabled=index == len(micro_batches)):
+        parts = zip(micro_batches, all_targets, term_scales, strict=True)
+        for number, (micro_batch, targets, scales) in enumerate(parts, start=1):
+            with self.processes.gradient_sync(self.ddp_model, enabled=number == len(micro_batches)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                     depth, seg = self.ddp_model(micro_batch.rgb.contiguous(memory_format=torch.channels_last))
-                micro_loss = distillation_loss(depth, seg, micro_batch.rgb, *target, self.loss_weights, scale)["total"]
+                terms = distillation_loss(depth, seg, micro_batch.rgb, *targets, self.loss_weights, scales)
+                micro_loss = terms["total"]
                 micro_loss.backward()
             loss += micro_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
         loss = self.guard.skip_if_not_finite(self.processes.all_reduce_mean(loss), norm, self.step)
         self.optimizer.step()
-        self.schedule.step()
+        self.lr_schedule.step()
         self.processes.average_running_statistics(self.guard.running_statistics)
         self.ema.update(self.step)
         self.step += 1
         return loss
 
     def targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Targets of a batch: depth at the reference focal length, classes, and the weight of each pixel's class."""
-        target = depth_target(batch, self.recipe)
-        weight = batch.seg_confidence * self.class_weights.take(batch.sam2_seg.long())[:, None]
-        return target * batch.focal_factor.view(-1, 1, 1, 1), batch.sam2_seg, weight
+        """Targets of a batch: depth at the reference focal length, classes, and the weight of each pixel's class.
+
+        Shapes and units are those of the arguments of distillation_loss().
+        """
+        depth = depth_target(batch, self.recipe) * batch.focal_factor.view(-1, 1, 1, 1)
+        seg_weight = batch.seg_confidence * self.class_weights.take(batch.sam2_seg.long())[:, None]
+        return depth, batch.sam2_seg, seg_weight
 
     def divergence_error(self) -> UserError:
         """Save this rank's slice of the last skipped batch; returns the error to raise."""
         step = self.guard.last_skipped_step
-        batch = next(self.batches(*divmod(step, self.steps_per_epoch), torch.device("cpu")))
+        epoch, steps_before = divmod(step, self.steps_per_epoch)
+        batch = next(self.batches(epoch, steps_before, torch.device("cpu")))
         path = self.run_dir / f"not_finite{self.processes.rank or ''}.pt"
         with atomic_path(path) as temporary:
             torch.save(vars(self.augment_batch(batch, step)), temporary)
         return UserError(
-            f"training has diverged, the loss was not finite in {self.guard.most_consecutive_skips} steps in a row; "
+            f"training has diverged: the loss was not finite in {self.guard.most_consecutive_skips} steps in a row; "
             f"the batch of step {step} is in {path}: use a lower --lr"
         )
 
     def finish_epoch(self, epoch: int) -> None:
-        """Validate, print, log and save."""
+        """Validate; print and log the metrics; save best.pt, if this epoch is the best, and last.pt."""
         skipped = self.guard.skipped - sum(entry["skipped_steps"] for entry in self.metadata["history"])
+        finite_steps = self.steps_per_epoch - skipped
         if self.guard.most_consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             raise self.divergence_error()
         metrics, panels = validate(self.ema.model, self.val_frames, self.recipe, self.device, self.processes)
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
-            "loss": self.epoch_loss.item() / finite if (finite := self.steps_per_epoch - skipped) else math.nan,
+            "loss": self.epoch_loss.item() / finite_steps if finite_steps else math.nan,
             "skipped_steps": skipped,
             "ema_decay": self.ema.decay_at(self.step - 1),
             "images_per_second": self.images_per_second,
@@ -340,7 +355,7 @@ class Trainer:
         self.epoch_loss.zero_()
         self.metadata["history"].append(entry)
         if self.processes.is_main:
-            print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if value == value))  # no NaN
+            print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if not math.isnan(value)))
             log_epoch(self.run_dir, self.metadata["history"], panels)
         self.metadata["best_score"] = best_score(self.metadata["history"], self.freeze_bn_step)
         if metrics["score"] == self.metadata["best_score"] or not self.val_frames:
@@ -348,7 +363,7 @@ class Trainer:
         self.save("last.pt")
 
     def save(self, name: str) -> None:
-        """Write a checkpoint; the other processes wait, because a launcher may kill all processes when one exits."""
+        """Write a checkpoint. The other processes wait: if one exited early, the launcher could kill the writer."""
         with self.processes.main_process_first():
             if self.processes.is_main:
                 self.write_checkpoint(name)
@@ -362,7 +377,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "ema": self.ema.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
+                "schedule": self.lr_schedule.state_dict(),
                 "guard": self.guard.state_dict(),
                 "step": self.step,
                 "epoch_loss": self.epoch_loss,

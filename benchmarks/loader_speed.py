@@ -80,7 +80,7 @@ def main() -> None:
             for number in range(arguments.rounds)
         ]
     rows = [[step, 1000 * value, value / sum(medians.values())] for step, value in medians.items()]
-    print(tabulate(rows, ["one thread", "ms per frame (median)", "share"], floatfmt=("", ".1f", ".0%")))
+    print(tabulate(rows, ["one thread", "ms per frame (median)", "fraction"], floatfmt=("", ".1f", ".0%")))
     rates = sorted(count / value for value in seconds)
     print(
         f"nyu_loader.py: {statistics.median(rates):.1f} frames/s ({rates[0]:.1f} to {rates[-1]:.1f}, "

@@ -43,7 +43,7 @@ from evaluation.pixels import depth_mask
 from trainer.checkpoint import load_student
 
 ROOT = Path(__file__).resolve().parents[1]
-N_TEST_FRAMES = 50  # frames
+N_TEST_FRAMES = 50
 METRICS = ("rmse", "image_rmse", "abs_rel", "delta1")
 
 
@@ -68,15 +68,19 @@ def import_frames(frames: str, folder: Path, train: int, val: int) -> list[Row]:
 def compute_metrics(
     model: torch.nn.Module, rows: list[Row], split: str, use_camera: bool, recipe: Recipe
 ) -> dict[str, float]:
-    """Depth metrics of a split; `use_camera`: the model predicts for the reference camera and is rescaled."""
+    """Depth metrics of a split.
+
+    use_camera: whether the model predicts depth at the reference focal length, which is converted to each camera's.
+    """
     metrics = DepthMetrics(recipe.min_depth, recipe.max_depth)
     student = make_predictor(model.eval(), recipe, torch.device("cpu"))
     for row in rows:
         if row.split == split:
             depth, _ = student(read_image(row.rgb), row.intrinsics if use_camera else None)
             depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is a prediction, not a missing value
-            truth = read_depth(row.depth, row.depth_unit)
-            metrics.update(*map(torch.from_numpy, (depth, truth, depth_mask(truth, None, recipe, row.intrinsics))))
+            reference = read_depth(row.depth, row.depth_unit)
+            mask = depth_mask(reference, None, recipe, row.intrinsics)
+            metrics.update(*map(torch.from_numpy, (depth, reference, mask)))
     return metrics.compute()
 
 
@@ -91,16 +95,17 @@ def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, re
     trainer = PublishedTrainer(recipe, torch.device("cpu"), epochs, seed)
     batches = published_loader([row for row in rows if row.split == "train"], batch_size, seed)
     val = [row for row in rows if row.split == "val"]
-    best, weights = float("inf"), {}
+    best_rmse, best_weights = float("inf"), {}
     for _ in range(epochs):
         trainer.model.train()
         for rgb, depth in batches:
             trainer.train_step(rgb, depth)
         trainer.schedule.step()
         rmse = compute_metrics(trainer.model, rows, "val", False, recipe)["rmse"]
-        if rmse < best or not val:
-            best, weights = rmse, {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.model.load_state_dict(weights)
+        if rmse < best_rmse or not val:
+            best_rmse = rmse
+            best_weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.model.load_state_dict(best_weights)
     return evaluate(trainer.model, rows, False, recipe)
 
 
@@ -127,8 +132,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=positive_int, default=10, help="default: %(default)s")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
     parser.add_argument("--seeds", type=positive_int, default=3, help="runs of each (default: %(default)s)")
-    parser.add_argument("--train-frames", type=positive_int, default=200, help="default: %(default)s")
-    parser.add_argument("--val-frames", type=non_negative_int, default=40, help="default: %(default)s")
+    parser.add_argument("--train-frames", type=positive_int, default=200, help="first frames (default: %(default)s)")
+    parser.add_argument(
+        "--val-frames", type=non_negative_int, default=40, help="the frames after them (default: %(default)s)"
+    )
     parser.add_argument("--only", choices=("published", "ours", "pretrained"), help="run only this student")
     parser.add_argument("--init", type=Path, help="also train ours from this checkpoint, e.g. of rendered rooms")
     parser.add_argument("--train-flags", default="", help="further flags for train.py, in one string")
@@ -137,17 +144,17 @@ def main() -> None:
         raise UserError("give --frames, the folder of an RGB-D recording, or set RGBD_FRAMES")
     table: list[list[Any]] = []
     flags = arguments.train_flags.split()
-    with tempfile.TemporaryDirectory() as name:
-        rows = import_frames(arguments.frames, Path(name), arguments.train_frames, arguments.val_frames)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = import_frames(arguments.frames, Path(folder), arguments.train_frames, arguments.val_frames)
         for seed in range(arguments.seeds):
             common = (rows, arguments.epochs, arguments.batch_size, seed)
             runs: dict[str, Callable[[], list[float]]] = {
                 "published": partial(train_published, *common, Recipe()),
-                "ours": partial(train_ours, *common, Path(name) / "ours", None, flags),
+                "ours": partial(train_ours, *common, Path(folder) / "ours", None, flags),
             }
             if arguments.init:
                 runs["pretrained"] = partial(
-                    train_ours, *common, Path(name) / "pretrained", arguments.init.resolve(), flags
+                    train_ours, *common, Path(folder) / "pretrained", arguments.init.resolve(), flags
                 )
             for student, train in runs.items():
                 if arguments.only in (None, student):

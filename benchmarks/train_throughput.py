@@ -8,7 +8,7 @@ Interleaved rounds time, for ours:
 - compute: forward, backward and optimizer on the same batches, already in memory;
 - full size: training with images of the network's input size only;
 - host feed: batches from the packed cache to host memory;
-- feed: the same to the device, with augmentation there;
+- feed: batches from the packed cache to the device, with augmentation there;
 
 and for the published student:
 - training: its loop, with two decoding processes;
@@ -131,7 +131,7 @@ class Ours(TimedMethods):
         for step, batch in self.batches():
             self.trainer.augment_batch(batch, step)
 
-    def gpu_fraction(self) -> float:
+    def gpu_busy_fraction(self) -> float:
         """Fraction of a training round in which the GPU computes or copies."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
             seconds = self.seconds("training")
@@ -139,7 +139,7 @@ class Ours(TimedMethods):
         return sum(entry.self_device_time_total for entry in entries if not entry.is_user_annotation) / 1e6 / seconds
 
     def mean_area(self) -> float:
-        """Mean image area in a round, relative to the network's input size."""
+        """Mean image area in a round, as a fraction of the network's input area."""
         recipe = self.trainer.recipe
         areas = [batch.rgb.shape[-2] * batch.rgb.shape[-1] for batch in self.in_memory]
         return statistics.mean(areas) / (recipe.height * recipe.width)
@@ -218,31 +218,31 @@ def main() -> None:
             (kind, method): [] for kind in workers for method in kind.METHODS
         }
         for round_number in range(arguments.rounds + 1):
-            for (kind, method), found in rates.items():
+            for (kind, method), values in rates.items():
                 seconds = workers[kind].call("seconds", method)
                 if round_number:  # the first round is the warm-up
-                    found.append(images / seconds)
+                    values.append(images / seconds)
         area = workers[Ours].call("mean_area")
         hardware = processor()
         if device.type == "cuda":
-            fraction = workers[Ours].call("gpu_fraction")
-            hardware = f"{torch.cuda.get_device_name(device)}, busy for {fraction:.2f} of the training time"
+            busy = workers[Ours].call("gpu_busy_fraction")
+            hardware = f"{torch.cuda.get_device_name(device)}, busy for {busy:.2f} of the training time"
         memory = {kind.__name__: worker.call("memory") for kind, worker in workers.items()}
     table = [
-        [kind.__name__, method.replace("_", " "), statistics.median(found), min(found), max(found)]
-        for (kind, method), found in rates.items()
+        [kind.__name__, method.replace("_", " "), statistics.median(values), min(values), max(values)]
+        for (kind, method), values in rates.items()
     ]
     print(tabulate(table, ["", "images per second", "median", "min", "max"], floatfmt=".1f"))
-    median = {key: statistics.median(found) for key, found in rates.items()}
-    ours, other = median[Ours, "training"], median[Published, "training"]
+    median = {key: statistics.median(values) for key, values in rates.items()}
+    ours, published = median[Ours, "training"], median[Published, "training"]
     print(
-        f"ours / its compute {ours / median[Ours, 'compute']:.2f}; ours / published {ours / other:.2f}, "
-        f"at full size {median[Ours, 'full_size'] / other:.2f}; "
-        f"feeds {median[Ours, 'host_feed'] / median[Published, 'host_feed']:.1f}"
+        f"training / compute, ours {ours / median[Ours, 'compute']:.2f}; ours / published: training "
+        f"{ours / published:.2f}, at full size {median[Ours, 'full_size'] / published:.2f}, "
+        f"host feed {median[Ours, 'host_feed'] / median[Published, 'host_feed']:.1f}"
     )
     print(
         f"batch {size}, {arguments.rounds} rounds of {images // size} steps on {hardware}; "
-        f"mean image area {area:.2f} of the network's; "
+        f"mean image area {area:.2f} of the network's input; "
         f"peak memory {memory['Ours']:.0f} MB, published {memory['Published']:.0f} MB"
     )
 

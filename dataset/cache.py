@@ -44,7 +44,7 @@ FOCAL_FACTOR = "focal_factor"
 SOURCE_FILE, ROWS_FILE, PROGRESS_FILE = "source.json", "rows.json", "packed.json"
 BUILD_PREFIX = ".building-"  # of a cache that is still incomplete
 REMOVED_PREFIX = ".removed-"  # of a cache that is being removed
-# An incomplete cache of another source is removed if nothing was written to it for this long.
+# An incomplete cache of a different source is removed if nothing was written to it for this long.
 ABANDONED_SECONDS = 24 * 3600
 SAVE_INTERVAL = 5.0  # seconds between saves of the progress; a kill loses about this much work
 ALLOCATION_BLOCK = 2**30  # bytes allocated between two checks for a signal
@@ -69,7 +69,7 @@ class PackedCache:
             size: (width, height) to pack at, in the network's aspect ratio.
             reference_focal: f_ref in pixels at that size.
             source: JSON-serialisable description of where the rows come from, including their split. A cache with the
-                same source and size but other content is outdated. Without it, no cache is removed.
+                same source and size but different content is outdated. Without it, no cache is removed.
 
         Raises UserError if a file of a row is missing.
         """
@@ -114,7 +114,7 @@ class PackedCache:
         return arrays | {FOCAL_FACTOR: (np.dtype(np.float32), (len(self.rows),))}
 
     def _map_arrays(self, folder: Path) -> dict[str, np.ndarray] | None:
-        """Memory-map the arrays of a folder; None if one is missing, truncated or has another layout."""
+        """Memory-map the arrays of a folder; None if one is missing, truncated or has the wrong layout."""
         arrays = {}
         for name, (dtype, shape) in self.layout().items():
             try:

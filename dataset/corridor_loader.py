@@ -187,7 +187,7 @@ def load_frame(colour: Path, depth: Path, unit: DepthUnit | None = None) -> tupl
     """Decode a frame: RGB uint8 [H,W,3] and depth float32 [H,W], metres, 0 = no reading; `unit` is that of the depth.
 
     Raises UnreadableFrameError if an image can't be decoded, and UserError if the recording is unsuitable: colour
-    images with an EXIF orientation, 8-bit depth, or depth of another size than the colour image.
+    images with an EXIF orientation, 8-bit depth, or depth whose size differs from the colour image's.
     """
     try:
         rgb, raw = read_image(colour), read_png_raw(depth)
@@ -300,12 +300,12 @@ def build_camera(args: Namespace, folder: Path, size: tuple[int, int]) -> Intrin
 
 
 def warn_off_centre(camera: Intrinsics) -> None:
-    """Warn if the principal point is far from the centre: a sign of intrinsics for another resolution."""
+    """Warn if the principal point is far from the centre: a sign of intrinsics for a different resolution."""
     right, below = (camera.cx + 0.5) / camera.width - 0.5, (camera.cy + 0.5) / camera.height - 0.5
     if max(abs(right), abs(below)) > MAX_CENTRE_OFFSET:
         print(
             f"warning: the principal point {camera.cx:g}, {camera.cy:g} is far from the centre of images of "
-            f"{camera.width}x{camera.height}: are the intrinsics for another resolution?",
+            f"{camera.width}x{camera.height}: are the intrinsics for a different resolution?",
             file=sys.stderr,
         )
 

@@ -273,7 +273,7 @@ def prepare_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) 
         source: JSON-serialisable description of the input and the settings.
         maps: names of the subfolders.
 
-    Raises UserError if it can't be written, or holds frames from another source or other settings.
+    Raises UserError if it can't be written, or holds frames from a different source or with different settings.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -285,7 +285,8 @@ def prepare_data_folder(out: Path, source: dict[str, Any], maps: Iterable[str]) 
         raise UserError(f"can't write to --out {out}: {error.strerror}") from None
     if read_json(out / "source.json") != source:
         raise UserError(
-            f"{out} holds frames from another source or other settings, see its source.json: choose another --out"
+            f"{out} holds frames from a different source or with different settings, see its source.json: choose "
+            "another --out"
         )
 
 

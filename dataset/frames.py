@@ -79,7 +79,7 @@ def read_depth(path: str | Path, unit: DepthUnit | None = None) -> np.ndarray:
         path: a 16-bit .png, or a floating-point .npy in metres.
         unit: unit of the .png; default millimetres.
 
-    Raises UserError if the file is unreadable, has another shape, or is not in metres (median above 100).
+    Raises UserError if the file is unreadable, has the wrong shape, or is not in metres (median above 100).
     """
     stored = read_raw_depth(path := Path(path))
     depth = (unit or UNITS["mm"] if stored.dtype == np.uint16 else UNITS["m"]).decode(stored)

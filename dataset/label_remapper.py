@@ -121,9 +121,9 @@ def check_names(names: Sequence[str]) -> None:
     """
     for row, name in zip(load_class_table(), names, strict=False):
         if name != row.name:
-            raise UserError(f"names: id {row.nyu_id} is {name!r}, but {row.name!r} in {TABLE.name}: other classes")
+            raise UserError(f"names: id {row.nyu_id} is {name!r}, but {row.name!r} in {TABLE.name}: different classes")
     if len(names) != N_NAMES:
-        raise UserError(f"names: {len(names)} names, but {TABLE.name} has {N_NAMES}: other classes")
+        raise UserError(f"names: {len(names)} names, but {TABLE.name} has {N_NAMES}: different classes")
 
 
 def format_name(name: str) -> str:

@@ -161,8 +161,8 @@ def list_images(folder: Path) -> dict[str, Path]:
         found = f", only {others.total()} other files ({kinds})" if others else ""
         raise UserError(f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)}){found}")
     if others:
-        share = f"{others.total()} of {others.total() + len(images)}"
-        print(f"{folder}: skipped {share} files, which are not supported images ({kinds})", file=sys.stderr)
+        skipped = f"{others.total()} of {others.total() + len(images)}"
+        print(f"{folder}: skipped {skipped} files, which are not supported images ({kinds})", file=sys.stderr)
     return images
 
 

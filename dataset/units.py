@@ -120,7 +120,7 @@ def check_plausible_unit(folder: Path, stored: Sequence[np.ndarray]) -> None:
     flag = "set --depth-unit" if counted else "convert the files to metres, or set --depth-unit"
     raise UserError(
         f"{folder}: read as {unit.what}, the median depth is {median:.2f} m{indoors}; "
-        f"{verdict} {names or 'another one'}: {flag} (--depth-unit {unit.name} if the depth is right)"
+        f"{verdict} {names or 'a different one'}: {flag} (--depth-unit {unit.name} if the depth is right)"
     )
 
 

@@ -17,7 +17,7 @@ from models.student import Student
 
 OPSET = 17  # the latest that the parsers of TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) support
 INPUT, DEPTH, SEG = "rgb", "depth", "seg"
-MAX_FP16_VALUE = 16_000.0  # bound on stored fp16 values: a quarter of the maximum, as a margin for unseen frames
+MAX_FP16_VALUE = 16_000.0  # bound on stored fp16 values: a quarter of fp16's maximum, a margin for unseen frames
 
 
 class ExportedStudent(nn.Module):
@@ -32,7 +32,8 @@ class ExportedStudent(nn.Module):
         """depth_factor: f / f_ref, see models/student.py."""
         super().__init__()
         self.student, self.depth_factor, self.uint8_input = student, depth_factor, uint8_input
-        self.eval()  # the wrapper, too: after the export, the exporter sets all submodules to the wrapper's mode
+        # The exporter ends by setting all submodules to this module's mode, so this module must be in eval mode, too.
+        self.eval()
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Map the image to depth [1,1,H,W] and class logits [1,6,H,W]."""
@@ -58,9 +59,9 @@ def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelP
     The torch.export exporter always writes opset 18. The TorchScript exporter writes 17, but three times the nodes,
     which onnxslim folds.
     """
-    buffer: Any = io.BytesIO()  # the exporter accepts it, though annotated for paths
+    buffer: Any = io.BytesIO()  # Any: the exporter accepts a buffer, but its type annotation allows only paths
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter itself
+        warnings.simplefilter("ignore", DeprecationWarning)  # the TorchScript exporter is deprecated
         warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
         torch.onnx.export(
             model,
@@ -75,30 +76,30 @@ def export_graph(model: ExportedStudent, height: int, width: int) -> onnx.ModelP
 
 
 def check_graph(graph: onnx.ModelProto, height: int, width: int, uint8_input: bool = False) -> None:
-    """Raise RuntimeError if a graph is invalid, or has another opset or other inputs or outputs than engines expect."""
+    """Raise RuntimeError if a graph is invalid or if its opset, inputs or outputs differ from what engines expect."""
     onnx.checker.check_model(graph, full_check=True)
     opsets = {entry.domain: entry.version for entry in graph.opset_import}
     if opsets != {"": OPSET}:
         raise RuntimeError(f"the exporter wrote opset {opsets}, not {OPSET}")
-    contract = {
+    expected = {
         INPUT: ("UINT8", [1, height, width, 3]) if uint8_input else ("FLOAT", [1, 3, height, width]),
         DEPTH: ("FLOAT", [1, 1, height, width]),
         SEG: ("FLOAT", [1, len(CLASS_NAMES), height, width]),
     }
     tensors = {value.name: value.type.tensor_type for value in (*graph.graph.input, *graph.graph.output)}
-    written = {
+    actual = {
         name: (onnx.TensorProto.DataType.Name(tensor.elem_type), [axis.dim_value for axis in tensor.shape.dim])
         for name, tensor in tensors.items()
     }
-    if written != contract:
-        raise RuntimeError(f"the exporter wrote inputs and outputs {written}, not {contract}")
+    if actual != expected:
+        raise RuntimeError(f"the exporter wrote inputs and outputs {actual}, not {expected}")
 
 
 def fp16_ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, float]:
     """Maximum absolute value of every fp16 tensor of a graph; inf and NaN count as inf.
 
-    On a CPU, ONNX Runtime computes fp16 nodes in float32, which hides an overflow inside a node. The tensors between
-    nodes are stored as fp16 and show it. to_half(model) in PyTorch shows the rest.
+    This finds overflows in the tensors between nodes, which are stored as fp16. It misses an overflow inside a node,
+    because ONNX Runtime on a CPU computes fp16 nodes in float32. Run to_half(model) in PyTorch to find these, too.
 
     Args:
         graph: from export_graph() or Quantiser.
@@ -129,7 +130,7 @@ def open_session(graph: bytes, fuse: bool = True) -> onnxruntime.InferenceSessio
     options = onnxruntime.SessionOptions()
     if not fuse:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # idle threads that spin would take cores from PyTorch, which runs in between
+    # idle threads of ONNX Runtime would spin and take cores from PyTorch, which runs between its inferences
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

@@ -22,7 +22,8 @@ from deployment.graph import INPUT, to_input
 
 # Node names of attention's convolutions contain this (timm's module name); they stay in half precision.
 ATTENTION_SCOPE = "/context_module/"
-# Float32 in the fp16 graph, too: normalisation, attention's matmuls, and everything from the decoders' heads onwards.
+# These stay in float32, as in the fp16 graph: normalisation, attention's matmuls and division, and everything from the
+# decoders' heads (HEAD_OP) onwards.
 FLOAT32_OPS = ("Cast", "BatchNormalization", "MatMul", "Div")
 HEAD_OP = "ConvTranspose"
 
@@ -39,7 +40,10 @@ class CalibrationImages(CalibrationDataReader):
 
 
 class Quantiser:
-    """Builds int8 graphs from a float32 graph, quantising a chosen subset of its convolutions."""
+    """Builds int8 graphs from a float32 graph, quantising a chosen subset of its convolutions.
+
+    Use it as a context manager: it keeps the float32 graph and the calibrated ranges in a temporary folder.
+    """
 
     def __init__(self, graph: onnx.ModelProto, images: np.ndarray, uint8_input: bool):
         """images: calibration images, uint8 [N,H,W,3], N >= 1."""
@@ -49,10 +53,10 @@ class Quantiser:
         self.folder = tempfile.TemporaryDirectory()
         self.source_path = Path(self.folder.name) / "float32.onnx"  # quantize_static() modifies a graph in memory
         onnx.save(graph, self.source_path)
-        self.ranges_path = Path(self.folder.name) / "ranges.json"  # calibrated once, by the first graph
+        self.ranges_path = Path(self.folder.name) / "ranges.json"
 
     def __enter__(self) -> "Quantiser":
-        self.build_graph(self.layers)
+        self.build_graph(self.layers)  # calibrates the ranges of all layers, which later graphs reuse
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -66,7 +70,7 @@ class Quantiser:
         """Build the graph with these convolutions, at least one, in int8 and the rest in float32."""
         path = Path(self.folder.name) / "int8.onnx"
         logger, level = logging.getLogger(), logging.getLogger().level
-        logger.setLevel(logging.ERROR)  # it recommends preprocessing that is already done
+        logger.setLevel(logging.ERROR)  # quantize_static() would recommend preprocessing that is already done
         try:
             quantize_static(
                 self.source_path,
@@ -84,7 +88,7 @@ class Quantiser:
                     "ActivationSymmetric": True,
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
-                    # quantised once, after the activation, as the next convolution's input
+                    # only inputs: an output is quantised after its activation, as the next convolution's input
                     "OpTypesToExcludeOutputQuantization": ["Conv"],
                 },
             )
@@ -96,7 +100,7 @@ class Quantiser:
 def convert_rest_to_half(quantised: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
     """Convert a quantised graph to fp16 where float32 is not needed; layers: its quantised convolutions."""
     float32_nodes = {node.name for node in quantised.graph.node if node.op_type in FLOAT32_OPS or node.name in layers}
-    float32_nodes |= find_between(quantised, "MatMul", "Div")  # attention's sums, which overflow before the division
+    float32_nodes |= find_between(quantised, "MatMul", "Div")  # attention's sums would overflow before the division
     float32_nodes |= find_downstream(quantised, HEAD_OP)
     qdq_ops = ["QuantizeLinear", "DequantizeLinear"]
     half = convert_float_to_float16(
@@ -118,7 +122,7 @@ def find_consumers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def find_downstream(graph: onnx.ModelProto, first: str) -> set[str]:
-    """Names of the nodes of operator type `first` and of all nodes downstream of them."""
+    """Names of all nodes of operator type `first` and of all nodes downstream of them."""
     consumers, found = find_consumers(graph), set()
     pending = [node for node in graph.graph.node if node.op_type == first]
     while pending:
@@ -130,7 +134,10 @@ def find_downstream(graph: onnx.ModelProto, first: str) -> set[str]:
 
 
 def find_between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
-    """Names of the nodes on paths from operator type `first` to `last` without a convolution, both ends included."""
+    """Names of the nodes on all paths from operator type `first` to `last` that contain no convolution.
+
+    Both ends of a path are included.
+    """
     consumers = find_consumers(graph)
 
     def to_last(node: onnx.NodeProto) -> set[str]:
@@ -145,8 +152,8 @@ def find_between(graph: onnx.ModelProto, first: str, last: str) -> set[str]:
 def remove_double_casts(graph: onnx.ModelProto) -> None:
     """Bypass casts from float32 to fp16 and back, in place.
 
-    The converter adds casts at all edges of a float32 node. Between two float32 nodes they round the values, and they
-    separate a DequantizeLinear node from its convolution.
+    The converter adds casts at all inputs and outputs of a float32 node. Between two float32 nodes, such casts round
+    the values, and they separate a DequantizeLinear node from its convolution, so that runtimes can't fuse the two.
     """
     casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
     types = {name: node.attribute[0].i for name, node in casts.items()}

@@ -31,13 +31,13 @@ from deployment.graph import (
 )
 from deployment.int8 import Quantiser
 
-MAX_LISTED = 8  # number of tensors to list, largest values first
-N_RANKING_IMAGES = 4
-N_RANGE_IMAGES = 8  # in addition to the extreme images; each takes a quarter of a second
+MAX_LISTED = 8  # number of tensors in the list of the largest fp16 values
+N_RANKING_IMAGES = 4  # to rank the layers of the int8 graph
+N_RANGE_IMAGES = 8  # to find the largest fp16 values, with the extreme images; each takes a quarter of a second
 
 
 class PrecisionValidator:
-    """Validates the graphs of one model. Validate fp32 first: it is the baseline for the other precisions."""
+    """Validates the graphs of one model. Validate fp32 first: its scores are the baseline for the other precisions."""
 
     def __init__(
         self,
@@ -62,10 +62,10 @@ class PrecisionValidator:
         self.baseline: dict[str, float] | None = None
 
     def validate(self, precision: str, graph: onnx.ModelProto) -> dict:
-        """Validate a graph; returns its entry for student.json, in which 'passed' is the result.
+        """Validate a graph; returns its entry for student.json, in which 'passed' is the verdict.
 
-        The entry holds the errors against PyTorch in float32, the scores, their degradation against the baseline and
-        the largest fp16 values. Raises the errors of check_graph().
+        The entry holds the errors against PyTorch in float32, the scores, their degradation from the fp32 graph's
+        scores, and the largest fp16 values. Raises RuntimeError as check_graph() does.
         """
         tolerance = TOLERANCES[precision]
         check_graph(graph, self.recipe.height, self.recipe.width, self.model.uint8_input)
@@ -94,9 +94,11 @@ def validate_precisions(
     float32_graph = export_graph(model, recipe.height, recipe.width)
     graphs = {"fp32": float32_graph, "fp16": export_graph(half_model, recipe.height, recipe.width)}
     entries = [validator.validate(precision, graph) for precision, graph in graphs.items()]
-    # on the CPU, ONNX Runtime computes fp16 nodes in float32, PyTorch's kernels in fp16
-    entries[1]["pytorch_half_errors"] = compare(pytorch_fn(half_model), validator.reference, validator.images)
-    entries[1]["passed"] &= within_tolerance(entries[1]["pytorch_half_errors"], {}, TOLERANCES["fp16"])
+    # Run the half-precision model in PyTorch, too: on the CPU, PyTorch's kernels compute in fp16, but ONNX Runtime
+    # computes fp16 nodes in float32.
+    fp16_entry = entries[1]
+    fp16_entry["pytorch_half_errors"] = compare(pytorch_fn(half_model), validator.reference, validator.images)
+    fp16_entry["passed"] &= within_tolerance(fp16_entry["pytorch_half_errors"], {}, TOLERANCES["fp16"])
     if calibration is not None and all(entry["passed"] for entry in entries):
         with Quantiser(float32_graph, calibration, model.uint8_input) as quantiser:
             graphs["int8"], entry = choose_int8_layers(quantiser, validator)
@@ -107,8 +109,8 @@ def validate_precisions(
 def choose_int8_layers(quantiser: Quantiser, validator: PrecisionValidator) -> tuple[onnx.ModelProto, dict]:
     """Build the int8 graph with as many int8 layers as the tolerance allows; returns it and its entry.
 
-    If the graph with all layers in int8 exceeds the tolerance, the layers are ranked by the error of each alone, and
-    the worst 1, 2, 4... stay in half precision until it passes.
+    If the graph with all layers in int8 exceeds the tolerance, the layers are ranked by the error that each causes
+    alone. The worst 1, 2, 4... layers then stay in half precision until the graph passes or one int8 layer is left.
     """
     graph = quantiser.build_graph(quantiser.layers)
     entry, n_half = validator.validate("int8", graph), 0
@@ -124,19 +126,20 @@ def choose_int8_layers(quantiser: Quantiser, validator: PrecisionValidator) -> t
 
 
 def rank_layers(quantiser: Quantiser, reference: InferenceFn, images: np.ndarray) -> dict[str, float]:
-    """Return {layer: mean relative depth error + fraction of changed classes}, worst first.
+    """Return {layer: mean relative depth error + fraction of pixels with a changed class}, worst layer first.
 
-    The errors are those of a graph with that layer in int8 and the rest in float32.
+    The error of a layer is that of a graph with only this layer in int8 and the rest in float32.
     """
-    layer_errors, outputs = {}, [reference(image) for image in images]
+    layer_errors, reference_outputs = {}, [reference(image) for image in images]
     for layer in quantiser.layers:
         infer = onnx_runtime_fn(quantiser.quantise([layer]).SerializeToString())
-        errors = compare(infer, _replay(outputs), images)
+        errors = compare(infer, _replay(reference_outputs), images)
         layer_errors[layer] = errors["mean_relative_depth_error"] + 1 - errors["class_agreement"]
     return dict(sorted(layer_errors.items(), key=lambda pair: -pair[1]))
 
 
 def _replay(outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -> InferenceFn:
+    """Wrap stored outputs as a function that returns the next one at each call, whatever the image."""
     remaining = iter(outputs)
     return lambda image: next(remaining)
 
@@ -145,10 +148,10 @@ def print_validation(entries: Sequence[dict], images_description: str) -> None:
     """Print the errors and scores of each precision, and the largest fp16 values."""
     lines = []
     for entry in entries:
-        runs = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["degradation"])]
+        rows = [(entry["precision"], entry["errors"], entry["scores"] or {}, entry["degradation"])]
         if "pytorch_half_errors" in entry:
-            runs.append((f"{entry['precision']} by PyTorch", entry["pytorch_half_errors"], {}, {}))
-        for name, errors, scores, degradations in runs:
+            rows.append((f"{entry['precision']} in PyTorch", entry["pytorch_half_errors"], {}, {}))
+        for name, errors, scores, degradations in rows:
             line = [name, errors["max_depth_error_mm"], f"{errors['mean_relative_depth_error']:.4%}"]
             line += [f"{errors['class_agreement']:.4%}", *(scores.get(key) for key in ("rmse", "delta1", "miou"))]
             line += [f"{degradations[key]:+.3%}" if key in degradations else None for key in ("rmse", "miou")]
@@ -156,7 +159,7 @@ def print_validation(entries: Sequence[dict], images_description: str) -> None:
     headers = [
         "",
         "max depth error, mm",
-        "mean depth error",
+        "mean relative depth error",
         "same class",
         "RMSE, m",
         "delta1",

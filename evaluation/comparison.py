@@ -48,15 +48,16 @@ class Comparison:
 
     Args:
         recipe: the student's recipe.
-        mask_holes: skip pixels without a prediction instead of counting them as wrong. Set for a teacher: its holes
-            are not errors, because the student does not learn from them.
+        mask_holes: skip pixels without a prediction instead of counting them as wrong. It is set for teachers, because
+            the student does not learn from their holes.
     """
 
     def __init__(self, recipe: Recipe, mask_holes: bool = False):
         self.depth = DepthMetrics(recipe.min_depth, recipe.max_depth)
         self.seg = ConfusionMatrix(len(CLASS_NAMES))
         self.mask_holes = mask_holes
-        self.pixels = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}  # predicted, valid
+        # counts of [predicted, valid] pixels
+        self.pixel_counts = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}
 
     def update(self, prediction: Maps, reference: Reference) -> None:
         """Add one frame; a map that is missing on either side is skipped."""
@@ -69,9 +70,9 @@ class Comparison:
             self.seg.update(*map(torch.from_numpy, (prediction.seg, reference.seg, mask)))
 
     def _count_and_mask(self, task: str, valid: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        covered = valid & predicted
-        self.pixels[task] += (np.count_nonzero(covered), np.count_nonzero(valid))
-        return covered if self.mask_holes else valid
+        valid_and_predicted = valid & predicted
+        self.pixel_counts[task] += (np.count_nonzero(valid_and_predicted), np.count_nonzero(valid))
+        return valid_and_predicted if self.mask_holes else valid
 
     def results(self) -> dict[str, dict]:
         """Return the metrics of 'depth' and 'seg', each absent if no pixel was compared.
@@ -86,7 +87,7 @@ class Comparison:
         return results
 
     def _coverage(self, task: str) -> float:
-        predicted, valid = self.pixels[task]
+        predicted, valid = self.pixel_counts[task]
         return float(predicted / valid)
 
 
@@ -116,7 +117,7 @@ def compare(
         rows: rows of the manifest.
         metadata: metadata of the student's checkpoint, for the baseline.
         recipe: the student's recipe.
-        pictures: output paths of pictures; their frames are evenly spaced over the rows.
+        pictures: output paths of comparison pictures, one each for frames evenly spaced over the rows.
     """
     table = {name: Comparison(recipe, name.startswith("teacher")) for name in ROWS + FILLED_ROWS}
     picture_paths = dict(zip(np.linspace(0, len(rows) - 1, len(pictures)).round().astype(int), pictures, strict=True))
@@ -130,9 +131,9 @@ def compare(
         }
         references = frame_references(frame, recipe)
         for name, comparison in table.items():
-            prediction, reference = name.split(" vs ")
-            if reference in references:
-                comparison.update(predictions[prediction], references[reference])
+            predictor_name, reference_name = name.split(" vs ")
+            if reference_name in references:
+                comparison.update(predictions[predictor_name], references[reference_name])
         if index in picture_paths:
             write_png(picture_paths[index], draw_comparison(frame, depth, seg))
     results = {name: comparison.results() for name, comparison in table.items()}
@@ -140,7 +141,13 @@ def compare(
 
 
 def baseline(shape: tuple[int, int], scale: float, metadata: dict) -> Maps:
-    """Constant baseline: the training data's mean depth, through this lens, and its most frequent class."""
+    """Constant baseline: the training data's mean depth and its most frequent class, at every pixel.
+
+    Args:
+        shape: (height, width) of the maps.
+        scale: factor from depth at the reference focal length to the camera's depth, from focal_scale().
+        metadata: metadata of the student's checkpoint.
+    """
     mean, majority = metadata.get("mean_depth"), metadata.get("majority_class")
     depth = None if mean is None else np.full(shape, mean * scale, dtype=np.float32)
     return Maps(depth, None if majority is None else np.full(shape, majority, dtype=np.uint8))

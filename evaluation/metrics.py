@@ -1,7 +1,7 @@
 """Depth and segmentation metrics, in one place for training and evaluation.
 
-Depth: Eigen et al., NeurIPS 2014 (arXiv:1406.2283) and the KITTI and NYU benchmarks that follow it. Every metric is
-computed twice, pooled over all pixels and averaged over images, without scale alignment.
+Depth: Eigen et al., NeurIPS 2014 (arXiv:1406.2283) and the KITTI and NYU benchmarks that follow it. There is no scale
+alignment. Every metric is computed twice: pooled over all pixels, and averaged over images.
 Segmentation: one confusion matrix over the whole set; IoU = TP / (TP + FP + FN) per class; mIoU is its mean over the
 classes that occur in the reference or the prediction.
 
@@ -29,10 +29,10 @@ class DepthMetrics:
         """Add one image.
 
         Args:
-            predicted: metres [H,W]; NaN or <= 0 where there is no prediction. A missing prediction counts as the end of
-                the range that is farther from the reference, and fails every delta threshold.
-            reference: metres [H,W].
-            mask: bool [H,W], valid pixels, where the reference must be within the range.
+            predicted: metres [H,W]; NaN or <= 0 where there is no prediction. Such a pixel is scored as if min_depth or
+                max_depth were predicted, whichever has the larger error, and fails every delta threshold.
+            reference: metres [H,W]; within the evaluated range at all valid pixels.
+            mask: bool [H,W], valid pixels.
         """
         prediction, target = (values.double() for values in _select(mask, predicted, reference))
         if not len(target):
@@ -49,12 +49,16 @@ class DepthMetrics:
         )
 
     def merge(self, other: "DepthMetrics") -> None:
-        """Add the images of another accumulator."""
+        """Add the images of a second accumulator."""
         self.sums += other.sums
         self.median_ratios += other.median_ratios
 
     @staticmethod
     def _image_sums(p: Tensor, r: Tensor, has_prediction: Tensor) -> Tensor:
+        """Sum the terms of all metrics over an image: [11], in the order that _metrics() expects.
+
+        p, r, has_prediction: predicted and reference depth, float64 [N], and where there is a prediction, bool [N].
+        """
         difference, log_difference = p - r, p.log() - r.log()
         ratio = torch.maximum(p / r, r / p)
         per_pixel = [
@@ -73,25 +77,26 @@ class DepthMetrics:
     def compute(self) -> dict[str, float]:
         """Return all metrics, pooled over pixels as '<name>' and averaged over images as 'image_<name>'.
 
-        Units: rmse, mae, sq_rel in metres; silog is 100 times the standard deviation of the log difference, as KITTI
-        defines it; deltas and abs_rel are fractions. 'median_ratio' is the median over images of each image's median
-        of predicted / reference; 1 means a correct scale. All are NaN if there were no valid pixels.
+        Units: rmse, mae and sq_rel are in metres; silog is 100 times the standard deviation of the log difference, as
+        KITTI defines it; deltas and abs_rel are fractions. 'median_ratio' is the median over images of each image's
+        median of predicted / reference; 1 means a correct scale. All are NaN if there were no valid pixels.
         """
         if not self.sums:
             names = ("rmse", "rmse_log", "silog", *self.MEAN_METRICS)
             undefined = {prefix + name: float("nan") for prefix in ("", "image_") for name in names}
             return undefined | {"median_ratio": float("nan")}
-        rows = torch.tensor(self.sums, dtype=torch.float64)
-        pooled = self._metrics(rows.sum(dim=0, keepdim=True))
-        mean = self._metrics(rows)
+        sums = torch.tensor(self.sums, dtype=torch.float64)
+        pooled = self._metrics(sums.sum(dim=0, keepdim=True))
+        per_image = self._metrics(sums)
         return (
             {name: value.item() for name, value in pooled.items()}
-            | {f"image_{name}": value.mean().item() for name, value in mean.items()}
+            | {f"image_{name}": value.mean().item() for name, value in per_image.items()}
             | {"median_ratio": torch.tensor(self.median_ratios, dtype=torch.float64).median().item()}
         )
 
-    def _metrics(self, rows: Tensor) -> dict[str, Tensor]:
-        means = rows / rows[:, :1]
+    def _metrics(self, sums: Tensor) -> dict[str, Tensor]:
+        """Metrics {name: [N]} of N rows of _image_sums(), [N,11]."""
+        means = sums / sums[:, :1]  # the first term counts the pixels
         variance = (means[:, 2] - means[:, 3] ** 2).clamp(min=0)
         metrics = {"rmse": means[:, 1].sqrt(), "rmse_log": means[:, 2].sqrt(), "silog": 100 * variance.sqrt()}
         return metrics | dict(zip(self.MEAN_METRICS, means[:, 4:].unbind(dim=1), strict=True))
@@ -114,7 +119,7 @@ class ConfusionMatrix:
         """Add class maps of the same shape, any integer dtype.
 
         Args:
-            predicted: class ids; any other value, such as 255, is a missing prediction, which is wrong.
+            predicted: class ids; any other value, such as 255, is a missing prediction and counts as wrong.
             reference: class ids at the valid pixels.
             mask: bool, valid pixels.
         """
@@ -124,11 +129,11 @@ class ConfusionMatrix:
         self.counts += counts.reshape(self.counts.shape).cpu()
 
     def merge(self, other: "ConfusionMatrix") -> None:
-        """Add the counts of another matrix."""
+        """Add the counts of a second matrix."""
         self.counts += other.counts
 
     def compute(self) -> dict[str, float | list[float]]:
-        """Return miou and pixel_accuracy, fractions; iou per class, NaN for a class that does not occur."""
+        """Return 'miou' and 'pixel_accuracy', and 'iou', a list by class id with NaN for absent classes; fractions."""
         counts = self.counts.double()
         true_positives = counts.diag()
         iou = true_positives / (counts.sum(dim=0)[: self.classes] + counts.sum(dim=1) - true_positives)

@@ -96,7 +96,7 @@ def sum_per_class(values: Tensor, target: Tensor) -> Tensor:
 
 
 def edge_aware_smoothness(depth: Tensor, rgb: Tensor) -> Tensor:
-    """Mean gradient of the mean-normalised inverse depth, damped at image edges by exp(-image gradient).
+    """Mean gradient of the mean-normalised inverse depth, weighted by exp(-image gradient): less at edges.
 
     Godard et al., ICCV 2019 (Monodepth2, arXiv:1806.01260), equation 3. depth [B,1,H,W] metres, rgb [B,3,H,W] in 0..1.
     """
@@ -117,7 +117,8 @@ def class_weights(frequencies: Tensor, balance: float) -> Tensor:
     square root of the frequency, is a common choice: see Cui et al., CVPR 2019 (arXiv:1901.05555).
 
     Args:
-        frequencies: float32 [C], fraction of the labelled training pixels per class; sums to 1, or to 0 without labels.
+        frequencies: float32 [C], fraction of the labelled training pixels per class; they sum to 1, or to 0 if no pixel
+            is labelled.
         balance: 0 = equal weight per pixel, 1 = equal weight per class.
 
     Returns float32 [256], a lookup table by class id; 0 for other labels.
@@ -155,10 +156,10 @@ def distillation_loss(
         depth: predicted, float32 [B,1,H,W], metres at the reference focal length.
         seg: predicted logits [B,6,H,W].
         rgb: float32 [B,3,H,W] in 0..1.
-        depth_target: as depth, 0 = no target.
+        depth_target: in the same format as depth, 0 = no target.
         seg_target: integers [B,H,W], 255 = ignore.
-        seg_weight: float32 [B,1,H,W], weight of each pixel: the teacher's confidence, 0..1, times the class weight, see
-            class_weights().
+        seg_weight: float32 [B,1,H,W], weight of each pixel: the teacher's confidence in 0..1, multiplied by the class
+            weight of class_weights().
         weights: weights of the terms.
         term_scales: float32 [4], for a micro-batch: its loss_denominators() divided by the whole batch's. The losses of
             the micro-batches then add up to the batch's, however unevenly the targets are distributed.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INITIAL_DEPTH = 2.0  # metres, output of an untrained student
+INITIAL_DEPTH = 2.0  # metres at the reference focal length; an untrained student predicts about this
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -69,10 +69,10 @@ class Neck(nn.Module):
 class Decoder(nn.Module):
     """Decodes features [B,in_channels,H/4,W/4] to a map [B,out_channels,H/2,W/2]; the caller upsamples it to full size.
 
-    All convolutions run at a quarter of the image's size. The head predicts four sub-pixels per cell, at a fraction of
-    the cost of a convolution at half size. It is a sub-pixel convolution (Shi et al., CVPR 2016, arXiv:1609.05158),
-    written as a transposed convolution to avoid the pixel shuffle, and is initialised as in Aitken et al.
-    (arXiv:1707.02937).
+    All convolutions run at a quarter of the image's resolution. The head predicts four pixels from each pixel of the
+    features, at a fraction of the cost of a convolution at half the resolution. It is a sub-pixel convolution (Shi et
+    al., CVPR 2016, arXiv:1609.05158), written as a transposed convolution to avoid the pixel shuffle, and is
+    initialised as in Aitken et al. (arXiv:1707.02937).
 
     The head always runs in float32. bfloat16 would quantise depth in steps of 18 mm at 2 to 4 m and 96 mm at 8 to 12 m,
     and no later cast could undo that.
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.refine = separable_conv(in_channels, head_channels, 5)
         self.head = nn.ConvTranspose2d(head_channels, out_channels, 2, stride=2)
-        # Initialised as a 1x1 nn.Conv2d, the same for all sub-pixels of a cell, to avoid checkerboard artifacts.
+        # Initialised as a 1x1 nn.Conv2d, the same for all four pixels, to avoid checkerboard artifacts.
         initial = nn.Conv2d(head_channels, out_channels, 1)
         assert self.head.bias is not None and initial.bias is not None
         with torch.no_grad():
@@ -115,9 +115,9 @@ class Student(nn.Module):
     ):
         super().__init__()
         self.output_range = output_range
-        features: Any = timm.create_model(encoder, features_only=True, pretrained=False)
-        self.encoder: nn.Module = features
-        self.neck = Neck(features.feature_info.channels(), channels)
+        timm_model: Any = timm.create_model(encoder, features_only=True, pretrained=False)
+        self.encoder: nn.Module = timm_model
+        self.neck = Neck(timm_model.feature_info.channels(), channels)
         self.depth_decoder = Decoder(channels, head_channels, 1)
         self.seg_decoder = Decoder(channels, head_channels, classes)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
@@ -125,13 +125,14 @@ class Student(nn.Module):
         for module in self.encoder.modules():
             if isinstance(module, nn.Hardswish):
                 module.inplace = False  # autograd needs the input and would copy it first
+        # The inverse of bounded_depth() gives the bias at which an untrained student predicts INITIAL_DEPTH.
         nearest, farthest = output_range
         position = math.log(INITIAL_DEPTH / nearest) / math.log(farthest / nearest)
         assert self.depth_decoder.head.bias is not None
         nn.init.constant_(self.depth_decoder.head.bias, math.log(position / (1 - position)))
 
     def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Map RGB, float32 [B,3,H,W] in 0..1, to depth [B,1,H,W] and class logits [B,6,H,W]."""
+        """Map RGB, float32 [B,3,H,W] in 0..1, to depth [B,1,H,W] in metres and class logits [B,classes,H,W]."""
         # normalisation as batch norm with fixed statistics: one pass over the image
         normalised = F.batch_norm(rgb, self.mean, self.variance, eps=0.0)
         features = self.neck(self.encoder(normalised.to(next(self.encoder.parameters()).dtype)))
@@ -142,7 +143,7 @@ class Student(nn.Module):
 
 
 def bounded_depth(raw: Tensor, output_range: tuple[float, float]) -> Tensor:
-    """Map raw float32 to metres in the range, by a sigmoid in log depth; the gradient is non-zero up to raw = ±16."""
+    """Map raw outputs, float32, to depth in metres by a sigmoid in log depth; the gradient is non-zero up to ±16."""
     nearest, farthest = output_range
     return nearest * torch.exp(math.log(farthest / nearest) * torch.sigmoid(raw))
 

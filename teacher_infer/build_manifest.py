@@ -138,7 +138,7 @@ def find_folders(args: Namespace) -> Folders:
 
 
 def check_confidence(folder: Path, sam2: Path | None) -> None:
-    """Raise UserError if seg_confidence/ belongs to another class folder, according to its provenance.json."""
+    """Raise UserError if seg_confidence/ belongs to a different class folder, according to its provenance.json."""
     file = folder / PROVENANCE
     source = read_json(file).get("of") if file.is_file() else None
     if source and sam2 and source != sam2.resolve().name:
@@ -277,7 +277,7 @@ def split_frames(frames: dict[str, Path], splits: dict[str, str] | None) -> dict
             print(f"{len(stems)} {what}: {_abbreviate(sorted(stems))}")
     kept = {stem: path for stem, path in frames.items() if stem in splits}
     if not kept:
-        raise UserError("splits.json lists none of the images: does it belong to other data?")
+        raise UserError("splits.json lists none of the images: does it belong to different data?")
     return kept
 
 

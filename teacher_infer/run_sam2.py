@@ -116,7 +116,7 @@ class DepthMaps:
     ):
         self.depth, self.unit = existing_dir(depth_dir, "--depth-dir"), unit
         self.sensor = _dir_or_default(sensor_dir, root / "depth", "--sensor-depth-dir")
-        beside = root / "confidence"  # belongs to depth/ beside it, not to another --sensor-depth-dir
+        beside = root / "confidence"  # belongs to depth/ beside it, not to a different --sensor-depth-dir
         self.confidence = (
             None if sensor_dir and not confidence_dir else _dir_or_default(confidence_dir, beside, "--confidence-dir")
         )
@@ -193,7 +193,7 @@ def _dir_or_default(given: str | None, default: Path, flag: str) -> Path | None:
 
 
 def _read_map(folder: Path, stem: str, read: Callable[[Path], np.ndarray], shape: tuple[int, ...] | None) -> np.ndarray:
-    """Read a frame's map; raises UserError if it is missing or, with a `shape` (H, W), of another size."""
+    """Read a frame's map; raises UserError if it is missing or, with a `shape` (H, W), of a different size."""
     path = find_map(folder, stem)
     if path is None:
         raise UserError(f"{folder} has no map for frame {stem}")

@@ -187,8 +187,8 @@ def claim_output(output_dir: Path, provenance: dict, overwrite: bool) -> None:
         )
         if differing:
             raise UserError(
-                f"{output_dir} contains outputs made with other settings ({', '.join(differing)}; see {PROVENANCE}):"
-                " choose another --output-dir or recompute them with --overwrite"
+                f"{output_dir} contains outputs made with different settings ({', '.join(differing)}; see "
+                f"{PROVENANCE}): choose another --output-dir or recompute them with --overwrite"
             )
         return
     if has_outputs and not overwrite:

@@ -41,7 +41,7 @@ MIN_CORRELATION = 0.7
 MAX_SPREAD = 0.1  # up to it, a low correlation only means a flat scene, such as a wall
 MAX_INVERSE_CORRELATION = (
     -0.3
-)  # lower values mean inverse depth; between this and 0 it is rather the depth of other frames
+)  # lower values mean inverse depth; between this and 0 it is rather the depth of different frames
 CAUSE_TOLERANCE = 0.08  # relative: a ratio this close to that of a known mistake is attributed to it
 
 
@@ -128,7 +128,7 @@ def find_problems(
         problems.append(
             f"correlation: median {correlation:.2f} is below {MIN_CORRELATION}, and half of the pixels are off by more"
             f" than {spread:.0%} even after scaling: this is not the depth of these images. Random weights, or stems"
-            " that name other frames?"
+            " that belong to different frames?"
         )
     low, high = ratio_range
     outside = [stem for stem, c in measured.items() if c.ratio is not None and not low <= c.ratio <= high]

@@ -42,24 +42,24 @@ def edit_rows(manifest: Path, change: Callable[[dict], None]) -> None:
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def row_change(change: Callable[[dict], None], stem: str = STEMS[1]) -> Callable[[Path], None]:
+def change_row(change: Callable[[dict], None], stem: str = STEMS[1]) -> Callable[[Path], None]:
     """Return a function that changes one row of a manifest."""
     return lambda manifest: edit_rows(manifest, lambda entry: change(entry) if entry["stem"] == stem else None)
 
 
-def map_change(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+def change_map(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
     """Return a function that changes one map of every frame."""
 
-    def spoil(manifest: Path) -> None:
+    def corrupt(manifest: Path) -> None:
         for path in (manifest.parent / name).rglob("*.npy"):
             write_npy(path, change(read_npy(path)))
 
-    return spoil
+    return corrupt
 
 
 def no_valid_depth(manifest: Path) -> None:
     """Remove all valid depth and the teachers."""
-    map_change("depth", lambda depth: np.full_like(depth, np.nan))(manifest)
+    change_map("depth", lambda depth: np.full_like(depth, np.nan))(manifest)
     edit_rows(manifest, lambda entry: [entry.pop(name) for name in ("da3_depth", "sam2_seg", "labels")])
 
 
@@ -69,27 +69,27 @@ def unknown_class(manifest: Path) -> None:
 
 
 INVALID_DATA = {
-    "a missing column": (row_change(lambda row: row.pop("depth")), "line 2: the row has no column 'depth'"),
+    "a missing column": (change_row(lambda row: row.pop("depth")), "line 2: the row has no column 'depth'"),
     "an outside path": (
-        row_change(lambda row: row.update(rgb="../../etc/passwd")),
+        change_row(lambda row: row.update(rgb="../../etc/passwd")),
         "points outside the manifest's folder",
     ),
     "an absolute path": (
-        row_change(lambda row: row.update(depth="/etc/passwd")),
+        change_row(lambda row: row.update(depth="/etc/passwd")),
         "points outside the manifest's folder",
     ),
-    "an unknown split": (row_change(lambda row: row.update(split="holdout")), "split 'holdout' is not one of"),
+    "an unknown split": (change_row(lambda row: row.update(split="holdout")), "split 'holdout' is not one of"),
     "an empty manifest": (lambda manifest: manifest.write_text("\n"), "lists no frames"),
-    "no JSON": (lambda manifest: manifest.write_text("rgb,depth\n"), "line 1: not JSON"),
+    "not JSON": (lambda manifest: manifest.write_text("rgb,depth\n"), "line 1: not JSON"),
     "no manifest": (lambda manifest: manifest.unlink(), "there is no manifest"),
-    "another shape": (map_change("depth", lambda depth: depth[:60]), "depth is 160x60 but the image is 160x120"),
-    "millimetres as .npy": (map_change("depth", lambda depth: depth * 1000), "can't be metres"),
-    "confidence above 1": (map_change("confidence", lambda c: c * 255), "confidence must be in 0..1"),
+    "a different shape": (change_map("depth", lambda depth: depth[:60]), "depth is 160x60 but the image is 160x120"),
+    "millimetres as .npy": (change_map("depth", lambda depth: depth * 1000), "can't be metres"),
+    "confidence above 1": (change_map("confidence", lambda c: c * 255), "confidence must be in 0..1"),
     "an unknown class": (unknown_class, "unknown class 17"),
-    "an unknown teacher's class": (map_change("sam2_seg", lambda seg: seg + np.uint8(40)), "unknown class"),
+    "an unknown class of a teacher": (change_map("sam2_seg", lambda seg: seg + np.uint8(40)), "unknown class"),
     "depth without readings": (no_valid_depth, "depth"),
     "an image in two splits": (
-        row_change(lambda row: row.update(rgb=f"rgb/{STEMS[0]}.png"), STEMS[5]),
+        change_row(lambda row: row.update(rgb=f"rgb/{STEMS[0]}.png"), STEMS[5]),
         f"frames {STEMS[0]} (train) and {STEMS[5]} (test) are the same image",
     ),
     "JSON nested too deeply": (lambda manifest: manifest.write_text("[" * 100_000 + "\n"), "nested too deeply"),
@@ -99,9 +99,9 @@ INVALID_DATA = {
 
 @pytest.mark.parametrize("case", INVALID_DATA)
 def test_training_rejects_invalid_data(manifest, tmp_path, capfd, case):
-    spoil, words = INVALID_DATA[case]
+    corrupt, words = INVALID_DATA[case]
     manifest = copy_data(manifest, tmp_path / "data")
-    spoil(manifest)
+    corrupt(manifest)
     code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"))
     check_one_line(code, capfd.readouterr().err, words)
     assert not (tmp_path / "out").exists()
@@ -109,9 +109,9 @@ def test_training_rejects_invalid_data(manifest, tmp_path, capfd, case):
 
 @pytest.mark.parametrize("case", INVALID_DATA)
 def test_evaluation_rejects_invalid_data(manifest, trained, tmp_path, capfd, case):
-    spoil, words = INVALID_DATA[case]
+    corrupt, words = INVALID_DATA[case]
     manifest = copy_data(manifest, tmp_path / "data")
-    spoil(manifest)
+    corrupt(manifest)
     flags = ("--checkpoint", trained / "checkpoints/best.pt", "--output-dir", tmp_path / "out", "--device", "cpu")
     code = exit_code(eval_distillation.main, "--manifest", manifest, *flags)
     check_one_line(code, capfd.readouterr().err, words)
@@ -141,7 +141,7 @@ def test_training_rejects_invalid_flags(manifest, tmp_path, capfd, flags, words)
 def test_diverged_run_saves_its_batch_and_no_best_checkpoint(manifest, tmp_path, capfd):
     flags = ("--lr", "1e9", "--seed", 10**20, "--epochs", 4)
     code = exit_code(train.main, *train_flags(manifest, tmp_path / "out"), *flags)
-    check_one_line(code, capfd.readouterr().err, "training has diverged, the loss was not finite in 3 steps in a row")
+    check_one_line(code, capfd.readouterr().err, "training has diverged: the loss was not finite in 3 steps in a row")
     assert not (tmp_path / "out/checkpoints/best.pt").exists()
     (batch,) = (tmp_path / "out/runs").glob("*/not_finite.pt")
     assert torch.load(batch, weights_only=True)["rgb"].isfinite().all()
@@ -174,7 +174,7 @@ def write_invalid_checkpoints(trained: Path, folder: Path) -> dict[str, str]:
     (folder / "byte.pt").write_bytes(b"K")
     return {
         "foreign.pt": "is not a checkpoint of this student",
-        "weights.pt": "another model",
+        "weights.pt": "a different model",
         "classes.pt": "classes floor, wall",
         "nan.pt": "of its tensors are not finite",
         "bomb.pt": "objects other than tensors",
@@ -335,15 +335,15 @@ def test_package_that_fails_to_load_is_reported_in_one_line():
 
 def test_errors_are_one_line_in_separate_processes(manifest, trained, tmp_path):
     """Includes output of the interpreter and of libraries on stderr."""
-    spoilt = copy_data(manifest, tmp_path / "data")
-    row_change(lambda row: row.pop("depth"))(spoilt)
+    corrupted = copy_data(manifest, tmp_path / "data")
+    change_row(lambda row: row.pop("depth"))(corrupted)
     text = tmp_path / "text.mp4"
     text.write_text("404 not found")
     predict_flags = ("--checkpoint", trained / "checkpoints/best.pt", "--output-dir", tmp_path / "out")
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
     (tmp_path / "engines").mkdir()
     for result, words in (
-        (script("train.py", *train_flags(spoilt, tmp_path / "out")), "train.py: error:"),
+        (script("train.py", *train_flags(corrupted, tmp_path / "out")), "train.py: error:"),
         (script("eval_distillation.py", "--checkpoint", tmp_path / "bomb.pt", "--manifest", manifest), "bomb.pt"),
         (script("predict.py", *predict_flags, "--input", text), "text.mp4"),
         (script("benchmark_jetson.py", "--engine-dir", tmp_path / "engines"), "engines"),

@@ -736,7 +736,7 @@ def test_throughput_in_streams():
 
 def test_engine_of_another_gpu(engine_dir, on_a_jetson, monkeypatch, capsys):
     (engine_dir / "student_fp32.engine").write_bytes(b"from an L40S")
-    wrong(monkeypatch, capsys, engine_dir, "another kind of GPU", "build it here")
+    wrong(monkeypatch, capsys, engine_dir, "different kind of GPU", "build it here")
 
 
 def test_graphs_but_no_engine_on_a_jetson(engine_dir, on_a_jetson, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Scripts if the project is not installed, installed from another checkout, or partly installed."""
+"""Scripts if the project is not installed, installed from a different checkout, or partly installed."""
 
 import os
 import shutil
@@ -61,7 +61,7 @@ def test_top_level_script_without_packages_prints_one_line(bare_python, script):
     assert_one_line(call(bare_python, ROOT / script, "--help"), "is not installed", "make setup", "setup_hpc.sh")
 
 
-def test_script_of_another_checkout_is_rejected_with_a_hint(other_checkout):
+def test_script_of_a_different_checkout_is_rejected_with_a_hint(other_checkout):
     script = other_checkout / LIGHT
     assert_one_line(call(sys.executable, script, "--name", "wall"), str(ROOT), f"PYTHONPATH={other_checkout}")
     assert call(sys.executable, script, "--name", "wall", PYTHONPATH=str(other_checkout)).returncode == EXIT_OK
@@ -70,10 +70,10 @@ def test_script_of_another_checkout_is_rejected_with_a_hint(other_checkout):
     assert module.returncode == EXIT_OK, "the current folder comes first on the path"
 
 
-def test_script_of_another_checkout_with_a_newer_import_is_rejected(other_checkout):
+def test_script_of_a_different_checkout_with_a_newer_import_is_rejected(other_checkout):
     script = other_checkout / "dataset/newer.py"
     script.write_text("from cli import run\nfrom dataset.files import something_newer\n")
-    assert_one_line(call(sys.executable, script), "another checkout", f"PYTHONPATH={other_checkout}")
+    assert_one_line(call(sys.executable, script), "different checkout", f"PYTHONPATH={other_checkout}")
 
 
 def test_all_modules_come_from_this_checkout(tmp_path):

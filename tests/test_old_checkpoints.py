@@ -72,7 +72,7 @@ def test_resumed_run_ends_like_the_old_revision(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("changed", [{"zoom": (0.8, 1.4)}, {"weight_decay": 0.1}, {"width": 160, "height": 120}])
-def test_resume_rejects_another_recipe(data, tmp_path, changed):
+def test_resume_rejects_a_different_recipe(data, tmp_path, changed):
     (name, *_) = changed
     with pytest.raises(UserError, match=f"was trained with {name} "):
         resume(data, tmp_path, replace(RECIPE, **changed))

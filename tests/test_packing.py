@@ -177,7 +177,7 @@ def test_outdated_cache_is_replaced(manifest, tmp_path):
     second = splits()
     assert len(first & second) == 1, "the validation frames are unchanged"
     cache = tmp_path / "data/.cache"
-    assert set(caches(cache)) == second | fewer, "another number of frames has its own cache"
+    assert set(caches(cache)) == second | fewer, "a different number of frames has its own cache"
     shutil.move(tmp_path / "data", tmp_path / "moved")
     manifest = tmp_path / "moved/manifest.jsonl"
     raise_depth(read_manifest(manifest)[0])
@@ -233,11 +233,11 @@ def other_shape(path: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "an array cut short": lambda folder: truncate(folder / "depth.npy"),
     "an empty array": lambda folder: os.truncate(folder / "rgb.npy", 0),
-    "another shape": lambda folder: other_shape(folder / "confidence.npy"),
+    "different shape": lambda folder: other_shape(folder / "confidence.npy"),
     "a missing array": lambda folder: (folder / "focal_factor.npy").unlink(),
     "no record": lambda folder: (folder / "packed.json").unlink(),
     "half a record": lambda folder: truncate(folder / "rows.json"),
-    "another kind of record": lambda folder: (folder / "packed.json").write_text('{"done": 3}'),
+    "different kind of record": lambda folder: (folder / "packed.json").write_text('{"done": 3}'),
     "nothing": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 

@@ -54,7 +54,9 @@ def test_second_training_in_a_checkpoint_folder_is_rejected_in_one_line(manifest
         assert exit_code(train.main, *train_flags(manifest, tmp_path / "out")) == EXIT_USAGE
         assert (checkpoints / ".last.abc.part.pt").exists()
         error = capfd.readouterr().err
-        assert error == (f"train.py: error: another training writes to {checkpoints}: use another --checkpoint-dir\n")
+        assert error == (
+            f"train.py: error: another training run writes to {checkpoints}: use a different --checkpoint-dir\n"
+        )
         (checkpoints / ".last.abc.part.pt").unlink()
     assert not (tmp_path / "out").exists(), "neither training has left anything"
     with lock_checkpoint_dir(checkpoints, Processes()):

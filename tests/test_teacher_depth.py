@@ -145,7 +145,7 @@ def test_depth_of_other_frames_is_named(offset):
     depths = {n: read_depth(files[n % len(files)]) for i in range(0, 300, 60) for n in (i, i + offset)}
     comparisons = {str(n): compare(depths[n + offset], depths[n], (480, 640)) for n in range(0, 300, 60)}
     problems = find_problems(comparisons, RESIZE)
-    assert any("name other frames" in problem for problem in problems) == bool(offset), problems
+    assert any("belong to different frames" in problem for problem in problems) == bool(offset), problems
 
 
 def test_a_flat_wall_is_not_mistaken_for_another_frame():

@@ -45,9 +45,9 @@ def pack_rows(rows: list[Row], folder: Path) -> PackedFrames:
 def test_packed_frames_equal_resized_frames(manifest, tmp_path):
     rows = read_manifest(manifest)[:3]
     rows[1].da3_depth = rows[1].sam2_seg = rows[1].labels = None
-    rows[2].seg_confidence = tmp_path / "sure.npy"
-    sure = np.random.default_rng(0).integers(0, 256, read_image(rows[2].rgb).shape[:2], dtype=np.uint8)
-    np.save(rows[2].seg_confidence, sure)
+    rows[2].seg_confidence = tmp_path / "seg_confidence.npy"
+    seg_confidence = np.random.default_rng(0).integers(0, 256, read_image(rows[2].rgb).shape[:2], dtype=np.uint8)
+    np.save(rows[2].seg_confidence, seg_confidence)
     batch = pack_rows(rows, tmp_path).batch([2, 1], CPU)
     frame = read_frame(rows[2])
     rgb = (batch.rgb[0] * 255).round().byte().permute(1, 2, 0)
@@ -57,7 +57,8 @@ def test_packed_frames_equal_resized_frames(manifest, tmp_path):
     np.testing.assert_array_equal(batch.confidence[0, 0], to_network_map(frame.confidence, *NETWORK))
     np.testing.assert_array_equal(batch.labels[0], to_network_map(frame.labels, *NETWORK))
     np.testing.assert_array_equal(batch.sam2_seg[0], to_network_map(frame.sam2_seg, *NETWORK))
-    np.testing.assert_allclose(batch.seg_confidence[0, 0], to_network_map(sure / np.float32(255), *NETWORK), atol=0.002)
+    expected = to_network_map(seg_confidence / np.float32(255), *NETWORK)
+    np.testing.assert_allclose(batch.seg_confidence[0, 0], expected, atol=0.002)
     assert (batch.seg_confidence[1] == 1).all()
     assert not batch.da3_depth[1].any()
     assert (batch.sam2_seg[1] == IGNORE).all() and (batch.labels[1] == IGNORE).all()
@@ -89,11 +90,10 @@ def test_focal_factor(manifest, tmp_path):
     """f_ref / f at the network's input size, whatever image size the intrinsics are given for."""
     rows = read_manifest(manifest)[:3]
     width, height = SIZE
-    longer = 1.25 * RECIPE.reference_focal * width / NETWORK[0]
-    rows[0].intrinsics = Intrinsics(longer, longer, 80, 60, width, height)
-    rows[1].intrinsics = Intrinsics(
-        2 * longer, 2 * longer, 160, 120, 2 * width, 2 * height
-    )  # the same lens, given for a larger image
+    focal = 1.25 * RECIPE.reference_focal * width / NETWORK[0]
+    rows[0].intrinsics = Intrinsics(focal, focal, 80, 60, width, height)
+    # the same camera, with intrinsics for a larger image
+    rows[1].intrinsics = Intrinsics(2 * focal, 2 * focal, 160, 120, 2 * width, 2 * height)
     rows[2].intrinsics = None
     factor = pack_rows(rows, tmp_path).batch([0, 1, 2], CPU).focal_factor
     assert factor.tolist() == pytest.approx([0.8, 0.8, 1.0])
@@ -129,9 +129,9 @@ def test_depth_outside_the_range_is_masked(manifest, tmp_path):
     row, outlier_row = read_manifest(manifest)[0], read_manifest(manifest)[0]
     depth = read_npy(row.depth)
     outliers = np.random.default_rng(0).random(depth.shape) < 0.05
-    for name, values in (("clean", 0), ("spoiled", 65)):
+    for name, values in (("clean", 0), ("outliers", 65)):
         write_npy(tmp_path / f"{name}.npy", np.where(outliers, values, depth).astype(np.float32))
-    row.depth, outlier_row.depth = tmp_path / "clean.npy", tmp_path / "spoiled.npy"
+    row.depth, outlier_row.depth = tmp_path / "clean.npy", tmp_path / "outliers.npy"
     row.da3_depth = outlier_row.da3_depth = row.confidence = outlier_row.confidence = None
     clean, with_outliers = (pack_rows([each], tmp_path) for each in (row, outlier_row))
     assert torch.equal(depth_target(clean.batch([0], CPU), RECIPE), depth_target(with_outliers.batch([0], CPU), RECIPE))
@@ -256,24 +256,24 @@ def is_equal(first, second) -> bool:
 
 def test_stopped_and_resumed_run_equals_an_uninterrupted_run(manifest, trained, tmp_path, monkeypatch):
     """SIGUSR1 during the first epoch, SIGTERM after the very last step, before validation."""
-    number_at = {1: signal.SIGUSR1, 4: signal.SIGTERM}
-    step = train.Trainer.train_step
+    signal_after_step = {1: signal.SIGUSR1, 4: signal.SIGTERM}
+    train_step = train.Trainer.train_step
 
-    def step_then_signal(trainer, batch):
-        loss = step(trainer, batch)
-        if trainer.step in number_at:
-            os.kill(os.getpid(), number_at[trainer.step])
+    def train_step_then_signal(trainer, batch):
+        loss = train_step(trainer, batch)
+        if trainer.step in signal_after_step:
+            os.kill(os.getpid(), signal_after_step[trainer.step])
         return loss
 
-    monkeypatch.setattr(train.Trainer, "train_step", step_then_signal)
+    monkeypatch.setattr(train.Trainer, "train_step", train_step_then_signal)
     flags = [*train_flags(manifest, tmp_path), "--resume", "auto"]
-    for stopped_at in number_at:
+    for stopped_at in signal_after_step:
         assert call(train.main, *flags) == EXIT_STOPPED
         assert checkpoint(tmp_path)["step"] == stopped_at
     assert call(train.main, *flags) == 0
-    ours, uninterrupted = checkpoint(tmp_path), checkpoint(trained)
+    resumed, uninterrupted = checkpoint(tmp_path), checkpoint(trained)
     for part in ("model", "ema", "optimizer", "schedule", "step", "notes"):
-        assert is_equal(ours[part], uninterrupted[part]), part
+        assert is_equal(resumed[part], uninterrupted[part]), part
     assert is_equal(checkpoint(tmp_path, "best.pt")["ema"], checkpoint(trained, "best.pt")["ema"])
     assert len(list((tmp_path / "runs").iterdir())) == 1, "a resumed run keeps its folder"
     assert call(train.main, *flags) == 0, "resuming a finished run does nothing"
@@ -293,9 +293,9 @@ def test_run_killed_twenty_times_equals_an_uninterrupted_run(manifest, tmp_path)
     steps = [int(number) for number in re.findall(r"^kill .*'last.pt': (\d+)", done.stdout, flags=re.MULTILINE)]
     assert "kill 20" in done.stdout, "the run ended before the last kill: use more epochs or shorter delays"
     assert len(set(steps)) > 3 and any(step % 2 for step in steps), "the kills came too early: use longer delays"
-    for ours, uninterrupted in zip(*results, strict=True):
+    for uninterrupted, killed in zip(*results, strict=True):
         for part in ("model", "ema", "optimizer", "schedule", "guard", "step", "notes"):
-            assert is_equal(ours[part], uninterrupted[part]), part
+            assert is_equal(killed[part], uninterrupted[part]), part
 
 
 def test_keep_freed_memory():
@@ -319,20 +319,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
         (["--lr", "0.001"], f"lr {RECIPE.lr}, not 0.001"),
         (["--epochs", "3"], "epochs 2, not 3"),
         (["--seed", "1"], "seed 0, not 1"),
-        (["--data-limit", "2"], "other data"),
+        (["--data-limit", "2"], "different data"),
     ],
 )
-def test_resume_rejects_other_settings_or_data(manifest, trained, tmp_path, flags, words):
+def test_resume_rejects_different_settings_or_data(manifest, trained, tmp_path, flags, words):
     last = trained / "checkpoints/last.pt"
     with pytest.raises(UserError, match=words):
         call(train.main, *train_flags(manifest, tmp_path), "--resume", last, *flags)
 
 
-def test_resume_rejects_checkpoint_of_another_model(manifest, trained, tmp_path):
+def test_resume_rejects_checkpoint_of_a_different_model(manifest, trained, tmp_path):
     content = checkpoint(trained)
     content["model"] = {name: weight[:1] for name, weight in content["model"].items() if weight.ndim}
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="a different model"):
         call(train.main, *train_flags(manifest, tmp_path), "--resume", tmp_path / "other.pt")
 
 
@@ -391,21 +391,22 @@ def test_step_with_non_finite_loss_is_skipped_and_counted(manifest, tmp_path, mo
     moments = [state["exp_avg"].clone() for state in trainer.optimizer.state.values()]
     loss = train.distillation_loss
     with monkeypatch.context() as patch:
-        patch.setattr(train, "distillation_loss", lambda *a: {"total": loss(*a)["total"] * float("nan")})
+        patch.setattr(train, "distillation_loss", lambda *inputs: {"total": loss(*inputs)["total"] * math.nan})
         assert trainer.train_step(batch).item() == 0
     counters = {name for name in before if name.endswith("num_batches_tracked")}
-    assert all(torch.equal(v, before[n]) for n, v in trainer.model.state_dict().items() if n not in counters)
+    after_skip = {name: value for name, value in trainer.model.state_dict().items() if name not in counters}
+    assert all(torch.equal(value, before[name]) for name, value in after_skip.items())
     after = [state["exp_avg"] for state in trainer.optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
     assert trainer.guard.skipped == 1 and trainer.guard.last_skipped_step == 1 and not trainer.guard.diverged
     assert trainer.train_step(batch).item() > 0
     assert not torch.equal(trainer.model.state_dict()["depth_decoder.head.weight"], before["depth_decoder.head.weight"])
     with monkeypatch.context() as patch:
-        patch.setattr(train, "distillation_loss", lambda *a: {"total": loss(*a)["total"] / 0})
-        for row in (1, 2, 3):
+        patch.setattr(train, "distillation_loss", lambda *inputs: {"total": loss(*inputs)["total"] / 0})
+        for consecutive in (1, 2, 3):
             assert not trainer.guard.diverged
             trainer.train_step(batch)
-            assert trainer.guard.skipped == 1 + row
+            assert trainer.guard.skipped == 1 + consecutive
     assert trainer.guard.diverged
 
 
@@ -416,11 +417,11 @@ def test_learning_rate_schedule_for_any_number_of_steps(manifest, tmp_path, step
     rates = [trainer.optimizer.param_groups[0]["lr"]]
     for _ in range(trainer.total_steps):
         trainer.optimizer.step()
-        trainer.schedule.step()
+        trainer.lr_schedule.step()
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-    highest = int(np.argmax(rates))
-    assert 0.0099 < rates[highest] <= 0.01
-    assert 1 <= highest <= max(1, steps // 4)
+    peak_step = int(np.argmax(rates))
+    assert 0.0099 < rates[peak_step] <= 0.01
+    assert 1 <= peak_step <= max(1, steps // 4)
     assert rates[0] < 0.001 and (steps == 1 or rates[-1] < 1e-6)
 
 
@@ -451,11 +452,11 @@ def test_encoder_weights(manifest, tmp_path):
     assert trainer.metadata["encoder_start"] == str(tmp_path / "encoder.pt")
     assert all((weight == 0.5).all() for weight in trainer.model.encoder.parameters())
     assert all((weight == 0.5).all() for weight in trainer.ema.model.encoder.parameters())
-    encoder, others = trainer.optimizer.param_groups
+    encoder_group, other_group = trainer.optimizer.param_groups
     for _ in range(trainer.total_steps):
-        assert encoder["lr"] == pytest.approx(recipe.pretrained_encoder_lr_factor * others["lr"])
+        assert encoder_group["lr"] == pytest.approx(recipe.pretrained_encoder_lr_factor * other_group["lr"])
         trainer.optimizer.step()
-        trainer.schedule.step()
+        trainer.lr_schedule.step()
     torch.save(dict(list(weights.items())[5:]), tmp_path / "part.pt")
     (tmp_path / "empty.pt").touch()
     (tmp_path / "text.pt").write_text("404 not found")
@@ -481,13 +482,13 @@ def test_init_loads_another_runs_student(manifest, trained, tmp_path):
     choice = flags.index("--encoder-weights")
     assert call(train.main, *flags[:choice], *flags[choice + 2 :], "--epochs", 1, "--init", best) == 0
     for changed, words in (
-        ({"neck_channels": 8}, "another encoder or width"),
+        ({"neck_channels": 8}, "different encoder or width"),
         ({"reference_focal": 100.0}, "reference focal length"),
-        ({"output_range": (0.05, 30.0)}, "output range differs"),
+        ({"output_range": (0.05, 30.0)}, "output range, .* differs"),
     ):
-        other = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, frames, "data")
+        changed_trainer = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, frames, "data")
         with pytest.raises(UserError, match=words):
-            other.start(best, {})
+            changed_trainer.start(best, {})
     with pytest.raises(UserError, match="no checkpoint"):
         trainer.start(tmp_path / "gone.pt", {})
 
@@ -508,7 +509,7 @@ def test_compile_makes_a_graph_per_image_size():
     assert len(graphs) == 2 * N_SIZES
 
 
-def test_output_range_covers_all_lenses_of_the_data(manifest, trained, tmp_path):
+def test_output_range_covers_all_focal_lengths_of_the_data(manifest, trained, tmp_path):
     """10 m through 0.3 times the focal length is 33 m at the reference focal length; the zoom extends it to 42 m."""
     rows = read_manifest(manifest)[:2]
     rows[0].intrinsics = RECIPE_CAMERA.with_focal_scale(0.3)
@@ -541,7 +542,7 @@ def test_training_cache_is_larger_with_the_same_focal_factor(manifest, tmp_path)
 
 
 def test_compile_without_a_compiler_fails_with_one_line(manifest, tmp_path):
-    """Said before anything is packed, not by some ninety lines of Inductor's."""
+    """The error comes before frames are packed, and replaces a traceback of ninety lines."""
     flags = [*train_flags(manifest, tmp_path), "--compile", "--device", "cpu"]
     environment = os.environ | {"CXX": str(tmp_path / "absent"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     command = [sys.executable, train.__file__, *map(str, flags)]

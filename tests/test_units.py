@@ -119,7 +119,7 @@ def test_recording_is_converted_to_metres(tmp_path, monkeypatch, capsys, name, d
     assert units.UNITS[name].what in capsys.readouterr().out
     assert read_depth(out / f"depth/3.{depth_format}") == pytest.approx(slanted_floor(), abs=0.0011)
     assert read_json(out / "source.json")["depth_unit"] == name
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="different settings"):
         load(monkeypatch, "--input", folder, "--out", out, "--depth-unit", "mm", "--depth-format", depth_format)
 
 

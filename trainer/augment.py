@@ -16,16 +16,16 @@ from trainer.feed import Batch
 
 FLIP_PROBABILITY = 0.5
 MIN_ZOOM = 0.2  # smallest fraction of the input size that still leaves features at stride 32
-N_SIZES = 10  # image sizes are multiples of 1/10 of the input size; few, since kernels are compiled or tuned for each
+N_SIZES = 10  # images have 1/10, 2/10... of the input size; few sizes, since kernels are compiled or tuned for each
 SAMPLES_PER_AXIS = 2  # per pixel: frames at twice the input size are sampled without gaps at zooms down to 0.5
 BRIGHTNESS, CONTRAST, SATURATION = 0.12, 0.12, 0.12  # maximum relative change
 GAMMA = 0.2  # maximum change of log gamma
-# Sharpness and noise depend on lens, zoom and camera. A student that sees only one kind uses them as a cue for
-# distance. At texture = 1:
-SHARPNESS = 1.0  # maximum relative change of the image minus its blur: -1 is the blur, +1 doubles the detail
+# Sharpness and noise depend on lens, zoom and camera. A student trained with only one level of each uses them as a cue
+# for distance. Both maxima are for texture = 1.
+SHARPNESS = 1.0  # maximum gain of the detail, which is the image minus its blur: -1 removes it, +1 doubles it
 NOISE = 0.03  # maximum standard deviation of the noise; white is 1
-BLUR_PASSES = 4  # 2-tap box filters per axis, an even number; together close to a Gaussian with a sigma of one pixel
-# What rendered images lack of real cameras. At camera = 1, the maximum change:
+BLUR_PASSES = 4  # 2-tap box filters per axis, an even number: together nearly a Gaussian with a sigma of one pixel
+# What rendered images lack of real cameras. Maximum changes, for camera = 1:
 EXPOSURE, TONE = 0.7, 0.35  # of log exposure and of log gamma
 WHITE_BALANCE, DESATURATION = 0.25, 0.7  # of the log gain of each channel; of the colour that is lost
 S_CURVE, VIGNETTING = 0.8, 0.4  # weight of an S-shaped tone curve; loss of light in the corners
@@ -73,11 +73,11 @@ def augment(
 ) -> Batch:
     """Return an augmented copy of the batch.
 
-    It depends only on seed and step; the noise also depends on the device type.
+    The random changes depend only on seed and step; the noise also depends on the device type.
 
     Args:
-        batch: from the feed, with images at least as large as the result. An enlarged crop would be blurred, and the
-            student would use the blur as a cue for the zoom.
+        batch: from the feed, with images at least as large as the result: upsampling would blur a crop, and the student
+            would use the blur as a cue for the zoom.
         zoom: range of the factor on the focal length, MIN_ZOOM or more.
         size: (height, width) of the network's input. The result has this size or a fraction of it: see
             draw_size_fraction().
@@ -112,21 +112,21 @@ def augment(
 
 
 def draw_size_fraction(generator: torch.Generator, zoom: tuple[float, float]) -> float:
-    """Draw a step's image size as a fraction of the network's input size, in tenths.
+    """Draw a step's image size as a fraction of the network's input size, a multiple of 1 / N_SIZES.
 
-    It lies between the minimum and the maximum zoom, both rounded down, and is at most 1.
+    It lies between the minimum and the maximum zoom, both rounded down to such a multiple, and is at most 1.
     """
     smallest, largest = (min(int(N_SIZES * limit + 1e-6), N_SIZES) for limit in zoom)
     return int(torch.randint(smallest, largest + 1, (), generator=generator)) / N_SIZES
 
 
 def draw_window(draws: RandomDraws, zoom: tuple[float, float], fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw the window to crop from each frame, [3,B], and its zoom, [B].
+    """Draw the window to crop from each frame, [3,B], and its zoom, [B]; both float32 on the CPU.
 
     A window is its half width (negative: flipped), its half height, and the x coordinate of its centre; the frame spans
-    -1..1. The zoom is log-uniform and not below `fraction`: smaller zooms need smaller images. The window is never
-    shifted vertically: with the optical axis at the image centre, how far below the horizon an object touches the floor
-    is a cue for its distance at any focal length.
+    -1..1. The zoom is log-uniform and at least `fraction`: lower zooms need smaller images. The window is never shifted
+    vertically. The optical axis then stays at the image's centre row, and how far below it an object meets the floor
+    remains a cue for the object's distance.
     """
     draw = draws.uniform(3)
     low, high = math.log(max(zoom[0], fraction)), math.log(max(zoom[1], fraction))
@@ -187,8 +187,8 @@ def jitter_sharpness_and_noise(rgb: Tensor, texture: float, draws: RandomDraws) 
     blurred = F.pad(rgb, (BLUR_PASSES // 2,) * 4, mode="replicate")
     for axis in (2, 3):
         for _ in range(BLUR_PASSES):
-            neighbours = blurred.shape[axis] - 1
-            blurred = blurred.narrow(axis, 0, neighbours) + blurred.narrow(axis, 1, neighbours)
+            length = blurred.shape[axis] - 1
+            blurred = blurred.narrow(axis, 0, length) + blurred.narrow(axis, 1, length)
     changed = rgb.lerp(blurred.div_(4**BLUR_PASSES), SHARPNESS * (texture - 2 * draw[0]))
     return changed.addcmul_(NOISE * draw[1], draws.normal(rgb)).clamp_(0, 1)
 
@@ -196,9 +196,9 @@ def jitter_sharpness_and_noise(rgb: Tensor, texture: float, draws: RandomDraws) 
 def _resample_rgb(rgb: Tensor, window: Tensor, height: int, width: int) -> Tensor:
     """Resample the window of frames [B,3,h,w] to [B,3,height,width].
 
-    Equals grid_sample(padding_mode="border", align_corners=False) at SAMPLES_PER_AXIS times the size, then avg_pool2d()
-    by it. An axis-aligned window is separable, so rows come first, then columns. Frames in channels_last, as the feed
-    provides them, are not copied.
+    Equals grid_sample(padding_mode="border", align_corners=False) to SAMPLES_PER_AXIS times the size, followed by
+    avg_pool2d(SAMPLES_PER_AXIS). An axis-aligned window is separable, so rows come first, then columns. Frames in
+    channels_last, as the feed provides them, are not copied.
     """
     columns, rows = _sample_positions(window, SAMPLES_PER_AXIS * height, SAMPLES_PER_AXIS * width)
     frames, _, full_height, full_width = rgb.shape

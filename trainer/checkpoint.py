@@ -74,7 +74,7 @@ def save_checkpoint(path: str | Path, recipe: Recipe, content: dict[str, Any]) -
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU; raises UserError if it is missing, broken, unsafe, or of another project."""
+    """Load a checkpoint to the CPU; raises UserError if it is missing, broken, unsafe, or of a different project."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train.py writes one")
@@ -115,7 +115,7 @@ def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:
         student = build_student(recipe)
         student.load_state_dict(content["ema"])
     except (RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds the weights of another model: {str(error)[:200]}") from None
+        raise UserError(f"{path} holds the weights of a different model: {str(error)[:200]}") from None
     not_finite = [name for name, value in student.state_dict().items() if not value.isfinite().all()]
     if not_finite:
         raise UserError(f"{path}: {len(not_finite)} of its tensors are not finite, for example {not_finite[0]}")

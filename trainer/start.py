@@ -36,7 +36,7 @@ def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) 
     Args:
         manifest_flag: --manifest, if given.
         runtime: paths.
-        required: raise UserError if there is none, instead of rendering rooms.
+        required: raise UserError if there is no manifest, instead of rendering rooms. Corridor data is always required.
     """
     if manifest_flag:
         return manifest_flag, None
@@ -45,7 +45,7 @@ def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) 
         return manifest, None
     if required or runtime.use_corridor_data:
         raise UserError(
-            f"there is no {manifest}: run the teachers first (docs/teachers.md), or name one with --manifest"
+            f"there is no {manifest}: run the teachers first (docs/teachers.md), or pass one with --manifest"
         )
     notice = (
         f"*** NO DATA: there is no {manifest}. This run trains on RENDERED ROOMS with reference labels. ***\n"
@@ -64,17 +64,17 @@ def open_cache(
     cache_dir: Path | None = None,
     selection: Mapping[str, Any] | None = None,
 ) -> PackedFrames:
-    """Open the packed cache of some rows at `scale` times the network's input size.
+    """Open the packed cache of these rows at `scale` times the network's input size; missing frames are packed.
 
     Args:
         rows: rows of the manifest.
         manifest: its path.
         recipe: input size of the network, and reference focal length.
         scale: size of the packed frames as a multiple of the input size.
-        workers: threads that pack missing frames.
+        workers: number of threads that pack frames.
         cache_dir: folder of the cache (default: beside the manifest).
-        selection: how the rows were selected from the manifest: JSON-serialisable, including the split. An outdated
-            cache of the same selection is replaced; without a selection, none is.
+        selection: how the rows were selected from the manifest, including the split; JSON-serialisable. The new cache
+            replaces outdated ones of the same selection. None: no cache is replaced.
     """
     size, focal = (round(recipe.width * scale), round(recipe.height * scale)), recipe.reference_focal * scale
     folder = (cache_dir or manifest.parent / ".cache").resolve()
@@ -84,7 +84,7 @@ def open_cache(
 
 
 def open_caches(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | None) -> tuple[PackedFrames, ...]:
-    """Open the packed caches of the training and validation frames.
+    """Open the packed caches of the training and the validation frames, in this order; missing frames are packed.
 
     Args:
         manifest: its path.
@@ -93,20 +93,21 @@ def open_caches(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
         limit: maximum number of frames per split.
     """
     rows = read_manifest(manifest, runtime.allow_links_to)
-    selected = {split: select_rows(rows, split, limit) for split in ("train", "val")}  # fails before hours of packing
-    where = (runtime.num_workers, runtime.cache_dir)
+    # select both splits first: an empty one must raise its error before hours of packing, not after
+    selected = {split: select_rows(rows, split, limit) for split in ("train", "val")}
+    workers, cache_dir = runtime.num_workers, runtime.cache_dir
     return tuple(
-        open_cache(selected[split], manifest, recipe, scale, *where, {"split": split, "limit": limit})
+        open_cache(selected[split], manifest, recipe, scale, workers, cache_dir, {"split": split, "limit": limit})
         for split, scale in (("train", recipe.cache_scale), ("val", 1))
     )
 
 
 @contextmanager
 def lock_checkpoint_dir(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
-    """Lock the checkpoint folder against other trainings while the body runs.
+    """Lock the checkpoint folder against concurrent training runs while the body runs.
 
     Creates the folder, removes the temporary files of killed runs, and removes the folder again if the body wrote
-    nothing. Raises UserError if another training holds the lock.
+    nothing. Raises UserError if another training run holds the lock.
     """
     missing = [folder for folder in (checkpoint_dir, *checkpoint_dir.parents) if not folder.exists()]
     with ExitStack() as stack:
@@ -115,7 +116,9 @@ def lock_checkpoint_dir(checkpoint_dir: Path, processes: Processes) -> Iterator[
                 stack.callback(_remove_empty_dirs, missing)
                 checkpoint_dir.mkdir(parents=True, exist_ok=True)
                 if not stack.enter_context(try_lock(checkpoint_dir / ".training.lock")):
-                    raise UserError(f"another training writes to {checkpoint_dir}: use another --checkpoint-dir")
+                    raise UserError(
+                        f"another training run writes to {checkpoint_dir}: use a different --checkpoint-dir"
+                    )
                 remove_temporary_files(checkpoint_dir)  # each as large as a checkpoint
         yield
 
@@ -138,7 +141,7 @@ def create_run_dir(log_dir: Path) -> str:
 
 
 def find_checkpoint(choice: str | Path | None, checkpoint_dir: Path) -> Path | None:
-    """The checkpoint to resume; None without --resume, or with 'auto' and no last.pt."""
+    """The checkpoint that --resume chooses; None without --resume, or with 'auto' if there is no last.pt."""
     if choice != "auto":
         return Path(choice) if choice else None
     last = checkpoint_dir / "last.pt"
@@ -146,7 +149,7 @@ def find_checkpoint(choice: str | Path | None, checkpoint_dir: Path) -> Path | N
 
 
 def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None, init: Path | None) -> Recipe:
-    """The recipe with an output range that covers its data.
+    """The recipe with an output range that covers the training data.
 
     Converted to the reference focal length, the data spans from the minimum depth at the longest focal length to the
     maximum depth at the shortest, including zoom.
@@ -162,18 +165,17 @@ def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None
     min_zoom, max_zoom = recipe.zoom
     nearest = recipe.min_depth * float(frames.focal_factor.min()) / max_zoom
     farthest = recipe.max_depth * float(frames.focal_factor.max()) / min_zoom
-    old_range = recipe_from_checkpoint(load_checkpoint(path), path).output_range if (path := resumed or init) else None
-    if resumed and old_range:
-        return replace(recipe, output_range=old_range)
-    if old_range:
-        if nearest < old_range[0] or farthest > old_range[1]:
-            raise UserError(
-                f"--init {init}: its output range is {old_range[0]:.2f} to {old_range[1]:.1f} m, but this data "
-                f"needs {nearest:.2f} to {farthest:.1f} m: narrow --zoom, or start without --init"
-            )
-        return replace(recipe, output_range=old_range)
-    default = recipe.output_range
-    return replace(recipe, output_range=(min(nearest, default[0]), max(farthest, default[1])))
+    checkpoint = resumed or init
+    if not checkpoint:
+        default = recipe.output_range
+        return replace(recipe, output_range=(min(nearest, default[0]), max(farthest, default[1])))
+    old_range = recipe_from_checkpoint(load_checkpoint(checkpoint), checkpoint).output_range
+    if not resumed and (nearest < old_range[0] or farthest > old_range[1]):
+        raise UserError(
+            f"--init {init}: its output range is {old_range[0]:.2f} to {old_range[1]:.1f} m, but this data "
+            f"needs {nearest:.2f} to {farthest:.1f} m: narrow --zoom, or start without --init"
+        )
+    return replace(recipe, output_range=old_range)
 
 
 def load_initial_weights(model: Student, recipe: Recipe, weights: str | Path) -> str:
@@ -215,11 +217,11 @@ def _fetch_imagenet_weights(encoder: str) -> str:
 
 
 def _load_student(model: Student, recipe: Recipe, path: Path) -> str:
-    student, trained, content = load_student(path)
-    if trained.reference_focal != recipe.reference_focal:
+    student, old_recipe, content = load_student(path)
+    if old_recipe.reference_focal != recipe.reference_focal:
         raise UserError(f"--init {path}: its reference focal length differs from this run's")
-    if trained.output_range != recipe.output_range:
-        raise UserError(f"--init {path}: its output range differs from this run's, it is {trained.output_range} m")
+    if old_recipe.output_range != recipe.output_range:
+        raise UserError(f"--init {path}: its output range, {old_recipe.output_range} m, differs from this run's")
     try:
         model.load_state_dict(student.state_dict())
     except RuntimeError:
@@ -227,38 +229,38 @@ def _load_student(model: Student, recipe: Recipe, path: Path) -> str:
     return f"student of {path}, whose encoder started from {content.get('notes', {}).get('encoder_start')}"
 
 
-def check_same_recipe(path: Path, trained: Recipe, recipe: Recipe) -> None:
-    """Raise UserError if the recipe differs from the one that a checkpoint was trained with."""
+def check_same_recipe(path: Path, old_recipe: Recipe, recipe: Recipe) -> None:
+    """Raise UserError if the recipe differs from that of the checkpoint `path`."""
     for name, value in asdict(recipe).items():
-        if (old := getattr(trained, name)) != value:
+        if (old := getattr(old_recipe, name)) != value:
             raise UserError(
                 f"{path} was trained with {name} {old}, not {value}: use the same settings, or start a new run in "
-                "another --checkpoint-dir"
+                "a different --checkpoint-dir"
             )
 
 
-def check_same_data(path: Path, trained: dict, metadata: dict) -> None:
-    """Raise UserError if a checkpoint was trained on other data.
+def check_same_data(path: Path, old: dict, current: dict) -> None:
+    """Raise UserError if a checkpoint was trained on different data.
 
     Args:
         path: the checkpoint.
-        trained: its metadata.
-        metadata: fingerprint and description of the current data.
+        old: its metadata.
+        current: fingerprint of the current data, and its description from describe_data().
     """
-    if trained["data_fingerprint"] == metadata["data_fingerprint"]:
+    if old["data_fingerprint"] == current["data_fingerprint"]:
         return
-    old_fingerprint = ":" not in trained["data_fingerprint"]  # older revisions hashed file times
-    if old_fingerprint and all(trained[name] == metadata[name] for name in ("train_stems", "camera", "teachers")):
+    hashes_file_times = ":" not in old["data_fingerprint"]  # written by an older revision
+    if hashes_file_times and all(old[name] == current[name] for name in ("train_stems", "camera", "teachers")):
         print(f"WARNING: {path} identifies its data by file times; frames, camera and teachers are the same: resuming")
         return
-    raise UserError(f"{path} was trained on other data: start a new run in another --checkpoint-dir")
+    raise UserError(f"{path} was trained on different data: start a new run in a different --checkpoint-dir")
 
 
 def describe_data(rows: Sequence[Row], recipe: Recipe) -> dict:
-    """Describe the training data for later stages.
+    """Describe the training data for the checkpoint.
 
-    Returns 'camera' (None unless all frames share one), 'teachers', and 'train_stems' and 'train_images' (content
-    hashes), by which later stages exclude training images from a test.
+    Returns 'camera' (intrinsics at the network's input size; None unless all frames have the same), 'teachers', and
+    'train_stems' and 'train_images' (content hashes), by which later stages exclude training images from a test.
     """
     size = (recipe.width, recipe.height)
     cameras = {to_network_camera(row.intrinsics, *size) if row.intrinsics else None for row in rows}
