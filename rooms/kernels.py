@@ -2,7 +2,7 @@
 
 They round as NumPy does, operation by operation and in its order, so that they give the bytes of the plain NumPy
 versions in tests/test_render_kernels.py. Three products are summed as NumPy's einsum sums them: float32 from left to
-right, float64 the second last. Nothing here uses exp, log, powers or angles, which differ between math libraries.
+right, float64 the second last. Nothing here uses exp, log or powers, which differ between math libraries.
 """
 
 import math
@@ -534,4 +534,26 @@ def distances(scene: int, directions: np.ndarray) -> np.ndarray:
         for k in range(filled):
             if words[18, k] != MISS:
                 result[start + k] = rays[8, k]
+    return result
+
+
+@compiled
+def mean_colour(texture: np.ndarray) -> np.ndarray:
+    """Mean over the pixels, float32 [3], of a texture float32 [S,S,3]; summed one by one, as NumPy does."""
+    red, green, blue = _f32(0), _f32(0), _f32(0)
+    height, width, _ = texture.shape
+    for y in range(height):
+        for x in range(width):
+            red, green, blue = red + texture[y, x, 0], green + texture[y, x, 1], blue + texture[y, x, 2]
+    return np.array([red, green, blue], np.float32) / _f32(height * width)
+
+
+@compiled
+def unit_phases(turns: np.ndarray) -> np.ndarray:
+    """exp(2 pi i x) of float64 [N,M], complex128 [N,M]; NumPy's, too, takes sine and cosine from the C library."""
+    result = np.empty(turns.shape, np.complex128)
+    for y in range(turns.shape[0]):
+        for x in range(turns.shape[1]):
+            angle = 2 * np.pi * turns[y, x]
+            result[y, x] = complex(math.cos(angle), math.sin(angle))
     return result

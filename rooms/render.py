@@ -269,16 +269,25 @@ def _add_reflections(
 def develop_image(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Apply exposure, white balance, lens blur, vignetting, noise and gamma: linear [H,W,3] -> uint8 [H,W,3]."""
     height, width = radiance.shape[:2]
-    luminance = radiance.mean(2)
+    luminance = (radiance[..., 0] + radiance[..., 1] + radiance[..., 2]) / 3
     key = np.exp(np.log(np.maximum(luminance, 1e-4)).mean())
-    exposed = radiance * np.float32(rng.uniform(0.17, 0.32) / key) * _f32(1 + rng.uniform(-0.05, 0.05, 3))
-    exposed = cv2.GaussianBlur(np.minimum(exposed, 6.0), (0, 0), rng.uniform(0.5, 0.7))
+    exposed = radiance * np.float32(rng.uniform(0.17, 0.32) / key)
+    exposed *= _f32(1 + rng.uniform(-0.05, 0.05, 3))
+    exposed = cv2.GaussianBlur(np.minimum(exposed, 6.0, out=exposed), (0, 0), rng.uniform(0.5, 0.7))
     y, x = np.ogrid[-1:1:height * 1j, -1:1:width * 1j]
     exposed *= _f32(1 - rng.uniform(0.03, 0.12) * (x**2 + y**2))[..., None]
-    film = 1 - np.exp(-exposed * 1.25)
+    film = np.negative(exposed, out=exposed)
+    film *= 1.25
+    np.subtract(1, np.exp(film, out=film), out=film)
     grain = rng.standard_normal(film.shape, np.float32)
-    film += grain * np.float32(rng.uniform(0.004, 0.012)) * np.sqrt(film + 0.02)
-    return (np.clip(film, 0, 1) ** np.float32(1 / 2.2) * 255 + 0.5).astype(np.uint8)
+    grain *= np.float32(rng.uniform(0.004, 0.012))
+    grain *= np.sqrt(film + 0.02)
+    film += grain
+    np.clip(film, 0, 1, out=film)
+    film **= np.float32(1 / 2.2)
+    film *= 255
+    film += 0.5
+    return film.astype(np.uint8)
 
 
 def simulate_sensor(

@@ -35,6 +35,7 @@ from rooms.tof import simulate_tof
 
 MAX_PITCH, MAX_ROLL = np.radians(15), np.radians(5)
 N_CANDIDATE_POSES = 48  # per scene
+SCORED_CLASSES = ("furniture", "glass", "person", "floor", "wall")  # of a view; see _score_pose()
 PREVIEW_ROWS = 8
 TOF_WEAKNESS = (15.0, 150.0)  # of a robot's sensor, drawn per scene; see simulate_sensor()
 
@@ -150,7 +151,12 @@ def choose_poses(world: World, room: Room, camera: Intrinsics, frames: int, rng:
     """Choose the best of many random poses by a score on a coarse image, and keep them apart from each other."""
     coarse = camera.resized(64, 48)
     poses = [_draw_pose(room, rng) for _ in range(N_CANDIDATE_POSES)]
-    scores = np.array([_score_pose(world, coarse, pose) for pose in poses]) + rng.uniform(0, 0.12, N_CANDIDATE_POSES)
+    names = world.soup.classes
+    students = [class_table()[1][name] for name in names]
+    kinds = {name: np.array([student == name for student in students]) for name in SCORED_CLASSES}
+    kinds["mirror"] = np.array([name == "mirror" for name in names])
+    scores = np.array([_score_pose(world, kinds, coarse, pose) for pose in poses])
+    scores += rng.uniform(0, 0.12, N_CANDIDATE_POSES)
     chosen: list[Pose] = []
     for min_distance in (0.8, 0.4, 0.0):
         for index in np.argsort(-scores, kind="stable"):
@@ -178,19 +184,19 @@ def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
     return Pose(np.array([x, y, height]), float(yaw), float(pitch), float(roll))
 
 
-def _score_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
-    """Score a view: higher with furniture, glass, people, mirrors and floor, far below 0 if something is too close."""
+def _score_pose(world: World, kinds: dict[str, np.ndarray], coarse: Intrinsics, pose: Pose) -> float:
+    """Score a view: higher with furniture, glass, people, mirrors and floor, far below 0 if something is too close.
+
+    kinds: {kind: which objects are of it, bool [objects]}.
+    """
     rays = camera_rays(coarse, pose)
     hits = world.cast(pose.position[None], rays)
-    _, class_of = class_table()
-    objects = world.soup.objects[hits.triangle]
-    pixel_classes = np.array([class_of[name] for name in world.soup.classes])[objects]
-    mirror = float((np.array(world.soup.classes) == "mirror")[objects].mean())
+    pixels = np.bincount(world.soup.objects[hits.triangle], minlength=len(world.soup.classes))
+    share = {name: float(pixels[objects].sum() / len(rays)) for name, objects in kinds.items()}
     depth = hits.distance.reshape(coarse.height, coarse.width)
     centre = depth[coarse.height // 4 : -coarse.height // 4, coarse.width // 4 : -coarse.width // 4]
-    share = {name: float((pixel_classes == name).mean()) for name in ("furniture", "glass", "person", "floor", "wall")}
     score = 1.2 * min(share["furniture"], 0.5) + min(share["glass"], 0.12) + 1.2 * min(share["person"], 0.1)
-    score += 0.9 * min(share["floor"], 0.2) - max(0.0, share["wall"] - 0.45) + 1.5 * min(mirror, 0.1)
+    score += 0.9 * min(share["floor"], 0.2) - max(0.0, share["wall"] - 0.45) + 1.5 * min(share["mirror"], 0.1)
     near = float(depth.min() < 0.35) + float((depth < 0.7).mean() > 0.1) + float(np.median(centre) < 1.3)
     return score - 0.6 * near - 5.0 * float(centre.min() < 0.4)
 
