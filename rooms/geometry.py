@@ -75,7 +75,8 @@ class Mesh:
         frame, inverse = self._frames[-1]
         world = np.asarray(vertices, np.float64) @ frame[:3, :3].T + frame[:3, 3]
         normals = np.asarray(normals, np.float64) @ inverse
-        self._parts.append((world, np.asarray(faces), np.asarray(uvs, np.float32), normals, material, self._objects[-1]))
+        uvs = np.asarray(uvs, np.float32)
+        self._parts.append((world, np.asarray(faces), uvs, normals, material, self._objects[-1]))
 
     def soup(self) -> Soup:
         """Return all triangles added so far, without degenerate ones."""
