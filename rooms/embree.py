@@ -22,6 +22,7 @@ _POINTER = types.uintp
 llvmlite.binding.load_library_permanently(rtcore_scene.__file__)
 _PACKET = types.void(_POINTER, _POINTER, _POINTER, _POINTER)  # valid rays, scene, rays, arguments
 intersect_16: Any = types.ExternalFunction("rtcIntersect16", _PACKET)
+occluded_16: Any = types.ExternalFunction("rtcOccluded16", _PACKET)
 occluded: Any = types.ExternalFunction("rtcOccluded1", types.void(_POINTER, _POINTER, _POINTER))  # scene, ray, ...
 
 

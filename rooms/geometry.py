@@ -75,7 +75,8 @@ class Mesh:
         frame, inverse = self._frames[-1]
         world = np.asarray(vertices, np.float64) @ frame[:3, :3].T + frame[:3, 3]
         normals = np.asarray(normals, np.float64) @ inverse
-        self._parts.append((world, np.asarray(faces), np.asarray(uvs, np.float32), normals, material, self._objects[-1]))
+        uvs = np.asarray(uvs, np.float32)
+        self._parts.append((world, np.asarray(faces), uvs, normals, material, self._objects[-1]))
 
     def soup(self) -> Soup:
         """Return all triangles added so far, without degenerate ones."""
@@ -101,7 +102,7 @@ class Mesh:
         uvs = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * size
         if not fit:
             uvs = uvs + [corner @ edge_u / size[0], corner @ edge_v / size[1]]  # the pattern continues on neighbours
-        self.add(vertices, [[0, 1, 2], [0, 2, 3]], uvs, np.tile(np.cross(edge_u, edge_v), (4, 1)), material)
+        self.add(vertices, [[0, 1, 2], [0, 2, 3]], uvs, np.tile(cross(edge_u, edge_v), (4, 1)), material)
 
     def box(self, low: ArrayLike, high: ArrayLike, material: int) -> None:
         """Add a box, aligned with the local axes, between two corners."""
@@ -169,7 +170,8 @@ class Mesh:
 
 def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cross products of vectors [...,3]; the result of np.cross, which takes long for a few vectors."""
-    (a, b, c), (d, e, f) = np.moveaxis(first, -1, 0), np.moveaxis(second, -1, 0)
+    a, b, c = first[..., 0], first[..., 1], first[..., 2]
+    d, e, f = second[..., 0], second[..., 1], second[..., 2]
     return np.stack([b * f - c * e, c * d - a * f, a * e - b * d], -1)
 
 

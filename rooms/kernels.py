@@ -2,7 +2,7 @@
 
 They round as NumPy does, operation by operation and in its order, so that they give the bytes of the plain NumPy
 versions in tests/test_render_kernels.py. Three products are summed as NumPy's einsum sums them: float32 from left to
-right, float64 the second last. Nothing here uses exp, log, powers or angles, which differ between math libraries.
+right, float64 the second last. Nothing here uses exp, log or powers, which differ between math libraries.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit
 
-from rooms.embree import PACKET, intersect_16, occluded
+from rooms.embree import COHERENT, PACKET, intersect_16, occluded, occluded_16
 
 BLOCK = 4
 RAY_OFFSET = 1e-3  # metres from a surface to the origin of a secondary ray
@@ -26,6 +26,11 @@ def compiled(function: Callable) -> Callable:
         return njit(function, cache=True, error_model="numpy")
     except RuntimeError:  # there is none
         return njit(function, error_model="numpy")
+
+
+def inlined(function: Callable) -> Callable:
+    """Make a part of compiled functions, without the cost of a call."""
+    return njit(function, error_model="numpy", forceinline=True)
 
 
 @compiled
@@ -77,7 +82,7 @@ def cast(
             for axis in range(3):
                 rays[axis, k] = _f32(origins[(start + k) * step, axis])
                 rays[4 + axis, k] = _f32(directions[start + k, axis])
-        _intersect(scene, rays, valid, filled)
+        _intersect(scene, rays, valid, filled, 0)
         for k in range(filled):
             i, o = start + k, (start + k) * step
             if words[18, k] == MISS:
@@ -101,10 +106,10 @@ def _packet() -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled
-def _intersect(scene: int, rays: np.ndarray, valid: np.ndarray, filled: int) -> None:
+def _intersect(scene: int, rays: np.ndarray, valid: np.ndarray, filled: int, arguments: int) -> None:
     """Find the nearest hits of the first `filled` rays of a packet, whose origins and directions are set.
 
-    Without the flag COHERENT, Embree gives the same triangles as for single rays where two are equally near.
+    With `arguments` 0, Embree gives the same triangles as for single rays where two are equally near.
     """
     words = rays.view(np.uint32)
     for k in range(PACKET):
@@ -112,7 +117,7 @@ def _intersect(scene: int, rays: np.ndarray, valid: np.ndarray, filled: int) -> 
         rays[3, k], rays[7, k], rays[8, k] = 0, 0, 1e37
         words[9, k], words[10, k], words[11, k] = MISS, 0, 0
         words[17, k], words[18, k], words[19, k] = MISS, MISS, MISS
-    intersect_16(valid.ctypes.data, scene, rays.ctypes.data, 0)
+    intersect_16(valid.ctypes.data, scene, rays.ctypes.data, arguments)
 
 
 @compiled
@@ -197,7 +202,7 @@ def surface(
     return point, normal, uv, width
 
 
-@compiled
+@inlined
 def _strength(
     normal: np.ndarray, tx: np.float32, ty: np.float32, tz: np.float32, light_normal: np.ndarray
 ) -> np.float32:
@@ -229,7 +234,7 @@ def unshadowed(
 @compiled
 def sample_lights(
     scene: int, points: np.ndarray, normals: np.ndarray, positions: np.ndarray, light_normals: np.ndarray,
-    height: int, width: int,
+    height: int, width: int, beams: bool,
 ) -> np.ndarray:  # fmt: skip
     """Irradiance of each pixel from its light samples, without and with shadows: float32 [2,N].
 
@@ -243,35 +248,74 @@ def sample_lights(
         light_normals: float32 [16,S,3].
         height: of the image.
         width: of the image.
+        beams: cast packets of rays, faster than single rays; rounding differs for rays that graze an edge.
     """
     result = np.zeros((2, len(points)), np.float32)
-    ray = _aligned(12)  # RTCRay
-    words = ray.view(np.uint32)
+    rays, valid = _packet()
+    single = _aligned(12)
+    pixels, strengths = np.empty(PACKET, np.int64), np.empty(PACKET, np.float32)
     for member in range(BLOCK * BLOCK):  # rays of one sample are nearly parallel, which is faster
         for sample in range(positions.shape[1]):
             position, light_normal = positions[member, sample], light_normals[member, sample]
+            filled = 0
             for y in range(member // BLOCK, height, BLOCK):
                 for x in range(member % BLOCK, width, BLOCK):
                     i = y * width + x
-                    ray[4], ray[5], ray[6] = position[0] - points[i, 0], position[1] - points[i, 1], position[2] - points[i, 2]
-                    strength = _strength(normals[i], ray[4], ray[5], ray[6], light_normal)
+                    tx, ty, tz = position[0] - points[i, 0], position[1] - points[i, 1], position[2] - points[i, 2]
+                    strength = _strength(normals[i], tx, ty, tz, light_normal)
                     if strength == 0:
                         continue
                     for axis in range(3):
-                        ray[axis] = points[i, axis] + _f32(3 * RAY_OFFSET) * normals[i, axis]
-                    ray[3], ray[7], ray[8] = 0, 0, 0.995
-                    words[9], words[10], words[11] = MISS, 0, 0
-                    occluded(scene, ray.ctypes.data, 0)
-                    result[0, i] += strength
-                    if ray[8] >= 0:  # Embree sets it to -inf if something is in the way
-                        result[1, i] += strength
+                        rays[axis, filled] = points[i, axis] + _f32(3 * RAY_OFFSET) * normals[i, axis]
+                    rays[4, filled], rays[5, filled], rays[6, filled] = tx, ty, tz
+                    pixels[filled], strengths[filled] = i, strength
+                    filled += 1
+                    if filled == PACKET:
+                        _find_blocked(scene, rays, valid, filled, single, beams)
+                        _add_samples(result, rays, filled, pixels, strengths)
+                        filled = 0
+            _find_blocked(scene, rays, valid, filled, single, beams)
+            _add_samples(result, rays, filled, pixels, strengths)
     return result
+
+
+@compiled
+def _find_blocked(
+    scene: int, rays: np.ndarray, valid: np.ndarray, filled: int, single: np.ndarray, beams: bool
+) -> None:
+    """Set the length of the rays of a packet that hit something to -inf; only the first `filled` rays are cast.
+
+    beams: cast them as a packet; else one by one, with `single` as the memory of an RTCRay, float32 [12].
+    """
+    words = rays.view(np.uint32)
+    for k in range(PACKET):
+        valid[k] = -1 if k < filled else 0
+        rays[3, k], rays[7, k], rays[8, k] = 0, 0, 0.995
+        words[9, k], words[10, k], words[11, k] = MISS, 0, 0
+    if beams:
+        occluded_16(valid.ctypes.data, scene, rays.ctypes.data, COHERENT.ctypes.data)
+        return
+    for k in range(filled):
+        for row in range(12):
+            single[row] = rays[row, k]
+        occluded(scene, single.ctypes.data, 0)
+        rays[8, k] = single[8]
+
+
+@compiled
+def _add_samples(
+    result: np.ndarray, rays: np.ndarray, filled: int, pixels: np.ndarray, strengths: np.ndarray
+) -> None:
+    for k in range(filled):
+        result[0, pixels[k]] += strengths[k]
+        if rays[8, k] >= 0:
+            result[1, pixels[k]] += strengths[k]
 
 
 @compiled
 def sample_bounce(
     scene: int, points: np.ndarray, normals: np.ndarray, hemisphere: np.ndarray, colours: np.ndarray, sky: np.ndarray,
-    ambient: np.float32, width: int,
+    ambient: np.float32, height: int, width: int, beams: bool,
 ) -> np.ndarray:  # fmt: skip
     """Indirect irradiance of each pixel from one ray, float32 [3,N].
 
@@ -283,16 +327,19 @@ def sample_bounce(
         colours: mean albedo of the triangles, float32 [F,3].
         sky: colour of rays that hit nothing, float32 [3].
         ambient: irradiance of a white triangle.
+        height: of the image.
         width: of the image.
+        beams: as in sample_lights().
     """
-    count, one = len(points), _f32(1)
-    result = np.empty((3, count), np.float32)
+    one = _f32(1)
+    result = np.empty((3, len(points)), np.float32)
     rays, valid = _packet()
     words = rays.view(np.uint32)
-    for start in range(0, count, PACKET):
-        filled = min(PACKET, count - start)
+    pixels = _by_sample(height, width)
+    for start in range(0, len(pixels), PACKET):
+        filled = min(PACKET, len(pixels) - start)
         for k in range(filled):
-            i = start + k
+            i = pixels[start + k]
             member = i // width % BLOCK * BLOCK + i % width % BLOCK
             across, along, up = hemisphere[member, 0], hemisphere[member, 1], hemisphere[member, 2]
             nx, ny, nz = normals[i, 0], normals[i, 1], normals[i, 2]
@@ -305,13 +352,28 @@ def sample_bounce(
             rays[6, k] = across * (-sign * nx) + along * -ny + up * nz
             for axis in range(3):
                 rays[axis, k] = points[i, axis] + _f32(3 * RAY_OFFSET) * normals[i, axis]
-        _intersect(scene, rays, valid, filled)
+        _intersect(scene, rays, valid, filled, COHERENT.ctypes.data if beams else 0)
         for k in range(filled):
             hit = words[18, k] != MISS
             near = _f32(0.15) + _f32(0.85) * min(rays[8, k] / _f32(1.3), one)
             for c in range(3):
-                result[c, start + k] = ambient * (colours[words[17, k], c] * near if hit else sky[c])
+                result[c, pixels[start + k]] = ambient * (colours[words[17, k], c] * near if hit else sky[c])
     return result
+
+
+@compiled
+def _by_sample(height: int, width: int) -> np.ndarray:
+    """All pixels, int64 [height*width], those of one sample together and tile by tile, as their rays are parallel."""
+    pixels = np.empty(height * width, np.int64)
+    count, tile = 0, BLOCK * BLOCK
+    for member in range(BLOCK * BLOCK):
+        for y in range(member // BLOCK, height, tile):
+            for x in range(member % BLOCK, width, tile):
+                for row in range(y, min(y + tile, height), BLOCK):
+                    for column in range(x, min(x + tile, width), BLOCK):
+                        pixels[count] = row * width + column
+                        count += 1
+    return pixels
 
 
 @compiled
@@ -358,8 +420,10 @@ def _compare(
     same: np.ndarray, point: np.ndarray, normal: np.ndarray, other_point: np.ndarray, other_normal: np.ndarray
 ) -> None:
     """Set `same`, float32 [>= W], to 1 where two rows of W pixels, points and normals [3,W], lie on one plane, or 0."""
-    px, py, pz, nx, ny, nz = point[0], point[1], point[2], normal[0], normal[1], normal[2]
-    qx, qy, qz, mx, my, mz = other_point[0], other_point[1], other_point[2], other_normal[0], other_normal[1], other_normal[2]
+    px, py, pz = point[0], point[1], point[2]
+    qx, qy, qz = other_point[0], other_point[1], other_point[2]
+    nx, ny, nz = normal[0], normal[1], normal[2]
+    mx, my, mz = other_normal[0], other_normal[1], other_normal[2]
     for x in range(len(px)):
         cosine = nx[x] * mx[x] + ny[x] * my[x] + nz[x] * mz[x]
         apart = abs(nx[x] * (px[x] - qx[x]) + ny[x] * (py[x] - qy[x]) + nz[x] * (pz[x] - qz[x]))
@@ -414,8 +478,8 @@ def shade(
 
 @compiled
 def grazing(
-    triangle: np.ndarray, gloss: np.ndarray, kind: np.ndarray, rays: np.ndarray, normals: np.ndarray, planes: np.ndarray,
-    least: float,
+    triangle: np.ndarray, gloss: np.ndarray, kind: np.ndarray, rays: np.ndarray, normals: np.ndarray,
+    planes: np.ndarray, least: float,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Find pixels that may reflect more than `least`: rows int64 [R], and 1 - cosine of incidence, float64 [R].
 
@@ -530,8 +594,30 @@ def distances(scene: int, directions: np.ndarray) -> np.ndarray:
         for k in range(filled):
             for axis in range(3):
                 rays[axis, k], rays[4 + axis, k] = 0, _f32(directions[start + k, axis])
-        _intersect(scene, rays, valid, filled)
+        _intersect(scene, rays, valid, filled, 0)
         for k in range(filled):
             if words[18, k] != MISS:
                 result[start + k] = rays[8, k]
+    return result
+
+
+@compiled
+def mean_colour(texture: np.ndarray) -> np.ndarray:
+    """Mean over the pixels, float32 [3], of a texture float32 [S,S,3]; summed one by one, as NumPy does."""
+    red, green, blue = _f32(0), _f32(0), _f32(0)
+    height, width, _ = texture.shape
+    for y in range(height):
+        for x in range(width):
+            red, green, blue = red + texture[y, x, 0], green + texture[y, x, 1], blue + texture[y, x, 2]
+    return np.array([red, green, blue], np.float32) / _f32(height * width)
+
+
+@compiled
+def unit_phases(turns: np.ndarray) -> np.ndarray:
+    """exp(2 pi i x) of float64 [N,M], complex128 [N,M]; NumPy's, too, takes sine and cosine from the C library."""
+    result = np.empty(turns.shape, np.complex128)
+    for y in range(turns.shape[0]):
+        for x in range(turns.shape[1]):
+            angle = 2 * np.pi * turns[y, x]
+            result[y, x] = complex(math.cos(angle), math.sin(angle))
     return result

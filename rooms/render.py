@@ -1,6 +1,6 @@
 """Ray caster for furnished rooms: colour, exact depth, object ids and simulated time-of-flight depth.
 
-Embree intersects the rays, NumPy computes the shading. Lighting is direct light from lamps and windows with soft
+Embree intersects the rays, kernels.py computes the shading. Lighting is direct light from lamps and windows with soft
 shadows, plus one indirect bounce. Both use interleaved sampling: the 16 pixels of a 4x4 block share one set of samples,
 and a 4x4 filter over pixels of the same surface combines them (Keller and Heidrich, Interleaved Sampling, 2001).
 """
@@ -150,10 +150,18 @@ def render(
     pose: Pose,
     rng: np.random.Generator,
     develop: Callable[[np.ndarray], np.ndarray] | None = None,
+    look: int = 1,
 ) -> RawFrame:
     """Render one frame; noise, exposure and sampling patterns are drawn from `rng`.
 
-    develop: converts linear radiance [H,W,3] to the image (default: develop_image with `rng`).
+    Args:
+        world: the scene.
+        camera: the camera.
+        pose: its pose.
+        rng: random generator.
+        develop: converts linear radiance [H,W,3] to the image (default: develop_image with `rng`).
+        look: 2 casts the rays for the light in packets, which is faster. Of light that grazes an edge, rounding then
+            decides otherwise than with 1: the images differ by 0.01 of 255 on average. The depths are the same.
     """
     shape = (camera.height, camera.width)
     rays = camera_rays(camera, pose)
@@ -162,7 +170,7 @@ def render(
     seen, tint, path, last_origins, directions = trace_to_opaque(world, origins, rays, first)
     pixel_angle = 1.0 / camera.focal
     surface = _surface(world, seen, last_origins, directions, path * pixel_angle)
-    light = _compute_irradiance(world, surface, shape, rng)
+    light = _compute_irradiance(world, surface, shape, rng, look == 2)
     radiance = _shade(world, surface, light, tint)
     _add_reflections(world, radiance, first, surface, origins, rays, pixel_angle)
     develop = develop or partial(develop_image, rng=rng)
@@ -214,10 +222,12 @@ def _surface(world: World, hits: Hits, origins: np.ndarray, directions: np.ndarr
     return Surface(hits.triangle, point, normal, material, world.table.lookup(material, uv, width))
 
 
-def _compute_irradiance(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def _compute_irradiance(
+    world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator, beams: bool
+) -> np.ndarray:
     """Irradiance, float32 [N,3], with soft shadows and one indirect bounce."""
-    samples = _sample_lights(world, surface, shape, rng)
-    noisy = np.concatenate([samples, _sample_bounce(world, surface, shape, rng)])
+    samples = _sample_lights(world, surface, shape, rng, beams)
+    noisy = np.concatenate([samples, _sample_bounce(world, surface, shape, rng, beams)])
     objects = world.soup.objects[surface.triangle]
     filtered = kernels.filter_blocks(noisy, surface.point, surface.normal, objects, *shape)
     return kernels.combine(_unshadowed_irradiance(world, surface), filtered)
@@ -229,7 +239,9 @@ def _unshadowed_irradiance(world: World, surface: Surface) -> np.ndarray:
     )
 
 
-def _sample_lights(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def _sample_lights(
+    world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator, beams: bool
+) -> np.ndarray:
     """Irradiance of each pixel from its light samples, without and with shadows: float32 [2,N]."""
     brightness = np.array([light.power.sum() for light in world.lights])
     count = BLOCK * BLOCK * LIGHT_SAMPLES
@@ -240,10 +252,14 @@ def _sample_lights(world: World, surface: Surface, shape: tuple[int, int], rng: 
     points = [light.centre + u * light.half_u + v * light.half_v for light, (u, v) in zip(lights, offsets, strict=True)]
     per_pixel = (BLOCK * BLOCK, LIGHT_SAMPLES, 3)
     positions, normals = _f32(points).reshape(per_pixel), world.light_normals[choice].reshape(per_pixel)
-    return kernels.sample_lights(world.occluders.handle, surface.point, surface.normal, positions, normals, *shape)
+    return kernels.sample_lights(
+        world.occluders.handle, surface.point, surface.normal, positions, normals, *shape, beams
+    )
 
 
-def _sample_bounce(world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def _sample_bounce(
+    world: World, surface: Surface, shape: tuple[int, int], rng: np.random.Generator, beams: bool
+) -> np.ndarray:
     """Indirect irradiance, float32 [3,N], from one cosine-distributed ray per pixel."""
     count = BLOCK * BLOCK
     grid = (np.stack(np.divmod(np.arange(count), BLOCK), 1) + rng.random((count, 2))) / BLOCK
@@ -253,7 +269,7 @@ def _sample_bounce(world: World, surface: Surface, shape: tuple[int, int], rng: 
                            np.sqrt(1 - ring**2)], 1)
     return kernels.sample_bounce(
         world.occluders.handle, surface.point, surface.normal, hemisphere, world.occluder_colour, SKY, world.ambient,
-        shape[1],
+        *shape, beams,
     )  # fmt: skip
 
 
@@ -267,9 +283,7 @@ def _add_reflections(
 ) -> None:  # fmt: skip
     """Add the reflections of glass and glossy surfaces to `radiance`, in place, with Schlick's Fresnel term."""
     gloss, kind = world.triangle_gloss, world.triangle_kind
-    rows, slant = kernels.grazing(
-        first.triangle, gloss, kind, rays, surface.normal, world.plane, LEAST_REFLECTION
-    )
+    rows, slant = kernels.grazing(first.triangle, gloss, kind, rays, surface.normal, world.plane, LEAST_REFLECTION)
     share = gloss[first.triangle[rows]] ** 2 * (0.04 + 0.96 * slant**5)
     rows, share = rows[share > LEAST_REFLECTION], share[share > LEAST_REFLECTION, None]
     if len(rows) == 0:
@@ -287,16 +301,24 @@ def _add_reflections(
 def develop_image(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Apply exposure, white balance, lens blur, vignetting, noise and gamma: linear [H,W,3] -> uint8 [H,W,3]."""
     height, width = radiance.shape[:2]
-    luminance = radiance.mean(2)
+    luminance = (radiance[..., 0] + radiance[..., 1] + radiance[..., 2]) / 3
     key = np.exp(np.log(np.maximum(luminance, 1e-4)).mean())
-    exposed = radiance * np.float32(rng.uniform(0.17, 0.32) / key) * _f32(1 + rng.uniform(-0.05, 0.05, 3))
-    exposed = cv2.GaussianBlur(np.minimum(exposed, 6.0), (0, 0), rng.uniform(0.5, 0.7))
+    exposed: np.ndarray = radiance * np.float32(rng.uniform(0.17, 0.32) / key)
+    exposed *= _f32(1 + rng.uniform(-0.05, 0.05, 3))
+    exposed = cv2.GaussianBlur(np.minimum(exposed, 6.0, out=exposed), (0, 0), rng.uniform(0.5, 0.7))
     y, x = np.ogrid[-1:1:height * 1j, -1:1:width * 1j]
     exposed *= _f32(1 - rng.uniform(0.03, 0.12) * (x**2 + y**2))[..., None]
-    film = 1 - np.exp(-exposed * 1.25)
+    exposed *= -1.25
+    film = 1 - np.exp(exposed)
     grain = rng.standard_normal(film.shape, np.float32)
-    film += grain * np.float32(rng.uniform(0.004, 0.012)) * np.sqrt(film + 0.02)
-    return (np.clip(film, 0, 1) ** np.float32(1 / 2.2) * 255 + 0.5).astype(np.uint8)
+    grain *= np.float32(rng.uniform(0.004, 0.012))
+    grain *= np.sqrt(film + 0.02)
+    film += grain
+    np.clip(film, 0, 1, out=film)
+    np.power(film, np.float32(1 / 2.2), out=film)
+    film *= 255
+    film += 0.5
+    return film.astype(np.uint8)
 
 
 def simulate_sensor(

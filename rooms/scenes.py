@@ -17,6 +17,7 @@ from rooms.walks import walk
 
 MAX_PITCH, MAX_ROLL = np.radians(15), np.radians(5)
 N_CANDIDATE_POSES = 48  # per scene
+SCORED_CLASSES = ("furniture", "glass", "person", "floor", "wall")  # of a view; see _score_pose()
 FREE_PITCH, FREE_ROLL = np.radians((-65, 20)), np.radians(20)  # limits of look 2
 N_FREE_CANDIDATES, FREE_CLEARANCE = 12, 0.25  # poses per scene; metres
 TOF_WEAKNESS = (15.0, 150.0)  # of a robot's sensor, drawn per scene; see simulate_sensor()
@@ -62,8 +63,8 @@ class SceneOptions:
         focal_scales: range of the factor on the camera's focal length; each scene draws one, log-uniformly.
         view: handheld, robot, or mixed, which makes half of the scenes a robot's.
         walk_rate: frames per second of a walk; None renders separate views.
-        look: version of the handheld views. 1: about level, things nearer than 0.7 m avoided, as in the demo. 2: as
-            people film, down on desks and floors, rolled, and near.
+        look: version of the images. 1, as in the demo: handheld views are about level and avoid things nearer than
+            0.7 m. 2: they look down on desks and floors, rolled, and near, as people film; the light is cast faster.
     """
 
     seed: int
@@ -114,7 +115,8 @@ def render_scene(options: SceneOptions, scene_index: int) -> Iterator[RenderedFr
     for time, pose, now in views:
         # a walk keeps the exposure and the grain of its first frame
         look = rng if time is None else np.random.default_rng([options.seed, scene_index, 3])
-        raw = render(now, camera, pose, rng, partial(develop_moving if robot else develop_image, rng=look))
+        develop = partial(develop_moving if robot else develop_image, rng=look)
+        raw = render(now, camera, pose, rng, develop, options.look)
         labels, instances = _number_instances(raw.object, now.soup.classes)
         sensor = simulate_tof(now, camera, pose, rng, weakness) if robot else raw.sensor_depth
         yield RenderedFrame(raw.rgb, raw.depth, sensor, labels, instances, scene, scene_type, pose, camera, time)
@@ -137,7 +139,12 @@ def choose_poses(world: World, room: Room, camera: Intrinsics, frames: int, rng:
     """Choose the best of many random poses by a score on a coarse image, and keep them apart from each other."""
     coarse = camera.resized(64, 48)
     poses = [_draw_pose(room, rng) for _ in range(N_CANDIDATE_POSES)]
-    scores = np.array([_score_pose(world, coarse, pose) for pose in poses]) + rng.uniform(0, 0.12, N_CANDIDATE_POSES)
+    names = world.soup.classes
+    students = [class_table()[1][name] for name in names]
+    kinds = {name: np.array([student == name for student in students]) for name in SCORED_CLASSES}
+    kinds["mirror"] = np.array([name == "mirror" for name in names])
+    scores = np.array([_score_pose(world, kinds, coarse, pose) for pose in poses])
+    scores += rng.uniform(0, 0.12, N_CANDIDATE_POSES)
     chosen: list[Pose] = []
     for min_distance in (0.8, 0.4, 0.0):
         for index in np.argsort(-scores, kind="stable"):
@@ -165,7 +172,9 @@ def _draw_pose(room: Room, rng: np.random.Generator) -> Pose:
     return Pose(np.array([x, y, height]), float(yaw), float(pitch), float(roll))
 
 
-def choose_free_poses(world: World, room: Room, camera: Intrinsics, frames: int, rng: np.random.Generator) -> list[Pose]:
+def choose_free_poses(
+    world: World, room: Room, camera: Intrinsics, frames: int, rng: np.random.Generator
+) -> list[Pose]:
     """Choose poses of a camera that looks anywhere, mostly down; none has something right before the lens."""
     coarse = camera.resized(64, 48)
     poses = [_draw_free_pose(room, rng) for _ in range(N_FREE_CANDIDATES)]
@@ -191,19 +200,19 @@ def _score_free_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
     return -bare - 5.0 * float(np.percentile(hits.distance, 1) < FREE_CLEARANCE)
 
 
-def _score_pose(world: World, coarse: Intrinsics, pose: Pose) -> float:
-    """Score a view: higher with furniture, glass, people, mirrors and floor, far below 0 if something is too close."""
+def _score_pose(world: World, kinds: dict[str, np.ndarray], coarse: Intrinsics, pose: Pose) -> float:
+    """Score a view: higher with furniture, glass, people, mirrors and floor, far below 0 if something is too close.
+
+    kinds: {kind: which objects are of it, bool [objects]}.
+    """
     rays = camera_rays(coarse, pose)
     hits = world.cast(pose.position[None], rays)
-    _, class_of = class_table()
-    objects = world.soup.objects[hits.triangle]
-    pixel_classes = np.array([class_of[name] for name in world.soup.classes])[objects]
-    mirror = float((np.array(world.soup.classes) == "mirror")[objects].mean())
+    pixels = np.bincount(world.soup.objects[hits.triangle], minlength=len(world.soup.classes))
+    share = {name: float(pixels[objects].sum() / len(rays)) for name, objects in kinds.items()}
     depth = hits.distance.reshape(coarse.height, coarse.width)
     centre = depth[coarse.height // 4 : -coarse.height // 4, coarse.width // 4 : -coarse.width // 4]
-    share = {name: float((pixel_classes == name).mean()) for name in ("furniture", "glass", "person", "floor", "wall")}
     score = 1.2 * min(share["furniture"], 0.5) + min(share["glass"], 0.12) + 1.2 * min(share["person"], 0.1)
-    score += 0.9 * min(share["floor"], 0.2) - max(0.0, share["wall"] - 0.45) + 1.5 * min(mirror, 0.1)
+    score += 0.9 * min(share["floor"], 0.2) - max(0.0, share["wall"] - 0.45) + 1.5 * min(share["mirror"], 0.1)
     near = float(depth.min() < 0.35) + float((depth < 0.7).mean() > 0.1) + float(np.median(centre) < 1.3)
     return score - 0.6 * near - 5.0 * float(centre.min() < 0.4)
 

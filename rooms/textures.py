@@ -88,7 +88,8 @@ class Palette:
         return self.solid(colour, emission=strength)
 
     def _texture(self, texture: np.ndarray) -> int:
-        self.textures.append(np.clip(np.asarray(texture, np.float32), 0, 1))
+        texture = np.array(texture, np.float32)
+        self.textures.append(np.clip(texture, 0, 1, out=texture))
         return len(self.textures) - 1
 
     def _add(self, material: Material) -> int:
@@ -113,7 +114,7 @@ class MaterialTable:
         cursor = 0
         for texture in palette.textures:
             pyramid = [to_linear(texture)]
-            means.append(pyramid[0].mean((0, 1)))
+            means.append(kernels.mean_colour(pyramid[0]))
             while pyramid[-1].shape[0] > 2:
                 pyramid.append(cv2.resize(pyramid[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
             offsets = np.cumsum([cursor] + [level.shape[0] ** 2 for level in pyramid])
@@ -152,7 +153,7 @@ def fractal_noise(
     stretch: vertical and horizontal scale of the frequencies; a larger value gives finer structure along that axis.
     """
     amplitude = _amplitude(size, slope, stretch)
-    noise = np.fft.irfft2(amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape)), s=(size, size))
+    noise = np.fft.irfft2(amplitude * kernels.unit_phases(rng.random(amplitude.shape)), s=(size, size))
     return (noise / noise.std()).astype(np.float32)
 
 
