@@ -48,6 +48,7 @@ MAX_FLOATING_FRACTION = (
     0.5  # of columns where depth jumps at the far edge of a plane; more: a table top without floor in view
 )
 DEPTH_JUMP = 1.1  # ratio of depths
+MAX_PLANE_GROWTH = 1.25  # of depth along a plane from its far edge to where a jump is measured
 
 MAX_WALLS = 10
 MIN_WALL_AREA = 0.25  # visible, square metres
@@ -145,25 +146,28 @@ def find_floor(scene: Scene, down: np.ndarray) -> Surface | None:
         below = scene.valid & (surface.distance < -(BELOW_MARGIN + surface.tolerance))
         if (
             below.sum() < MAX_FRACTION_BELOW * scene.valid.sum()
-            and _floating_fraction(scene, surface.members) < MAX_FLOATING_FRACTION
+            and _floating_fraction(scene, surface) < MAX_FLOATING_FRACTION
         ):
             return surface
     return None
 
 
-def _floating_fraction(scene: Scene, members: np.ndarray, above: int = 2 * COARSE_RADIUS) -> float:
-    """Fraction of the columns of `members` in which depth jumps at their far edge.
+def _floating_fraction(scene: Scene, surface: Surface, above: int = 2 * COARSE_RADIUS) -> float:
+    """Fraction of a surface's columns in which depth jumps at the far edge.
 
     A floor ends at something that stands on it or in front of it; beyond the edge of a table top, depth jumps. The
     jump is measured `above` pixels over the last member, because blurred normals exclude the last COARSE_RADIUS pixels.
+    Seen from a low camera, depth grows quickly along the floor itself: there the jump is measured from the plane.
     """
-    columns = np.flatnonzero(members.sum(axis=0) >= 3)
-    edge = members[:, columns].argmax(axis=0)
+    columns = np.flatnonzero(surface.members.sum(axis=0) >= 3)
+    edge = surface.members[:, columns].argmax(axis=0)
     columns, edge = columns[edge >= above], edge[edge >= above]
     if not len(columns):
         return 0.0
-    z = scene.points[..., 2]
-    return float((z[edge - above, columns] > DEPTH_JUMP * z[edge, columns]).mean())
+    beyond, at_edge = scene.inverse_depth[edge - above, columns], scene.inverse_depth[edge, columns]
+    plane = scene.rays[edge - above, columns] @ surface.plane.normal / surface.plane.offset  # inverse depth; <= 0: none
+    expected = np.where(MAX_PLANE_GROWTH * plane < at_edge, plane, at_edge)
+    return float(((beyond > 0) & (DEPTH_JUMP * beyond < expected)).mean())
 
 
 def find_walls(scene: Scene, down: np.ndarray, floor: Surface | None) -> list[Surface]:

@@ -218,6 +218,19 @@ def test_given_gravity_is_used():
     assert np.allclose(classify(depth, CAMERA, sensor, gravity=down).gravity, down / 2)
 
 
+@pytest.mark.parametrize("height", [0.2, 0.25, 0.4])
+def test_the_floor_of_a_corridor_seen_by_a_robot_is_floor(height):
+    """Low above the floor, depth grows along the floor itself as it does beyond the edge of a table top."""
+    rows, columns = np.mgrid[: CAMERA.height, : CAMERA.width]
+    x, y = (columns - CAMERA.cx) / CAMERA.fx, (rows - CAMERA.cy) / CAMERA.fy
+    with np.errstate(divide="ignore"):
+        floor, side = np.where(y > 0, height / y, np.inf), 0.9 / np.abs(x)
+    depth = np.minimum(np.minimum(floor, side), 7.0).astype(np.float32)
+    on_floor = floor == np.minimum(np.minimum(floor, side), 7.0)
+    classes = classify(depth, CAMERA).classes
+    assert (classes[on_floor] == FLOOR).mean() > 0.9
+
+
 def test_a_table_top_without_floor_in_view_is_not_floor():
     depth, _, labels = render(pitch=20)
     table_depth = depth * (0.5 / 1.3)  # a table 0.5 m below the camera that ends at 1.15 m, and shelves behind it
