@@ -120,7 +120,7 @@ def test_a_killed_worker_is_a_one_line_error(tmp_path):
 
 def test_other_options_are_refused(folder, tmp_path):
     done = render(folder.parent, "--out", "rooms", "--scenes", str(SCENES), "--frames-per-scene", "3")
-    assert done.returncode == EXIT_USAGE and "other settings" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == EXIT_USAGE and "different settings" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
