@@ -290,14 +290,14 @@ def _assign_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
     whole = None not in recordings and len(recordings) >= len(SPLITS)
     blocks = "whole recordings" if whole else "contiguous blocks"
     print(f"WARNING: {path}: {len(without)} rows without a split; splitting 80/10/10 by {blocks}", file=sys.stderr)
-    split_of_recording = _split_recordings(recordings) if whole else {}
+    split_of_recording = split_recordings(recordings) if whole else {}
     for index, row in enumerate(without):
         position = index / len(without)
         by_order = "train" if position < 0.8 else "val" if position < 0.9 else "test"
         row.split = split_of_recording.get(row.recording, by_order)
 
 
-def _split_recordings(frames: Counter) -> dict[str | None, str]:
+def split_recordings(frames: Counter) -> dict[str | None, str]:
     """{recording: split} from {recording: frame count}: the last recordings for test, then val, at least 10 % each."""
     names, split_of = list(frames), {}
     for split, left in (("test", 2), ("val", 1)):
