@@ -413,7 +413,7 @@ def _assign_seven_scenes_split(folder: Path, recordings: Sequence[FolderRecordin
     """Split by the sequences that TrainSplit.txt and TestSplit.txt name: sequence1 is seq-01."""
     split_of = {}
     for split, file in (("train", "TrainSplit.txt"), ("test", "TestSplit.txt")):
-        for number in re.findall(r"\d+", decode_text((folder / file).read_bytes())):
+        for number in re.findall(rb"\d+", (folder / file).read_bytes()):
             split_of[int(number)] = split
     for recording in recordings:
         number = re.search(r"\d+", recording.name)
