@@ -9,7 +9,8 @@ from config import Intrinsics
 from dataset.rectification import Lens
 
 JUMP = 0.04  # relative difference of neighbouring readings above which they may belong to two surfaces
-STEPS = 5
+STEPS = 4
+STRIP = 64  # rows that are registered at a time: their arrays stay in the processor's cache
 MAX_CHANGE = 0.02  # relative, of the last step; more is a place that only one of the two cameras sees
 NEARLY_ZERO = np.float32(1e-6)  # 1/metres
 
@@ -55,15 +56,20 @@ class Registration:
         inverse = _invert(depth)
         is_surface = find_surfaces(inverse)
         own = self._nearest_readings(depth)
-        around = np.ones((2 * self.reach + 1, 2 * self.reach + 1), np.uint8)
-        metres = last = _invert(cv2.dilate(own, around))
-        for _ in range(STEPS):
-            last = metres
-            u, v = self._find_in_source(metres)
-            metres = self._measure(inverse, is_surface, u, v)
-        seen = (metres > 0) & (np.abs(metres - last) <= MAX_CHANGE * metres)
-        registered = np.where(seen, metres, _invert(own))  # thin things have no surface, only readings
-        moved = None if values is None else np.where(registered > 0, cv2.remap(values, u, v, cv2.INTER_NEAREST), 0)
+        guess = _invert(cv2.dilate(own, np.ones((2 * self.reach + 1, 2 * self.reach + 1), np.uint8)))
+        registered = _invert(own)  # thin things have no surface, only readings
+        moved = None if values is None else np.zeros(registered.shape, values.dtype)
+        for top in range(0, self.target.height, STRIP):
+            strip = slice(top, top + STRIP)
+            metres = last = guess[strip]
+            for _ in range(STEPS):
+                last = metres
+                u, v = self._find_in_source(metres, strip)
+                metres = self._measure(inverse, is_surface, u, v)
+            seen = (metres > 0) & (np.abs(metres - last) <= MAX_CHANGE * metres)
+            registered[strip] = np.where(seen, metres, registered[strip])
+            if values is not None and moved is not None:
+                moved[strip] = np.where(registered[strip] > 0, cv2.remap(values, u, v, cv2.INTER_NEAREST), 0)
         return registered, moved
 
     def _nearest_readings(self, depth: np.ndarray) -> np.ndarray:
@@ -79,9 +85,10 @@ class Registration:
         np.maximum.at(nearest.reshape(-1), pixels, 1 / z[inside])
         return nearest
 
-    def _find_in_source(self, metres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where points of the target's pixels lie in the depth map, in pixels; far outside without a guess."""
-        x, y, z = (axis * metres + shift for axis, shift in zip(self.rays_back, self.offset_back, strict=True))
+    def _find_in_source(self, metres: np.ndarray, strip: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Where points of a strip of the target lie in the depth map, in pixels; far outside without a guess."""
+        rays = self.rays_back[:, strip]
+        x, y, z = (axis * metres + shift for axis, shift in zip(rays, self.offset_back, strict=True))
         np.maximum(z, NEARLY_ZERO, out=z)
         camera = self.source.rectified
         u, v = camera.fx * x / z + np.float32(camera.cx), camera.fy * y / z + np.float32(camera.cy)
