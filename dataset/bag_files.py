@@ -220,7 +220,7 @@ def _read_ros1(file: BinaryIO, path: Path, wanted: Callable[[Topic], bool], dama
             for record_fields, record in records:
                 if (message := _ros1_record(record_fields, record, topics, wanted)) is not None:
                     yield message
-        except (*DECOMPRESS_ERRORS, struct.error, KeyError):
+        except (*DECOMPRESS_ERRORS, struct.error, LookupError):
             damage.blocks[path.name] += 1
         if is_cut:
             damage.cuts.append(_cut(path, start, size))
@@ -268,7 +268,7 @@ def _ros1_chunk(fields: dict[str, bytes], data: bytes, is_cut: bool) -> Iterator
 def _ros1_record(
     fields: dict[str, bytes], record: memoryview, topics: dict[int, Topic | None], wanted: Callable[[Topic], bool]
 ) -> Message | None:
-    """Note a connection; return a message of a wanted topic. Raises KeyError or struct.error."""
+    """Note a connection; return a message of a wanted topic. Raises LookupError or struct.error."""
     operation = fields["op"][0]
     if operation not in (2, 7):
         return None

@@ -14,6 +14,7 @@ from cli import UserError, cpu_count
 
 import numpy as np
 from natsort import natsorted
+from tqdm import tqdm
 
 from config import Intrinsics
 from dataset.bag_files import BAG_SUFFIXES, Damage, Message, Topic, read_messages
@@ -51,6 +52,7 @@ CONFIDENCE_NAMES, AMPLITUDE_NAMES = ("confidence",), ("amplitude", "infra", "int
 DEPTH_ENCODINGS, COLOUR_ENCODINGS = ("16UC1", "32FC1"), (*COLOUR_LAYOUTS, "jpeg", "png")
 REGISTERED_NAMES, RECTIFIED_NAMES = ("aligned", "registered", "depth_to_color"), ("rect",)
 SECOND = 1_000_000_000
+PACKED_SUFFIXES = (".mcap.zstd", ".db3.zstd")  # by rosbag2's compression of whole files
 
 
 def find_bags(path: Path) -> dict[str, list[Path]]:
@@ -62,17 +64,18 @@ def find_bags(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {path.stem: [path]} if path.suffix.lower() in BAG_SUFFIXES else {}
     bags: dict[str, list[Path]] = {}
-    for folder in (
-        path,
-        *natsorted(entry for entry in path.iterdir() if entry.is_dir() and not is_ignored(entry.name)),
-    ):
-        files = natsorted(file for file in folder.iterdir() if file.is_file() and not is_ignored(file.name))
+    subfolders = natsorted(entry for entry in path.iterdir() if entry.is_dir() and not is_ignored(entry.name))
+    for folder in (path, *subfolders):
+        names = (
+            entry.name for entry in folder.iterdir() if entry.name.lower().endswith((*BAG_SUFFIXES, *PACKED_SUFFIXES))
+        )
+        files = [folder / name for name in natsorted(names) if not is_ignored(name)]
+        if packed := [file for file in files if file.name.lower().endswith(PACKED_SUFFIXES)]:
+            raise UserError(f"{packed[0]} is compressed as a whole: unpack it with zstd -d")
         for file in files:
-            if file.name.lower().endswith((".mcap.zstd", ".db3.zstd")):
-                raise UserError(f"{file} is compressed as a whole: unpack it with zstd -d")
             if file.suffix.lower() == ".bag":
                 bags[file.stem if folder == path else f"{folder.name}/{file.stem}"] = [file]
-        if parts := [file for file in files if file.suffix.lower() in (".mcap", ".db3")]:
+        if parts := [file for file in files if file.suffix.lower() != ".bag"]:
             bags[folder.resolve().name] = parts
     return bags
 
@@ -184,8 +187,11 @@ class Scan:
         self.tree = TransformTree()
         self.others: dict[str, int] = {}  # {topic: number of damaged messages} that are no pictures
         damage = Damage()
-        for message in _all_messages(files, MESSAGE_TYPES, damage):
-            self._add(message, with_thumbnails)
+        size = sum(file.stat().st_size for file in files)
+        with tqdm(desc="reading times", total=size, unit="B", unit_scale=True, disable=None) as bar:
+            for message in _all_messages(files, MESSAGE_TYPES, damage):
+                self._add(message, with_thumbnails)
+                bar.update(len(message.data))
         self.lines = damage.lines()
         for pictures in self.pictures.values():
             if pictures.damaged:
@@ -282,6 +288,8 @@ class BagRecording:
         self.rgb, self.depth, self.confidence = rgb, depth, confidence
         self.half = self._half_confidence()
         self.lines: list[str] = []
+        self.infos: list[str] = []
+        self.motion: list[str] = []
         if options.unit is None:
             check_plausible_unit(files[0], sample_evenly(depth.samples))
         self.rig = self._build_rig(scan)
@@ -352,12 +360,13 @@ class BagRecording:
             topics = ", ".join(sorted(scan.infos)) or "none"
             flag = f"--{role}-info-topic"
             raise UserError(f"{flag} {wanted}: the bag has no camera_info there; topics: {topics}")
-        info = scan.infos.get(wanted or f"{_namespace(pictures.topic.name)}/camera_info")
-        if info is None:
-            same_frame = (entry for entry in scan.infos.values() if entry.header.frame_id == pictures.frame)
-            info = next(same_frame, None)
-        if info is None:
+        same_frame = (name for name, info in scan.infos.items() if info.header.frame_id == pictures.frame)
+        sibling = wanted or f"{_namespace(pictures.topic.name)}/camera_info"
+        name = sibling if sibling in scan.infos else next(same_frame, None)
+        if name is None:
             return None
+        self.infos.append(name)
+        info = scan.infos[name]
         lens = read_lens(info)
         if any(word in pictures.topic.name.split("/")[-1] for word in RECTIFIED_NAMES) and pictures is self.rgb:
             lens = Lens.pinhole(lens.rectified)
@@ -417,33 +426,35 @@ class BagRecording:
 
     def _add_motion(self, scan: Scan) -> None:
         """Add poses and the direction of gravity to the frames."""
-        camera = self.rgb.frame.lstrip("/")
-        names = scan.tree.names()
-        world = self.options.world_frame or next((name for name in WORLD_FRAMES if name in names), None)
-        if self.options.world_frame and world not in names:
+        camera, wanted, names = self.rgb.frame.lstrip("/"), self.options.world_frame, scan.tree.names()
+        if wanted and wanted not in names:
             raise UserError(
-                f"--world-frame {world}: the bag's tf has no such frame; frames: {', '.join(sorted(names))}"
+                f"--world-frame {wanted}: the bag's tf has no such frame; frames: {', '.join(sorted(names))}"
             )
-        level = next((name for name in (world, *LEVEL_FRAMES) if name in names), None)
-        at = {stem: self.rgb.times[number] for stem, (number, _, _) in self._numbers.items()}
-        imu = self._imu_gravity(scan, camera, list(at.values()))
-        poses = 0
-        for stem, time in at.items():
-            info = self.frames[stem]
-            pose = scan.tree.lookup(world, camera, time) if world else None
-            if pose is not None:
-                info.pose = pose
-                poses += 1
-            to_level = scan.tree.lookup(level, camera, time) if level else None
-            if time in imu:
-                info.gravity = imu[time]
-            elif to_level is not None:
-                info.gravity = -to_level[2, :3]  # the level frame's z axis in camera axes, turned down
-        self.world, self.n_poses = world, poses
-        self.n_gravity = sum(info.gravity is not None for info in self.frames.values())
-        self.gravity_from = "IMU" if imu else f"tf frame {level}"
+        times = {stem: self.rgb.times[number] for stem, (number, _, _) in self._numbers.items()}
+        for world in [wanted] if wanted else WORLD_FRAMES:
+            poses = {stem: scan.tree.lookup(world, camera, time) for stem, time in times.items()}
+            if count := sum(pose is not None for pose in poses.values()):
+                self.motion.append(f"{count} poses in {world}")
+                for stem, pose in poses.items():
+                    self.frames[stem].pose = pose
+                break
+        down = self._imu_gravity(scan, camera, times)
+        source = "IMU"
+        for level in LEVEL_FRAMES if not down else ():
+            found = {stem: scan.tree.lookup(level, camera, time) for stem, time in times.items()}
+            # the level frame's z axis in camera axes, turned down
+            down = {stem: -to_level[2, :3] for stem, to_level in found.items() if to_level is not None}
+            if down:
+                source = f"tf frame {level}"
+                break
+        for stem, vector in down.items():
+            self.frames[stem].gravity = vector
+        if down:
+            self.motion.append(f"gravity of {len(down)} frames from {source}")
 
-    def _imu_gravity(self, scan: Scan, camera: str, times: list[int]) -> dict[int, np.ndarray]:
+    def _imu_gravity(self, scan: Scan, camera: str, times: dict[str, int]) -> dict[str, np.ndarray]:
+        """{stem: downward vector in camera axes} from the first IMU that tf_static connects to the camera."""
         wanted = self.options.topics.get("imu")
         if wanted is not None and wanted not in scan.accelerations:
             topics = ", ".join(sorted(scan.accelerations)) or "none"
@@ -452,7 +463,9 @@ class BagRecording:
             for frame in scan.accelerations[name].samples:
                 to_camera = scan.tree.lookup(camera, frame, None)
                 if to_camera is not None:
-                    return scan.accelerations[name].gravity(times, to_camera, frame)
+                    self.motion.append(f"IMU {name}")
+                    found = scan.accelerations[name].gravity(list(times.values()), to_camera, frame)
+                    return {stem: found[time] for stem, time in times.items() if time in found}
                 self.lines.append(f"{name}: its frame {frame!r} is not connected to {camera!r} by tf_static; not used")
         return {}
 
@@ -466,11 +479,15 @@ class BagRecording:
         def named(pictures: Pictures | None) -> str:
             return f"{pictures.topic.name} ({pictures.encoding})" if pictures else "none"
 
-        parts = [f"colour {named(self.rgb)}", f"depth {named(self.depth)}", f"confidence {named(self.confidence)}"]
-        poses = f"{self.n_poses} poses in {self.world}" if self.n_poses else "no poses"
-        gravity = f"gravity of {self.n_gravity} frames from {self.gravity_from}" if self.n_gravity else "no gravity"
+        infos = f"camera_info {' and '.join(dict.fromkeys(self.infos)) or 'none'}"
+        topics = [
+            f"colour {named(self.rgb)}",
+            f"depth {named(self.depth)}",
+            f"confidence {named(self.confidence)}",
+            infos,
+        ]
         rig = self.rig.describe()
-        return f"{self.name}: {', '.join([*parts, poses, gravity])}" + (f"; {rig}" if rig else "")
+        return f"{self.name}: {', '.join([*topics, *self.motion])}" + (f"; {rig}" if rig else "")
 
     def convert(self, stems: dict[str, str], writer: FrameWriter) -> Iterator[tuple[str, str | None]]:
         """Write frames; several threads decode and encode.

@@ -34,8 +34,8 @@ class Rig:
             depth: the depth camera; None if depth already lies on the pictures.
             transform: float [4,4], from points of the depth camera to points of the colour camera; None: the same axes.
         """
-        same_place = transform is None or np.allclose(transform, np.eye(4), atol=1e-6)
-        if depth is None or same_place and _is_same(colour, depth):
+        same_axes = transform is None or np.allclose(transform, np.eye(4), atol=1e-6)
+        if depth is None or same_axes and _is_same(colour, depth):
             return cls(colour)
         return cls(colour, Registration(depth, colour.rectified, np.eye(4) if transform is None else transform))
 
@@ -86,6 +86,7 @@ class Rig:
 
 def _is_same(first: Lens, second: Lens) -> bool:
     a, b = first.camera, second.camera
-    same_size = (a.width, a.height) == (b.width, b.height)
+    # a driver that maps depth onto distorted pictures copies their coefficients; without them depth lies on a pinhole
+    same_lens = (a.width, a.height, first.coefficients) == (b.width, b.height, second.coefficients)
     matrices = np.array([[c.fx, c.fy, c.cx, c.cy] for c in (a, b)])
-    return same_size and bool(np.abs(matrices[0] - matrices[1]).max() <= SAME_CAMERA * a.focal)
+    return same_lens and bool(np.abs(matrices[0] - matrices[1]).max() <= SAME_CAMERA * a.focal)
