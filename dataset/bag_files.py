@@ -290,10 +290,10 @@ def _read_sqlite(path: Path, wanted: Callable[[Topic], bool], damage: Damage) ->
         with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True)) as database:
             database.execute("PRAGMA writable_schema=ON")  # SQLite refuses files that are shorter than they say
             rows = database.execute("SELECT id, name, type, serialization_format FROM topics").fetchall()
-            topics = {number: Topic(name, _ros2_type(kind), encoding) for number, name, kind, encoding in rows}
-            yield from _sqlite_messages(
-                database, {number: topic for number, topic in topics.items() if wanted(topic)}, path, damage
-            )
+            texts = [row for row in rows if all(isinstance(value, str) for value in row[1:])]
+            topics = {number: Topic(name, _ros2_type(kind), encoding) for number, name, kind, encoding in texts}
+            chosen = {number: topic for number, topic in topics.items() if wanted(topic)}
+            yield from _sqlite_messages(database, chosen, path, damage)
     except sqlite3.Error as error:
         raise UserError(f"{path} is not a readable .db3 bag: {error}") from None
 

@@ -23,8 +23,8 @@ from bag_writing import (
 
 from dataset import bag_messages, corridor_loader
 from dataset.files import read_image, read_json
-from dataset.frames import find_frames, read_confidence, read_depth
-from dataset.manifest import Cameras
+from dataset.frames import find_frames, read_confidence, read_depth, read_frame
+from dataset.manifest import Cameras, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 KITCHEN = Path(os.environ.get("RGBD_FRAMES") or ROOT.parent / "shared" / "rgbd_kitchen")
@@ -447,3 +447,33 @@ def test_bags_of_a_folder_are_recordings(tmp_path, importer):
     assert recordings["drive2/000001"] == "drive2" and len(set(recordings.values())) == 4
     code, printed, _ = importer("--input", tmp_path / "drives", "--out", tmp_path / "time", "--split", "time", *SPLIT)
     assert code == 0 and "12 frames (train 8, val 0, test 4)" in printed
+
+
+def test_from_a_bag_to_rows(tmp_path, importer, monkeypatch):
+    """The walk-through's import and manifest: rows know recording, time, pose, gravity and confidence."""
+    from teacher_infer import build_manifest
+
+    made, frame, frames = Messages("mcap"), "camera_color_optical_frame", drawn(6)
+    entries = [
+        ("/tf_static", START, made.transforms(START, [("map", frame, (1, 2, 3), (-0.5, 0.5, -0.5, 0.5))])),
+        *recording("mcap", frames, K),
+    ]
+    certain = np.full((HEIGHT, WIDTH), 204, np.uint8)
+    entries += [
+        ("/camera/confidence/image", time, made.raw(time, frame, "mono8", certain))
+        for topic, time, _ in entries
+        if topic == DEPTH
+    ]
+    out = tmp_path / "data"
+    assert importer("--input", write_bag(tmp_path / "drive", "mcap", entries), "--out", out, *SPLIT)[0] == 0
+    flags = ("--rgb-dir", out / "rgb", "--depth-dir", out / "depth", "--output", out / "manifest.jsonl")
+    monkeypatch.setattr(sys, "argv", ["build_manifest.py", *map(str, flags), "--allow-missing-teachers"])
+    build_manifest.main()
+    rows = read_manifest(out / "manifest.jsonl")
+    assert [row.split for row in rows] == ["train"] * 5 + ["test"] and {row.recording for row in rows} == {"drive"}
+    assert [row.time for row in rows] == pytest.approx([n / 30 for n in range(6)], abs=1e-8)
+    assert np.array(rows[2].pose)[:3, 3].tolist() == [1, 2, 3]
+    assert rows[2].gravity == pytest.approx((0, 1, 0), abs=1e-6)
+    loaded = read_frame(rows[2])
+    assert loaded.confidence[20, 20] == pytest.approx(0.8) and loaded.depth[20, 20] == pytest.approx(1.04)
+    assert loaded.intrinsics.fx == K[0]
