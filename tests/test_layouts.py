@@ -2,35 +2,16 @@
 
 from pathlib import Path
 
-from cli import UserError
-
 import cv2
 import numpy as np
 import pytest
 
-from dataset import corridor_loader
 from dataset.files import read_image, read_json
 from dataset.frames import find_frames, read_depth
 from dataset.manifest import Cameras
 
 WIDTH, HEIGHT = 64, 48
 FEW = ("--test-frames", 1, "--val-frames", 0, "--gap-frames", 0)
-
-
-@pytest.fixture
-def importer(capsys, monkeypatch):
-    def run(*arguments: object) -> tuple[int, str, list[str]]:
-        """Run the importer in this process: (exit code, standard output, lines of standard error)."""
-        monkeypatch.setattr("sys.argv", ["corridor_loader.py", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            code = corridor_loader.main()
-        except UserError as error:
-            return 2, capsys.readouterr().out, [f"error: {error}"]
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err.splitlines()
-
-    return run
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
