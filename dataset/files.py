@@ -172,27 +172,34 @@ def read_image(path: str | Path, apply_orientation: bool = False) -> np.ndarray:
     if not Path(path).is_file():
         raise missing_file_error(path)
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return decode_image(content, path, apply_orientation)
+
+
+def decode_image(content: bytes, name: str | Path, apply_orientation: bool = False) -> np.ndarray:
+    """Decode the content of an image file as read_image() does; `name` is for messages. Raises the same errors."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
             if image.mode not in ("RGB", "RGBA", "P") or _has_16_bits(image):
-                raise UserError(f"{path} is not an 8-bit RGB image (mode {image.mode})")
+                raise UserError(f"{name} is not an 8-bit RGB image (mode {image.mode})")
             if not _is_single_image(image):
-                raise UserError(f"{path} holds several images: save the one you need as a separate file")
-            if image.format in ("JPEG", "MPO") and not _has_jpeg_end(Path(path).read_bytes()):
-                raise UserError(f"{path} is truncated")  # missing data would decode to grey
+                raise UserError(f"{name} holds several images: save the one you need as a separate file")
+            if image.format in ("JPEG", "MPO") and not _has_jpeg_end(content):
+                raise UserError(f"{name} is truncated")  # missing data would decode to grey
             if image.format != "TIFF":  # for TIFF, load() rotates the pixels and drops the orientation tag
                 image.load()  # unlike OpenCV, Pillow rejects truncated files
             orientation = orientation_of(image)
             if not apply_orientation:
-                check_orientation(path, orientation)
+                check_orientation(name, orientation)
             image.load()
             upright = ImageOps.exif_transpose(image) if orientation in TURNING_ORIENTATIONS else image
             return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-    except PermissionError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
     except ImportError:  # ultralytics patches Image.open to require a HEIC reader
-        raise UserError(f"{path} is not a readable image") from None
+        raise UserError(f"{name} is not a readable image") from None
     except DECODE_ERRORS as error:
-        raise UserError(f"{path} is not a readable image: {error}") from None
+        raise UserError(f"{name} is not a readable image: {error}") from None
 
 
 def _has_jpeg_end(content: bytes) -> bool:

@@ -18,6 +18,7 @@ A manifest is a text file with one JSON object per line:
     time        seconds since the recording's first frame (optional)
     pose        camera-to-world matrix, four rows of four numbers, metres; camera axes: x right, y down, z forward
                 (optional)
+    gravity     downward vector of any length in camera axes, three numbers (optional)
     depth_unit  unit of depth in .png: a name from dataset/units.py, or metres per count, e.g. 0.0002; default: mm
                 (optional)
     made_by     provenance of the labels                    (optional)
@@ -31,9 +32,10 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from cli import UserError
 
@@ -44,6 +46,8 @@ from dataset.files import atomic_path, decode_text, read_json
 from dataset.links import DataFolder
 from dataset.listing import normalize_name, normalize_stems, require_utf8
 from dataset.units import DepthUnit, parse_unit_entry
+
+Value = TypeVar("Value")
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_MAPS = ("confidence", "labels", "da3_depth", "sam2_seg", "seg_confidence")
@@ -69,6 +73,7 @@ class Row:
     depth_unit: DepthUnit | None = None
     time: float | None = None
     pose: tuple[tuple[float, ...], ...] | None = None
+    gravity: tuple[float, ...] | None = None
 
     def files(self) -> dict[str, Path]:
         """{column: file} of the frame's image and maps."""
@@ -141,6 +146,30 @@ def read_recordings(path: str | Path) -> dict[str, str]:
     if not isinstance(content, dict) or not all(isinstance(name, str) and name for name in content.values()):
         raise UserError(f"{path} must map each stem to the name of its recording")
     return normalize_stems(content, path)
+
+
+def read_times(path: str | Path) -> dict[str, float]:
+    """Read times.json: {stem: seconds since the recording's first frame}; raises UserError if it is invalid."""
+    return _read_by_stem(path, _parse_time)
+
+
+def read_poses(path: str | Path) -> dict[str, tuple[tuple[float, ...], ...]]:
+    """Read poses.json: {stem: camera-to-world matrix, 4x4}; raises UserError if it is invalid."""
+    return _read_by_stem(path, _parse_pose)
+
+
+def read_gravity(path: str | Path) -> dict[str, tuple[float, ...]]:
+    """Read gravity.json: {stem: downward vector in camera axes}; raises UserError if it is invalid."""
+    return _read_by_stem(path, _parse_gravity)
+
+
+def _read_by_stem(path: str | Path, parse: Callable[[object, str], Value | None]) -> dict[str, Value]:
+    """{stem: value} of a file, without the stems whose value is null."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must contain a JSON object, with an entry for each stem")
+    parsed = {stem: parse(value, f"{path}, {stem}") for stem, value in content.items()}
+    return normalize_stems({stem: value for stem, value in parsed.items() if value is not None}, path)
 
 
 def read_manifest(path: str | Path, allowed_links: Sequence[Path] = ()) -> list[Row]:
@@ -234,6 +263,7 @@ def _parse_row(line: str, folder: DataFolder, where: str) -> Row:
         depth_unit=parse_unit_entry(entry.get("depth_unit"), where),
         time=_parse_time(entry.get("time"), where),
         pose=_parse_pose(entry.get("pose"), where),
+        gravity=_parse_gravity(entry.get("gravity"), where),
     )
 
 
@@ -266,6 +296,20 @@ def _parse_pose(value: object, where: str) -> tuple[tuple[float, ...], ...] | No
     return tuple(tuple(map(float, row)) for row in rows)
 
 
+def _parse_gravity(value: object, where: str) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    return tuple(map(float, check_gravity(value, where)))
+
+
+def check_gravity(value: object, where: str) -> list[float]:
+    """Return a downward vector as JSON holds it, unchanged; raises UserError naming `where` if it is none."""
+    numbers = value if isinstance(value, list) and all(_is_finite(number) for number in value) else []
+    if len(numbers) != 3 or not 1e-3 < math.hypot(*numbers) < 1e6:
+        raise UserError(f"{where}: gravity must be three numbers x y z with a norm between 1e-3 and 1e6")
+    return numbers
+
+
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -290,14 +334,14 @@ def _assign_splits(rows: list[Row], splits_file: Path, path: Path) -> None:
     whole = None not in recordings and len(recordings) >= len(SPLITS)
     blocks = "whole recordings" if whole else "contiguous blocks"
     print(f"WARNING: {path}: {len(without)} rows without a split; splitting 80/10/10 by {blocks}", file=sys.stderr)
-    split_of_recording = _split_recordings(recordings) if whole else {}
+    split_of_recording = split_recordings(recordings) if whole else {}
     for index, row in enumerate(without):
         position = index / len(without)
         by_order = "train" if position < 0.8 else "val" if position < 0.9 else "test"
         row.split = split_of_recording.get(row.recording, by_order)
 
 
-def _split_recordings(frames: Counter) -> dict[str | None, str]:
+def split_recordings(frames: Counter) -> dict[str | None, str]:
     """{recording: split} from {recording: frame count}: the last recordings for test, then val, at least 10 % each."""
     names, split_of = list(frames), {}
     for split, left in (("test", 2), ("val", 1)):
@@ -336,6 +380,8 @@ def _row_to_dict(row: Row, folder: DataFolder) -> dict:
         entry["time"] = row.time
     if row.pose is not None:
         entry["pose"] = row.pose
+    if row.gravity is not None:
+        entry["gravity"] = row.gravity
     if row.depth_unit is not None:
         entry["depth_unit"] = row.depth_unit.name
     return entry

@@ -583,25 +583,6 @@ def sense(
 
 
 @compiled
-def distances(scene: int, directions: np.ndarray) -> np.ndarray:
-    """Distances of the nearest hits of rays from the origin, float32 [N], 0 = none; directions float64 [N,3]."""
-    count = len(directions)
-    result = np.zeros(count, np.float32)
-    rays, valid = _packet()
-    words = rays.view(np.uint32)
-    for start in range(0, count, PACKET):
-        filled = min(PACKET, count - start)
-        for k in range(filled):
-            for axis in range(3):
-                rays[axis, k], rays[4 + axis, k] = 0, _f32(directions[start + k, axis])
-        _intersect(scene, rays, valid, filled, 0)
-        for k in range(filled):
-            if words[18, k] != MISS:
-                result[start + k] = rays[8, k]
-    return result
-
-
-@compiled
 def mean_colour(texture: np.ndarray) -> np.ndarray:
     """Mean over the pixels, float32 [3], of a texture float32 [S,S,3]; summed one by one, as NumPy does."""
     red, green, blue = _f32(0), _f32(0), _f32(0)

@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 
 from config import Intrinsics
-from rooms import kernels
-from rooms.embree import EmbreeScene
+from dataset.rectification import Lens
+from dataset.registration import Registration
+from dataset.transforms import rigid
 from rooms.render import Pose, World, camera_rays, simulate_sensor, trace_to_opaque
 
 FIELD_OF_VIEW = (75.0, 65.0)  # degrees
 BASELINE = 0.032  # metres along the colour camera's x axis
 SIZE, BINNED_SIZE = (640, 576), (320, 288)
-JUMP = 0.04  # relative difference of neighbouring readings across which there is no surface
 
 
 def tof_camera(colour: Intrinsics) -> Intrinsics:
@@ -55,9 +55,6 @@ def simulate_tof(
 def register(depth: np.ndarray, camera: Intrinsics, colour: Intrinsics, offset: np.ndarray) -> np.ndarray:
     """A depth map as another camera would see it, which looks the same way.
 
-    Neighbouring readings of one surface are joined by triangles, and the other camera's rays are cast on them: nearer
-    surfaces hide farther ones, and a denser grid has no gaps.
-
     Args:
         depth: float32 [h,w] metres along the optical axis, 0 = no reading.
         camera: that it was measured with.
@@ -66,20 +63,4 @@ def register(depth: np.ndarray, camera: Intrinsics, colour: Intrinsics, offset: 
 
     Returns float32 [H,W] metres along the other camera's axis, 0 = no reading.
     """
-    u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
-    points = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(u.shape)], -1)
-    points = points * depth[..., None] + offset
-    corners = np.stack([depth[:-1, :-1], depth[:-1, 1:], depth[1:, 1:], depth[1:, :-1]], -1)
-    nearest, farthest = corners.min(-1), corners.max(-1)
-    joined = (nearest > 0) & (farthest - nearest < JUMP * farthest)
-    if not joined.any():
-        return np.zeros((colour.height, colour.width), np.float32)
-    quads = np.stack([points[:-1, :-1], points[:-1, 1:], points[1:, 1:], points[1:, :-1]], -2)[joined]
-    triangles = quads[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
-    rays = camera_rays(colour, Pose(np.zeros(3), 0.0, 0.0, 0.0)) @ FROM_WORLD
-    found = EmbreeScene(triangles)
-    depth = kernels.distances(found.handle, rays)
-    return depth.reshape(colour.height, colour.width)
-
-
-FROM_WORLD = Pose(np.zeros(3), 0.0, 0.0, 0.0).rotation()  # rays of the pose at rest, back into camera axes
+    return Registration(Lens.pinhole(camera), colour, rigid(np.eye(3), offset)).register(depth)

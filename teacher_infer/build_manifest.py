@@ -3,9 +3,10 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 try:
     from cli import ArgumentParser, UserError, add_flags, existing_dir, flag_values, run
@@ -33,7 +34,16 @@ from dataset.frames import (
 from dataset.identity import fingerprint
 from dataset.links import DataFolder
 from dataset.listing import find_data_folder, is_ignored, walk_folders
-from dataset.manifest import Cameras, Row, read_recordings, read_splits, write_manifest
+from dataset.manifest import (
+    Cameras,
+    Row,
+    read_gravity,
+    read_poses,
+    read_recordings,
+    read_splits,
+    read_times,
+    write_manifest,
+)
 from dataset.units import DepthUnit, add_unit_flag
 from teacher_infer.stage import PROVENANCE
 
@@ -54,7 +64,13 @@ MAP_DTYPES = {
     "sam2_seg": np.integer,
     "seg_confidence": np.uint8,
 }
-PNG_MODES = {"depth": ("I;16", "I", "I;16B"), "labels": ("L",), "sam2_seg": ("L",)}
+PNG_MODES = {"depth": ("I;16", "I", "I;16B"), "confidence": ("L",), "labels": ("L",), "sam2_seg": ("L",)}
+FRAME_FILES: dict[str, tuple[str, Callable[[Path], Mapping[str, Any]]]] = {
+    "recording": ("recordings.json", read_recordings),
+    "time": ("times.json", read_times),
+    "pose": ("poses.json", read_poses),
+    "gravity": ("gravity.json", read_gravity),
+}
 N_FULL_CHECKS = 100  # about this many frames, evenly spaced, are read in full; of the others only the headers
 MAX_LISTED = 5  # problems or stems listed in one message
 
@@ -62,9 +78,10 @@ MAX_LISTED = 5  # problems or stems listed in one message
 def parse_args() -> Namespace:
     """Parse the command line."""
     parser = ArgumentParser(
-        "Reads the folders of images, depth and teacher outputs, with splits.json, camera.json, recordings.json and\n"
-        "the teachers' provenance.json. Writes the manifest, one JSON object per frame, and a .json file of the same\n"
-        "name with the number of frames and the fingerprint. Writes nothing if any frame is invalid.\n\n"
+        "Reads the folders of images, depth and teacher outputs, with splits.json, camera.json, recordings.json,\n"
+        "times.json, poses.json, gravity.json and the teachers' provenance.json. Writes the manifest, one JSON\n"
+        "object per frame, and a .json file of the same name with the number of frames and the fingerprint. Writes\n"
+        "nothing if any frame is invalid.\n\n"
         "Exit codes: 0 written, 2 a map is missing, unreadable or not of its image's size."
     )
     parser.add_argument("--rgb-dir", required=True, metavar="RGB", help="folder of images")
@@ -342,9 +359,7 @@ def main() -> None:
     folders, output = find_folders(args), Path(args.output)
     if output.suffix != ".jsonl":
         raise UserError(f"--output {output}: the manifest's name must end in .jsonl")
-    splits_file, camera_file, recordings_file = (
-        find_data_file(name, output, folders.rgb) for name in ("splits.json", "camera.json", "recordings.json")
-    )
+    splits_file, camera_file = (find_data_file(name, output, folders.rgb) for name in ("splits.json", "camera.json"))
     all_frames = find_frames(folders.rgb)
     for column, files in find_orphans(folders, all_frames):
         print(f"{len(files)} {column} maps without an image: {_abbreviate(files)}")
@@ -358,10 +373,11 @@ def main() -> None:
     if not args.depth_unit:
         check_depth_unit(folders.maps["depth"], (row.depth for row in join.rows))
     record_links(join.rows, DataFolder(output.parent, Runtime(**flag_values(args, Runtime)).allow_links_to))
-    if recordings_file:
-        recordings = read_recordings(recordings_file)
-        for row in join.rows:
-            row.recording = recordings.get(row.stem)
+    for column, (name, read) in FRAME_FILES.items():
+        if file := find_data_file(name, output, folders.rgb):
+            values = read(file)
+            for row in join.rows:
+                setattr(row, column, values.get(row.stem))
     if args.align_to_sensor:
         align_to_sensor(join.rows, Recipe().confidence_threshold)
     write_manifest(output, join.rows)

@@ -24,6 +24,7 @@ from config import CLASS_COLOURS, CLASS_NAMES, Intrinsics
 from dataset.files import read_image, read_json, write_npy, write_png
 from dataset.frames import check_depth_unit, find_frames, find_map, read_confidence, read_depth
 from dataset.listing import find_data_folder, normalize_stems, require_separate_output
+from dataset.manifest import check_gravity
 from dataset.pictures import colour_classes, panel, stack
 from dataset.units import DepthUnit, add_unit_flag, sample_evenly
 from teacher_infer.geometry import OTHER, GeometryResult, classify
@@ -252,30 +253,19 @@ class FrameGravity:
 
     def __init__(self, flag: list[float] | None, root: Path, stems: Collection[str]):
         path = root / "gravity.json"
-        self.common = self._validated(flag, "--gravity") if flag is not None else None
+        self.common = check_gravity(flag, "--gravity") if flag is not None else None
         self.by_stem = {}
         if flag is None and path.is_file():
             content = read_json(path)
             if not isinstance(content, dict):
                 raise UserError(f"{path} must be a JSON object that maps stems to vectors")
             vectors = normalize_stems(content, path).items()
-            self.by_stem = {stem: self._validated(vector, f"{path}, {stem}") for stem, vector in vectors}
+            self.by_stem = {stem: check_gravity(vector, f"{path}, {stem}") for stem, vector in vectors}
             known = len(self.by_stem.keys() & set(stems))
             if not known:
                 raise UserError(f"{path} contains none of the frames' stems")
             upward = sum(vector[1] < 0 for vector in self.by_stem.values())
             print(f"gravity.json: {known} of {len(stems)} frames; {upward} vectors point up in the image")
-
-    @staticmethod
-    def _validated(vector: object, where: str) -> list[float]:
-        if (
-            not isinstance(vector, list)
-            or not all(type(value) in (int, float) for value in vector)
-            or len(vector) != 3
-            or not 1e-3 < np.linalg.norm(vector) < 1e6
-        ):
-            raise UserError(f"{where}: gravity must be three numbers x y z with a norm between 1e-3 and 1e6")
-        return vector
 
     def get(self, stem: str) -> list[float] | None:
         """Downward vector [3] in camera axes; None if it has to be estimated from depth."""

@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+from cli import EXIT_USAGE, UserError
+
 import pytest
 from small_run import call, train_flags, write_data
 
@@ -25,6 +27,24 @@ def trained(manifest, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     assert call(train.main, *train_flags(manifest, out)) == 0
     return out
+
+
+@pytest.fixture
+def importer(capsys, monkeypatch):
+    """Runs corridor_loader.py in this process: (exit code, standard output, lines of standard error)."""
+    from dataset import corridor_loader
+
+    def run(*arguments: object) -> tuple[int, str, list[str]]:
+        monkeypatch.setattr("sys.argv", ["corridor_loader.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            code = corridor_loader.main()
+        except UserError as error:
+            return EXIT_USAGE, capsys.readouterr().out, [f"error: {error}"]
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err.splitlines()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

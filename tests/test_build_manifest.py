@@ -155,6 +155,37 @@ def test_rows_name_their_recording(folder):
     assert recordings["a/000"] == "kitchen" and recordings["b/000"] == "hall" and recordings["a/001"] is None
 
 
+def test_rows_have_times_poses_gravity_and_png_confidence(folder):
+    pose = [[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 2], [0, 0, 0, 1]]
+    for name, value in (("times", 0.25), ("poses", pose), ("gravity", [0, 9.81, 0])):
+        (folder / f"{name}.json").write_text(json.dumps({"a/000": value}))
+    (folder / "confidence/a/000.npy").unlink()
+    size = cv2.imread(str(folder / "labels/a/000.png"), cv2.IMREAD_UNCHANGED).shape
+    cv2.imwrite(str(folder / "confidence/a/000.png"), np.full(size, 51, np.uint8))
+    done = build(folder)
+    assert done.returncode == 0, done.stderr
+    rows = {row.stem: row for row in read_manifest(folder / "manifest.jsonl")}
+    assert (rows["a/000"].time, rows["a/000"].gravity) == (0.25, (0, 9.81, 0))
+    assert rows["a/000"].pose == tuple(map(tuple, pose)) and rows["a/000"].confidence.suffix == ".png"
+    assert rows["a/001"].time is rows["a/001"].pose is rows["a/001"].gravity is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("times", '{"a/000": "soon"}'),
+        ("times", '{"a/000": NaN}'),
+        ("poses", '{"a/000": [[1, 0, 0, 0]]}'),
+        ("poses", "[]"),
+        ("gravity", '{"a/000": [0, 0, 0]}'),
+        ("gravity", '{"a/000": [0, 1]}'),
+    ],
+)
+def test_invalid_times_poses_and_gravity_are_refused(folder, name, text):
+    (folder / f"{name}.json").write_text(text)
+    assert f"{name}.json" in refused(folder)
+
+
 def test_orphans_are_printed(folder):
     np.save(folder / "da3_depth" / "a" / "777.npy", np.zeros((2, 2), np.float32))
     assert "1 da3_depth maps without an image: a/777.npy" in build(folder).stdout

@@ -93,16 +93,6 @@ def test_cast(rng, clutter, origins):
     assert np.array_equal(found[2][hit], np.stack([hits["u"], hits["v"]], 1)[hit])
 
 
-def test_distances(rng, clutter):
-    raised = clutter - np.float32([0, 0, 3])
-    directions = unit_vectors(rng, COUNT)
-    scene = EmbreeScene(raised)
-    nothing = np.zeros((COUNT, 3), np.float32)
-    hits = reference_scene(raised).run(nothing, directions.astype(np.float32), query="INTERSECT", output=1)
-    expected = np.where(hits["geomID"] >= 0, hits["tfar"], 0)
-    assert np.array_equal(kernels.distances(scene.handle, directions), expected) and 0.1 < (expected > 0).mean() < 0.9
-
-
 def test_surface(rng):
     triangle = rng.integers(-1, 50, COUNT).astype(np.int32)
     distance = np.where(triangle < 0, np.inf, rng.uniform(0.5, 5, COUNT))
