@@ -222,6 +222,7 @@ LEGACY_SETTINGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "zoom": lambda settings: (settings["zoom_min"], settings["zoom_max"]),
     "output_range": lambda settings: (0.05, 20.0),
     "decoder_channels": lambda settings: 32,
+    "camera_jitter": lambda settings: 0.0,
     "freeze_bn_fraction": lambda settings: settings["frozen_statistics"],
     "pretrained_encoder_lr_factor": lambda settings: settings["pretrained_encoder_lr"],
 }
