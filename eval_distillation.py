@@ -3,7 +3,8 @@
 Reads   a checkpoint or an exported graph, a manifest and the frames of one of its splits; with --compare another
         student's checkpoint or graph.
 Writes  table_4.md, table_4.json, table_4_frames.csv (a line a frame) and pictures of some frames (frame_<n>.png), and
-        prints the table, then where the student is right and wrong.
+        prints the table, then where the student is right and wrong; --report: one HTML page with all of it, with
+        charts, the training's curves, pictures, and Table III if --engine-dir holds that of this student.
 
 Maps are compared at the reference's size, in the Eigen crop for NYU's camera, without scale alignment. Baselines: the
 training data's mean depth (times f / f_ref, like the student) and majority class.
@@ -11,7 +12,7 @@ training data's mean depth (times f / f_ref, like the student) and majority clas
 
 import sys
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int, resolve_device, run
@@ -19,11 +20,12 @@ from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int,
 import torch
 
 from config import Recipe, Runtime
-from dataset.files import atomic_path, write_json
-from dataset.manifest import SPLITS, read_manifest
-from evaluation.comparison import compare
+from dataset.files import atomic_path, read_json, sha256_of, write_json
+from dataset.manifest import SPLITS, Row, read_manifest
+from evaluation import page
+from evaluation.comparison import Table, compare
 from evaluation.inference import Predictor, make_predictor
-from evaluation.report import errors_to_markdown, locate_errors, table_title, to_markdown, write_frames
+from evaluation.report import SLICED_ROW, errors_to_markdown, locate_errors, table_title, to_markdown, write_frames
 from trainer.checkpoint import load_student
 from trainer.memory import keep_freed_memory
 
@@ -35,11 +37,13 @@ class EvaluatedStudent:
     """A student to evaluate.
 
     Attributes:
+        path: its file.
         predict: maps an image and its camera to depth and classes.
         recipe: of the student; for a graph the default one, at the graph's size.
         notes: of its checkpoint; empty for a graph.
     """
 
+    path: Path
     predict: Predictor
     recipe: Recipe
     notes: dict = field(default_factory=dict)
@@ -53,11 +57,77 @@ def load(path: Path, camera_file: Path | None, device: torch.device) -> Evaluate
     if path.suffix == ".onnx":
         from deployment.onnx_student import load_onnx_student  # needs onnxruntime, which checkpoints don't
 
-        return EvaluatedStudent(*load_onnx_student(path, camera_file))
+        return EvaluatedStudent(path, *load_onnx_student(path, camera_file))
     if camera_file:
         raise UserError(f"{path} is no .onnx graph, so it needs no camera: omit the flag {camera_file}")
     student, recipe, checkpoint = load_student(path)
-    return EvaluatedStudent(make_predictor(student.to(device), recipe, device), recipe, checkpoint.get("notes", {}))
+    predict = make_predictor(student.to(device), recipe, device)
+    return EvaluatedStudent(path, predict, recipe, checkpoint.get("notes", {}))
+
+
+def describe(students: list[EvaluatedStudent], manifest: Path, rows: list[Row]) -> dict[str, str]:
+    """What was measured on what, as {name: text}; students: the student and, if there is one, the other."""
+    facts = {}
+    for name, student in zip(("student", "other student"), students, strict=False):
+        notes = student.notes
+        facts[name] = f"{student.path.name}, sha256 {sha256_of(student.path)}"
+        facts[f"{name}: encoder"] = f"{student.recipe.encoder}, start {notes['encoder_start']}" if notes else ""
+        facts[f"{name}: training data"] = notes.get("data_fingerprint", "")
+        facts[f"{name}: revision"] = notes.get("git_revision", "")
+        facts[f"{name}: teachers"] = describe_teachers(notes.get("teachers", []))
+    focals = sorted({row.intrinsics.focal for row in rows if row.intrinsics})
+    facts["data"] = f"{manifest.parent.name}/{manifest.name}, sha256 {sha256_of(manifest)}"
+    facts["frames"] = f"{len(rows)}, of {len({row.recording for row in rows if row.recording})} named recordings"
+    facts["focal lengths"] = f"{focals[0]:.0f} to {focals[-1]:.0f} pixels" if focals else "unknown"
+    facts["teachers of these frames"] = describe_teachers([row.made_by for row in rows])
+    return {name: text for name, text in facts.items() if text}
+
+
+def describe_teachers(made_by: list[dict]) -> str:
+    """The distinct teachers of labels, from made_by of the manifest's rows."""
+    stages = [(name, stage) for entry in made_by for name, stage in entry.items() if isinstance(stage, dict)]
+    return "; ".join(dict.fromkeys(f"{name}: {stage.get('backend')}, {stage.get('model')}" for name, stage in stages))
+
+
+def read_table_iii(engine_dir: Path, checkpoint: Path) -> list[page.Section]:
+    """Table III, if an engines folder has that of this student.
+
+    Args:
+        engine_dir: the folder.
+        checkpoint: the checkpoint that its graphs were exported from, or one of its graphs.
+
+    Raises UserError if a file of the folder is damaged.
+    """
+    table, description = engine_dir / "table_3.json", engine_dir / "student.json"
+    if not (table.is_file() and description.is_file()):
+        return []
+    content, exported = read_json(table), read_json(description)
+    try:
+        is_graph = checkpoint.parent.resolve() == engine_dir.resolve()
+        if is_graph or exported["checkpoint"]["sha256"] == sha256_of(checkpoint):
+            return [page.table_iii(content)]
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{table} or {description} is damaged: export and measure again") from None
+    print(f"{table} is another student's: left out of the page", file=sys.stderr)
+    return []
+
+
+def report_sections(
+    student: EvaluatedStudent, rows: list[Row], table: Table, where: dict, facts: dict[str, str], engine_dir: Path
+) -> list[page.Section]:
+    """The sections of the report page; where: from locate_errors(); facts: from describe()."""
+    sums = table.slices[SLICED_ROW]
+    return [
+        page.summarise(where),
+        page.table_iv(table.rows, where),
+        *page.differences(where),
+        *page.slice_sections(where),
+        *page.confusion_section(sums),
+        *page.frame_section(rows, sums, student.predict),
+        *read_table_iii(engine_dir, student.path),
+        *page.training_section(student.notes.get("history", [])),
+        page.describe(facts, asdict(student.recipe) if student.notes else {}),
+    ]
 
 
 def parse_arguments() -> Namespace:
@@ -73,7 +143,8 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
     parser.add_argument("--output-dir", type=Path, help="default: table_4 beside the checkpoint")
     parser.add_argument("--data-limit", type=positive_int, help="maximum number of frames to evaluate")
-    add_flags(parser, runtime, "allow_links_to", "device")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="also write a page with charts and pictures")
+    add_flags(parser, runtime, "engine_dir", "allow_links_to", "device")
     arguments = parser.parse_args()
     if arguments.compare_camera and not arguments.compare:
         parser.error("--compare-camera goes with --compare")
@@ -111,6 +182,11 @@ def main() -> int:
     write_frames(output / "table_4_frames.csv", rows, table.slices)
     print(f"{text}\ntable: {output / 'table_4.md'}\nframes: {output / 'table_4_frames.csv'}")
     print(f"pictures: {output}/frame_*.png")
+    if arguments.report:
+        facts = describe([student, other] if other else [student], arguments.manifest, rows)
+        sections = report_sections(student, rows, table, where, facts, runtime.engine_dir)
+        page.write_page(arguments.report, heading, sections)
+        print(f"page: {arguments.report}")
     return 0
 
 
