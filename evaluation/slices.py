@@ -12,6 +12,7 @@ import torch
 from config import CLASS_NAMES, Recipe
 from evaluation.intervals import Units, intervals
 from evaluation.metrics import DepthErrors, class_metrics
+from evaluation.pixels import in_range, is_reading
 
 RANGES = (0.1, 0.5, 1.0, 1.5, 3.0, 6.0, 10.0)  # metres; a robot brakes within the first two
 ALL = "all"
@@ -81,14 +82,14 @@ def slice_cells(depth: np.ndarray, confidence: np.ndarray, labels: np.ndarray | 
     interval = np.zeros(depth.shape, dtype=np.uint8)
     for bound in RANGES[1:-1]:
         interval += depth >= np.float32(bound)
-    interval[(depth < recipe.min_depth) | (depth > recipe.max_depth)] = len(RANGES) - 1
+    interval[~in_range(depth, recipe)] = len(RANGES) - 1
     no_class = len(CLASS_NAMES)
     classes = np.full(depth.shape, no_class, np.uint8) if labels is None else np.minimum(labels, np.uint8(no_class))
     cells = interval
     for group, index in (
         ("class", classes),
         ("edge", depth_edges(depth)),
-        ("sensor", (depth > 0) & (confidence >= recipe.confidence_threshold)),
+        ("sensor", (depth > 0) & is_reading(confidence, recipe)),
     ):
         cells = cells * np.uint8(len(GROUPS[group])) + index.astype(np.uint8)
     return cells
