@@ -3,13 +3,15 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DA3_VERSION := 0.1.1
+AXE_VERSION := 4.14.1
 
 DEMO_DATA := data/rooms_teacher_data
 DEMO_MANIFEST := $(DEMO_DATA)/manifest.jsonl
+DEMO_PAGE := checkpoints/table_4/report.html
 DEMO_SCENES := 200
 DEMO_EPOCHS := 30
 
-.PHONY: help setup demo test test-cluster bench lint clean
+.PHONY: help setup demo report-check test test-cluster bench lint clean
 
 help:          ## show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,14 +30,19 @@ $(INSTALLED): pyproject.toml $(wildcard requirements*.txt)
 	$(RUN) -m pip install --quiet -r requirements-da3.txt
 	echo $(CURDIR) >$@
 
-demo: $(INSTALLED)  ## run the whole pipeline on rendered rooms: data, gate, labels, training, Table IV, export, Table III
+demo: $(INSTALLED)  ## run the whole pipeline on rendered rooms: data, gate, labels, training, export, Table III, Table IV and its page
 	$(RUN) rooms/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.4 2.5
 	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.8 --texture 0 --encoder-weights none
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --camera $(DEMO_DATA)/camera.json --data-limit 6 --output-dir predictions
 	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --camera cameras/nyu.json --skip-trt --calibration-frames 64
-	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST)
 	$(RUN) benchmark_jetson.py --engine-dir ./engines/
+	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --report $(DEMO_PAGE)
 	@echo "pictures: $(DEMO_DATA)/sam2_seg/panels/ $(DEMO_DATA)/gate/ checkpoints/table_4/ predictions/ runs/"
+	@echo "page: $(DEMO_PAGE)"
+
+report-check:  ## check the demo's page in headless Chromium: accessibility, widths, printing; needs chromium and npm
+	npm install --silent --no-save --prefix $(VENV)/axe axe-core@$(AXE_VERSION)
+	$(RUN) tests/check_page.py $(DEMO_PAGE) $(VENV)/axe/node_modules/axe-core/axe.min.js
 
 test: $(INSTALLED)  ## run the tests
 	$(RUN) -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from config import CLASS_NAMES, IGNORE, Recipe
@@ -15,6 +16,7 @@ from evaluation.inference import Predictor, focal_scale
 from evaluation.metrics import ConfusionMatrix, DepthMetrics
 from evaluation.pixels import class_mask, depth_mask, is_nyu
 from evaluation.report import draw_comparison
+from evaluation.slices import SliceSums, slice_cells
 
 ROWS = (
     "student vs teacher",
@@ -25,6 +27,7 @@ ROWS = (
 )
 # NYU only: against the reference depth with its holes filled in, whatever its confidence.
 FILLED_ROWS = ("student vs filled reference", "baseline vs filled reference", "teacher vs filled reference")
+OTHER = "other student"  # the prediction of a second student, whose rows follow the first one's
 
 
 @dataclass
@@ -41,6 +44,20 @@ class Reference(Maps):
 
     depth_mask: np.ndarray
     seg_mask: np.ndarray
+    cells: Tensor | None = None  # uint8 [H,W], the slices of each pixel (see evaluation.slices); None: not sliced
+
+
+@dataclass
+class Table:
+    """Table IV of a list of frames.
+
+    Attributes:
+        rows: the metrics of each row, in print order, see Comparison.results().
+        slices: of the rows that have them, see is_sliced(); their frames are in the list's order.
+    """
+
+    rows: dict[str, dict]
+    slices: dict[str, SliceSums]
 
 
 class Comparison:
@@ -50,24 +67,31 @@ class Comparison:
         recipe: the student's recipe.
         mask_holes: skip pixels without a prediction instead of counting them as wrong. It is set for teachers, because
             the student does not learn from their holes.
+        slices: also accumulates the errors by frame and slice.
     """
 
-    def __init__(self, recipe: Recipe, mask_holes: bool = False):
+    def __init__(self, recipe: Recipe, mask_holes: bool = False, slices: SliceSums | None = None):
         self.depth = DepthMetrics(recipe.min_depth, recipe.max_depth)
         self.seg = ConfusionMatrix(len(CLASS_NAMES))
-        self.mask_holes = mask_holes
+        self.mask_holes, self.slices = mask_holes, slices
         # counts of [predicted, valid] pixels
         self.pixel_counts = {"depth": np.zeros(2, np.int64), "seg": np.zeros(2, np.int64)}
 
-    def update(self, prediction: Maps, reference: Reference) -> None:
-        """Add one frame; a map that is missing on either side is skipped."""
+    def update(self, prediction: Maps, reference: Reference, frame: int = 0) -> None:
+        """Add one frame; a map that is missing on either side is skipped. frame: its position in the slices."""
+        cells = None if self.slices is None else reference.cells
         if prediction.depth is not None and reference.depth is not None:
             predicted = np.nan_to_num(prediction.depth) > 0
             mask = self._count_and_mask("depth", reference.depth_mask, predicted)
-            self.depth.update(*map(torch.from_numpy, (prediction.depth, reference.depth, mask)))
+            errors = self.depth.update(*map(torch.from_numpy, (prediction.depth, reference.depth, mask)))
+            if self.slices and errors and cells is not None:
+                self.slices.add_depth(frame, errors, cells)
         if prediction.seg is not None and reference.seg is not None:
             mask = self._count_and_mask("seg", reference.seg_mask, prediction.seg != IGNORE)
-            self.seg.update(*map(torch.from_numpy, (prediction.seg, reference.seg, mask)))
+            seg, valid = torch.from_numpy(prediction.seg), torch.from_numpy(mask)
+            counts = self.seg.update(seg, torch.from_numpy(reference.seg), valid, cells)
+            if self.slices and cells is not None:
+                self.slices.add_classes(frame, counts)
 
     def _count_and_mask(self, task: str, valid: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         valid_and_predicted = valid & predicted
@@ -96,21 +120,47 @@ def frame_references(frame: Frame, recipe: Recipe) -> dict[str, Reference]:
     camera = frame.intrinsics
     empty = np.zeros(frame.rgb.shape[:2], dtype=bool)
 
-    def reference(depth: np.ndarray | None, seg: np.ndarray | None, confidence: np.ndarray | None = None) -> Reference:
+    def reference(
+        depth: np.ndarray | None,
+        seg: np.ndarray | None,
+        confidence: np.ndarray | None = None,
+        cells: Tensor | None = None,
+    ) -> Reference:
         valid = empty if depth is None else depth_mask(depth, confidence, recipe, camera)
-        return Reference(depth, seg, valid, empty if seg is None else class_mask(seg, recipe))
+        return Reference(depth, seg, valid, empty if seg is None else class_mask(seg, recipe), cells)
 
+    cells = torch.from_numpy(slice_cells(frame.depth, frame.confidence, frame.labels, recipe))
     references = {
         "teacher": reference(frame.da3_depth, frame.sam2_seg),
-        "reference": reference(frame.depth, frame.labels, frame.confidence),
+        "reference": reference(frame.depth, frame.labels, frame.confidence, cells),
     }
-    return references | ({"filled reference": reference(frame.depth, None)} if is_nyu(camera) else {})
+    return references | ({"filled reference": reference(frame.depth, None, None, cells)} if is_nyu(camera) else {})
+
+
+def row_names(has_other: bool) -> list[str]:
+    """Names of all rows in print order; those of another student come below the student's."""
+    names = []
+    for name in ROWS + FILLED_ROWS:
+        names.append(name)
+        if has_other and name.startswith("student"):
+            names.append(name.replace("student", OTHER, 1))
+    return names
+
+
+def is_sliced(name: str) -> bool:
+    """Whether a row has slices: all against the reference, and the students against the filled one."""
+    return name.endswith(" vs reference") or (name.endswith(" vs filled reference") and "student" in name)
 
 
 def compare(
-    student: Predictor, rows: list[Row], metadata: dict, recipe: Recipe, pictures: list[Path]
-) -> dict[str, dict]:
-    """Compute all rows of the table as {name: results}, in print order.
+    student: Predictor,
+    rows: list[Row],
+    metadata: dict,
+    recipe: Recipe,
+    pictures: list[Path],
+    other: Predictor | None = None,
+) -> Table:
+    """Compute all rows of the table.
 
     Args:
         student: from make_predictor().
@@ -118,8 +168,11 @@ def compare(
         metadata: metadata of the student's checkpoint, for the baseline.
         recipe: the student's recipe.
         pictures: output paths of comparison pictures, one each for frames evenly spaced over the rows.
+        other: another student, compared with the same references on the same pixels.
     """
-    table = {name: Comparison(recipe, name.startswith("teacher")) for name in ROWS + FILLED_ROWS}
+    names = row_names(other is not None)
+    slices = {name: SliceSums(len(rows)) for name in names if is_sliced(name)}
+    table = {name: Comparison(recipe, name.startswith("teacher"), slices.get(name)) for name in names}
     picture_paths = dict(zip(np.linspace(0, len(rows) - 1, len(pictures)).round().astype(int), pictures, strict=True))
     for index, row in enumerate(tqdm(rows, desc="evaluating", disable=None)):
         frame = read_frame(row)
@@ -129,15 +182,18 @@ def compare(
             "baseline": baseline(frame.rgb.shape[:2], focal_scale(frame.intrinsics, recipe), metadata),
             "teacher": Maps(frame.da3_depth, frame.sam2_seg),
         }
+        if other:
+            predictions[OTHER] = Maps(*other(frame.rgb, frame.intrinsics))
         references = frame_references(frame, recipe)
         for name, comparison in table.items():
             predictor_name, reference_name = name.split(" vs ")
             if reference_name in references:
-                comparison.update(predictions[predictor_name], references[reference_name])
+                comparison.update(predictions[predictor_name], references[reference_name], index)
         if index in picture_paths:
             write_png(picture_paths[index], draw_comparison(frame, depth, seg))
     results = {name: comparison.results() for name, comparison in table.items()}
-    return {name: row for name, row in results.items() if row or name in ROWS}
+    kept = {name: row for name, row in results.items() if row or "filled" not in name}
+    return Table(kept, {name: sums for name, sums in slices.items() if name in kept})
 
 
 def baseline(shape: tuple[int, int], scale: float, metadata: dict) -> Maps:

@@ -35,6 +35,16 @@ def student_window(height: int, width: int, recipe: Recipe) -> tuple[slice, slic
     return slice(top, top + window_height), slice(left, left + window_width)
 
 
+def in_range(depth: Map, recipe: Recipe) -> Map:
+    """Mask of depth in metres that is within the evaluated range."""
+    return (depth >= recipe.min_depth) & (depth <= recipe.max_depth)
+
+
+def is_reading(confidence: Map, recipe: Recipe) -> Map:
+    """Mask of pixels whose depth, by its confidence in 0..1, is a reading of the sensor."""
+    return confidence >= recipe.confidence_threshold
+
+
 def depth_mask(depth: Map, confidence: Map | None, recipe: Recipe, camera: Intrinsics | None) -> Map:
     """Mask of a reference's valid depth: bool, in depth's shape.
 
@@ -45,9 +55,9 @@ def depth_mask(depth: Map, confidence: Map | None, recipe: Recipe, camera: Intri
         camera: the image's camera, if known.
     """
     height, width = depth.shape[-2:]
-    mask = (depth >= recipe.min_depth) & (depth <= recipe.max_depth)
+    mask = in_range(depth, recipe)
     if confidence is not None:
-        mask = mask & (confidence >= recipe.confidence_threshold)
+        mask = mask & is_reading(confidence, recipe)
     mask = _crop_mask(mask, student_window(height, width, recipe))
     return _crop_mask(mask, eigen_crop(height, width)) if is_nyu(camera) else mask
 

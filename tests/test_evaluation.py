@@ -203,7 +203,7 @@ def test_eigen_crop_applies_to_nyu_only(tmp_path, camera, cropped):
     write_npy(tmp_path / "depth.npy", depth)
     write_png(tmp_path / "rgb.png", np.full((480, 640, 3), 100, np.uint8))
     row = Row("frame", tmp_path / "rgb.png", tmp_path / "depth.npy", split="test", intrinsics=camera)
-    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, [])
+    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, []).rows
     expected = 0 if cropped else (~inside).mean() / 2
     assert results["student vs reference"]["depth"]["abs_rel"] == pytest.approx(expected, abs=1e-6)
     assert results["student vs teacher"] == results["baseline vs reference"] == {}

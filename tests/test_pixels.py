@@ -61,7 +61,7 @@ def network_crop(camera: Intrinsics) -> tuple[int, int, int, int]:
 def rmse_in_all_stages(row: Row, folder, student: torch.nn.Module) -> tuple[float, float, float]:
     """RMSE of a student in Table IV, in validation and on the frames of Table III, at the reference camera."""
     scale = row.intrinsics.cropped(*network_crop(row.intrinsics)).resized(320, 240).focal / RECIPE.reference_focal
-    table = compare(make_predictor(student, RECIPE, CPU), [row], {}, RECIPE, [])["student vs reference"]["depth"]
+    table = compare(make_predictor(student, RECIPE, CPU), [row], {}, RECIPE, []).rows["student vs reference"]["depth"]
     frames = PackedFrames(PackedCache([row], folder / ".cache", (320, 240), RECIPE.reference_focal), workers=1)
     validated, _ = validate(student, frames, RECIPE, CPU, Processes())
     frames_npz = evaluation_frames([row], RECIPE)
@@ -86,7 +86,7 @@ def test_all_rows_cover_the_student_window(tmp_path):
     row = write_row(tmp_path, depth, WIDE, teacher=depth)
     results = compare(
         make_predictor(ConstantStudent(), RECIPE, CPU), [row], {"mean_depth": 3.0, "majority_class": 1}, RECIPE, []
-    )
+    ).rows
     for name in ("student vs reference", "baseline vs reference", "student vs teacher", "baseline vs teacher"):
         assert results[name]["depth"]["rmse"] == pytest.approx(0, abs=1e-5), name
         assert results[name]["depth"]["coverage"] == 1
@@ -100,7 +100,7 @@ def test_missing_predictions_are_errors_in_all_stages(tmp_path):
     scale = CAMERA.resized(320, 240).focal / RECIPE.reference_focal
     expected = np.sqrt(0.9) * (10 / scale - 3)
     assert rmse_in_all_stages(row, tmp_path, ConstantStudent(0.9)) == pytest.approx([expected] * 3, rel=2e-3)
-    results = compare(make_predictor(ConstantStudent(0.9), RECIPE, CPU), [row], {}, RECIPE, [])
+    results = compare(make_predictor(ConstantStudent(0.9), RECIPE, CPU), [row], {}, RECIPE, []).rows
     depth_results = results["student vs reference"]["depth"]
     assert depth_results["delta1"] == pytest.approx(0.1, abs=0.01) and depth_results["coverage"] == pytest.approx(
         0.1, abs=0.01
@@ -112,7 +112,7 @@ def test_teacher_holes_are_skipped_only_in_its_own_row(tmp_path):
     teacher = depth.copy()
     teacher[:240] = 0
     row = write_row(tmp_path, depth, CAMERA, teacher=teacher)
-    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, [])
+    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, []).rows
     assert results["teacher vs reference"]["depth"]["rmse"] == 0
     assert results["teacher vs reference"]["depth"]["coverage"] == 0.5
     assert results["student vs reference"]["depth"]["coverage"] == 1
@@ -122,7 +122,7 @@ def test_teacher_scale_applies_wherever_its_depth_is_read(tmp_path):
     """A student that reproduces its targets has no error against the teacher."""
     depth = np.full((480, 640), 3.0, np.float32)
     row = write_row(tmp_path, depth, CAMERA, teacher=depth * 1.25, da3_scale=0.8)
-    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, [])
+    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, []).rows
     assert results["student vs teacher"]["depth"]["abs_rel"] == pytest.approx(0, abs=1e-6)
     assert results["teacher vs reference"]["depth"]["abs_rel"] == pytest.approx(0, abs=1e-6)
     frames = PackedFrames(PackedCache([row], tmp_path / ".cache", (320, 240), RECIPE.reference_focal), workers=1)
@@ -134,7 +134,7 @@ def test_nyu_has_rows_against_its_filled_depth(tmp_path):
     depth, confidence = np.full((480, 640), 3.0, np.float32), np.ones((480, 640), np.float32)
     depth[:, :320], confidence[:, :320] = 1, 0
     row = write_row(tmp_path, depth, NYU_INTRINSICS, confidence)
-    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, [])
+    results = compare(make_predictor(ConstantStudent(), RECIPE, CPU), [row], {}, RECIPE, []).rows
     assert results["student vs reference"]["depth"]["rmse"] == pytest.approx(0, abs=1e-6)
     left, right = (round(fraction * 640) for fraction in EIGEN_CROP[2:])
     expected = 2 * np.sqrt((320 - left) / (right - left))
