@@ -1,6 +1,6 @@
 """Check a report page in headless Chromium: accessibility by axe-core, at desktop and phone width, and printing.
 
-    python tests/check_page.py PAGE AXE_MIN_JS [CHROMIUM]
+    python tests/check_page.py PAGE [CHROMIUM]
 
 Prints what axe-core finds; exit code 1 if something is serious or critical, if the page is wider than a phone, loads
 anything from elsewhere or exceeds 5 MB, or if it can't be printed.
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 WIDTHS = {"desktop": 1280, "phone": 390}
@@ -34,13 +35,14 @@ def chromium(program: str, *flags: str) -> str:
 
 
 def main() -> int:
-    page, axe, *program = sys.argv[1:]
+    page, *program = sys.argv[1:]
+    axe = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
     text, browser = Path(page).read_text(encoding="utf-8"), program[0] if program else "chromium"
     faults = [f"{page} has {size} bytes" for size in [len(text.encode())] if size > MAX_BYTES]
     faults += [f"{page} loads {url}" for url in re.findall(r'(?:src|href)="(?!#|data:)([^"]*)"', text)]
     with tempfile.TemporaryDirectory() as folder:
         copy, printed = Path(folder) / "page.html", Path(folder) / "page.pdf"
-        copy.write_text(text.replace("</body>", RUN_AXE % Path(axe).read_text(encoding="utf-8")), encoding="utf-8")
+        copy.write_text(text.replace("</body>", RUN_AXE % axe), encoding="utf-8")
         for name, width in WIDTHS.items():
             frame = Path(folder) / f"{name}.html"
             frame.write_text(FRAME % width, encoding="utf-8")
