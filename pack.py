@@ -11,16 +11,18 @@ choice or the size of the frames are ignored. A signal stops it with exit code 7
 from cli import EXIT_OK, run
 
 from trainer.options import parse_arguments
-from trainer.start import find_manifest, open_caches
+from trainer.start import find_manifests, open_caches
 
 
 def main() -> int:
     """Run the script and return its exit code."""
     arguments, recipe, runtime = parse_arguments(__doc__)
-    manifest, _ = find_manifest(arguments.manifest, runtime, arguments.require_data or bool(arguments.data_root))
-    packed = open_caches(manifest, recipe, runtime, arguments.data_limit)
-    for split, frames in zip(("train", "val"), packed, strict=True):
-        print(f"{len(frames)} {split} frames: {frames.folder}")
+    required = arguments.require_data or bool(arguments.data_root)
+    manifests, _ = find_manifests(arguments.manifest, runtime, required)
+    for manifest in manifests:
+        packed = open_caches(manifest.path, recipe, runtime, arguments.data_limit)
+        for split, frames in zip(("train", "val"), packed, strict=True):
+            print(f"{len(frames)} {split} frames: {frames.folder}")
     return EXIT_OK
 
 

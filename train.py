@@ -47,6 +47,7 @@ from trainer.feed import (
 )
 from trainer.guard import MAX_CONSECUTIVE_SKIPS, FiniteGuard
 from trainer.memory import keep_freed_memory
+from trainer.mixture import MixedFrames
 from trainer.options import parse_arguments
 from trainer.report import log_epoch
 from trainer.start import (
@@ -55,14 +56,14 @@ from trainer.start import (
     create_run_dir,
     describe_data,
     find_checkpoint,
-    find_manifest,
+    find_manifests,
     git_revision,
     load_initial_weights,
     lock_checkpoint_dir,
-    open_caches,
+    open_data,
     with_output_range,
 )
-from trainer.validation import best_score, validate
+from trainer.validation import best_score, validate_sets
 
 
 def main() -> int:
@@ -80,25 +81,29 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
         check_compiler(device)
     with processes.main_process_first():
         required = arguments.require_data or bool(arguments.data_root)
-        manifest, rooms_notice = find_manifest(arguments.manifest, runtime, required)
-        frames, val_frames = open_caches(manifest, recipe, runtime, arguments.data_limit)
+        manifests, rooms_notice = find_manifests(arguments.manifest, runtime, required)
+        frames, val_sets = open_data(manifests, recipe, runtime, arguments.data_limit)
     checkpoint = find_checkpoint(arguments.resume, runtime.checkpoint_dir)
     recipe = with_output_range(recipe, frames, checkpoint, arguments.init)
-    data_fingerprint = fingerprint([*frames.rows, *val_frames.rows])
-    trainer = Trainer(recipe, runtime, device, frames, val_frames, data_fingerprint, processes)
+    val_rows = [row for val_frames in val_sets.values() for row in val_frames.rows]
+    data_fingerprint = fingerprint([*frames.rows, *val_rows])
+    if len(manifests) > 1:
+        data_fingerprint += "|" + ":".join(f"{manifest.weight:g}" for manifest in manifests)
+    trainer = Trainer(recipe, runtime, device, frames, val_sets, data_fingerprint, processes)
     description = describe_data(frames.rows, recipe)
     if checkpoint:
         trainer.resume(checkpoint, description)
     else:
         statistics = trainer.target_statistics
         if statistics["mean_depth"] is None and statistics["majority_class"] is None:
-            raise UserError(f"{manifest}: no training frame has depth or classes to learn from")
+            paths = ", ".join(str(manifest.path) for manifest in manifests)
+            raise UserError(f"{paths}: no training frame has depth or classes to learn from")
         trainer.start(arguments.init or arguments.encoder_weights or "auto", description | statistics)
     if runtime.compile:
         compile_for_sizes(trainer.model, N_SIZES)
     print_main: Callable[[str], None] = print if processes.is_main else lambda text: None
     print_main(
-        f"training on {len(frames)} frames, validating on {len(val_frames)}, device {device}, {processes.world_size} "
+        f"training on {len(frames)} frames, validating on {len(val_rows)}, device {device}, {processes.world_size} "
         f"process(es), encoder start {trainer.metadata['encoder_start']}, step {trainer.step} of "
         f"{trainer.total_steps}, log {trainer.run_dir}"
     )
@@ -109,10 +114,10 @@ def train(arguments: Namespace, recipe: Recipe, runtime: Runtime, processes: Pro
                 print_main(f"stopped by a signal at step {trainer.step}; continue with --resume auto")
                 return EXIT_STOPPED
             trainer.finish_epoch(epoch)
-    if len(val_frames) and trainer.metadata["best_score"] == -math.inf:
+    if val_rows and trainer.metadata["best_score"] == -math.inf:
         raise UserError("training has diverged: no epoch has a finite validation score; use a lower --lr")
     chosen = "last epoch (no validation frames)"
-    if len(val_frames):
+    if val_rows:
         chosen = f"best score {trainer.metadata['best_score']:.4f}"
     print_main(f"{chosen}: {runtime.checkpoint_dir / 'best.pt'}")
     if rooms_notice:
@@ -128,20 +133,20 @@ class Trainer:
         recipe: Recipe,
         runtime: Runtime,
         device: torch.device,
-        frames: PackedFrames,
-        val_frames: PackedFrames,
+        frames: PackedFrames | MixedFrames,
+        val_sets: dict[str, PackedFrames],
         data_fingerprint: str,
         processes: Processes | None = None,
     ):
         self.recipe, self.runtime, self.device = recipe, runtime, device
-        self.frames, self.val_frames = frames, val_frames
+        self.frames, self.val_sets = frames, val_sets
         self.processes = processes or Processes()
-        if min(recipe.batch_size, len(frames)) % self.processes.world_size:
+        if min(recipe.batch_size, frames.epoch_length) % self.processes.world_size:
             raise UserError(
-                f"--batch-size {recipe.batch_size} with {len(frames)} frames can't be split evenly over "
+                f"--batch-size {recipe.batch_size} with {frames.epoch_length} frames can't be split evenly over "
                 f"{self.processes.world_size} processes"
             )
-        self.steps_per_epoch = batches_per_epoch(len(frames), recipe.batch_size)
+        self.steps_per_epoch = batches_per_epoch(frames.epoch_length, recipe.batch_size)
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.freeze_bn_step = (1 - recipe.freeze_bn_fraction) * self.total_steps  # batch norm is frozen from here on
         self.loss_weights = LossWeights(
@@ -153,7 +158,7 @@ class Trainer:
         torch.manual_seed(recipe.seed % 2**63)
         # cuDNN and the CPU's kernels prefer channels_last
         self.model = build_student(recipe).to(device).to(memory_format=torch.channels_last)
-        if "sam2_seg" not in frames.arrays:
+        if not frames.has("sam2_seg"):
             self.loss_weights.segmentation = self.loss_weights.dice = 0.0
         # a decoder without a loss is frozen at its initial weights
         self.model.depth_decoder.requires_grad_(bool(self.loss_weights.depth or self.loss_weights.smoothness))
@@ -255,7 +260,7 @@ class Trainer:
 
     def progress_bar(self, epoch: int, steps_done: int) -> tqdm:
         """Progress bar of an epoch, in images, with `steps_done` steps already finished."""
-        batch_size = min(self.recipe.batch_size, len(self.frames))
+        batch_size = min(self.recipe.batch_size, self.frames.epoch_length)
         disable = None if self.processes.is_main else True  # None: no bar if stderr is not a terminal
         total, initial = self.steps_per_epoch * batch_size, steps_done * batch_size
         return tqdm(total=total, initial=initial, unit=" images", desc=f"epoch {epoch + 1}", disable=disable)
@@ -343,7 +348,7 @@ class Trainer:
         finite_steps = self.steps_per_epoch - skipped
         if self.guard.most_consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             raise self.divergence_error()
-        metrics, panels = validate(self.ema.model, self.val_frames, self.recipe, self.device, self.processes)
+        metrics, panels = validate_sets(self.ema.model, self.val_sets, self.recipe, self.device, self.processes)
         entry = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -358,7 +363,7 @@ class Trainer:
             print("  ".join(f"{name} {value:.4g}" for name, value in entry.items() if not math.isnan(value)))
             log_epoch(self.run_dir, self.metadata["history"], panels)
         self.metadata["best_score"] = best_score(self.metadata["history"], self.freeze_bn_step)
-        if metrics["score"] == self.metadata["best_score"] or not self.val_frames:
+        if metrics["score"] == self.metadata["best_score"] or not any(map(len, self.val_sets.values())):
             self.save("best.pt")
         self.save("last.pt")
 

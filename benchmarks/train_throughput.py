@@ -81,7 +81,7 @@ class Ours(TimedMethods):
             keep_freed_memory()
         runtime = Runtime()
         frames = open_cache(rows, manifest, recipe, recipe.cache_scale, runtime.num_workers)
-        self.trainer, self.device = Trainer(recipe, runtime, device, frames, frames, "benchmark"), device
+        self.trainer, self.device = Trainer(recipe, runtime, device, frames, {"set": frames}, "benchmark"), device
         self.trainer.model.train()
         self.in_memory = [self.trainer.augment_batch(batch, step) for step, batch in self.batches()]
 

@@ -142,7 +142,7 @@ def test_full_class_balance_gives_equal_total_weights(manifest, tmp_path):
     rows = read_manifest(manifest)[:4]
     rows[0].sam2_seg = None
     frames = pack_rows(rows, tmp_path)
-    trainer = train.Trainer(Recipe(class_balance=1), Runtime(), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(class_balance=1), Runtime(), CPU, frames, {"set": frames}, "data")
     _, classes, weight = trainer.targets(frames.batch(range(4), CPU))
     totals = [weight[:, 0][classes == number].sum().item() for number in classes.unique() if number != IGNORE]
     assert len(totals) > 2
@@ -208,7 +208,7 @@ def test_what_a_run_writes(manifest, trained):
 def test_batch_norm_is_frozen_in_the_last_steps(manifest, tmp_path):
     frames = pack_rows(read_manifest(manifest)[:2], tmp_path)
     recipe = Recipe(epochs=2, batch_size=1, freeze_bn_fraction=0.25)
-    trainer = train.Trainer(recipe, Runtime(), CPU, frames, frames, "data")
+    trainer = train.Trainer(recipe, Runtime(), CPU, frames, {"set": frames}, "data")
     norm = next(module for module in trainer.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
     updated, train_step = [], trainer.train_step
 
@@ -338,7 +338,7 @@ def test_resume_rejects_checkpoint_of_a_different_model(manifest, trained, tmp_p
 
 def test_resume_auto_needs_no_checkpoint_but_a_path_does(manifest, tmp_path):
     frames = pack_rows(read_manifest(manifest)[:2], tmp_path / "cache")
-    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, {"set": frames}, "data")
     assert start.find_checkpoint("auto", tmp_path) is None and start.find_checkpoint(None, tmp_path) is None
     with pytest.raises(UserError, match=r"no checkpoint .*gone\.pt"):
         trainer.resume(tmp_path / "gone.pt", {})
@@ -362,7 +362,7 @@ def test_frames_without_teachers_train_on_sensor_depth(manifest, tmp_path):
     rows = read_manifest(manifest)[:2]
     rows[0].da3_depth = rows[0].sam2_seg = None
     frames = pack_rows(rows, tmp_path / "cache")
-    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, {"set": frames}, "data")
     trainer.model.train()
     assert np.isfinite(trainer.train_step(frames.batch([0, 1], CPU)).item())
     assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
@@ -373,7 +373,7 @@ def test_decoder_without_targets_is_frozen(manifest, tmp_path):
     for row in rows:
         row.sam2_seg = None
     frames = pack_rows(rows, tmp_path / "cache")
-    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=1, batch_size=2), Runtime(), CPU, frames, {"set": frames}, "data")
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.model.train()
     trainer.train_step(frames.batch([0, 1], CPU))
@@ -383,7 +383,7 @@ def test_decoder_without_targets_is_frozen(manifest, tmp_path):
 
 def test_step_with_non_finite_loss_is_skipped_and_counted(manifest, tmp_path, monkeypatch):
     frames = pack_rows(read_manifest(manifest)[:2], tmp_path)
-    trainer = train.Trainer(Recipe(epochs=5, batch_size=2), Runtime(), CPU, frames, frames, "data")
+    trainer = train.Trainer(Recipe(epochs=5, batch_size=2), Runtime(), CPU, frames, {"set": frames}, "data")
     trainer.model.train()
     batch = frames.batch([0, 1], CPU)
     trainer.train_step(batch)
@@ -413,7 +413,8 @@ def test_step_with_non_finite_loss_is_skipped_and_counted(manifest, tmp_path, mo
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 20])
 def test_learning_rate_schedule_for_any_number_of_steps(manifest, tmp_path, steps):
     frames = pack_rows(read_manifest(manifest)[:2], tmp_path)
-    trainer = train.Trainer(Recipe(epochs=steps, batch_size=2, lr=0.01), Runtime(), CPU, frames, frames, "data")
+    recipe = Recipe(epochs=steps, batch_size=2, lr=0.01)
+    trainer = train.Trainer(recipe, Runtime(), CPU, frames, {"set": frames}, "data")
     rates = [trainer.optimizer.param_groups[0]["lr"]]
     for _ in range(trainer.total_steps):
         trainer.optimizer.step()
@@ -430,8 +431,8 @@ def test_missing_data_falls_back_to_rendered_rooms_with_a_notice(tmp_path, monke
     monkeypatch.setattr(start, "prepare_rooms", lambda out: rooms)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "nothing"))
 
-    found, notice = start.find_manifest(None, Runtime(), required=False)
-    assert found == rooms
+    (found,), notice = start.find_manifests(None, Runtime(), required=False)
+    assert found.path == rooms
     assert "RENDERED ROOMS" in notice
     assert "RENDERED ROOMS" in capsys.readouterr().out
     for flags in (["--require-data"], ["--data-root", str(tmp_path)]):
@@ -439,13 +440,13 @@ def test_missing_data_falls_back_to_rendered_rooms_with_a_notice(tmp_path, monke
             call(train.main, *flags)
     monkeypatch.setenv("USE_CORRIDOR_DATA", "1")
     with pytest.raises(UserError, match="corridor_teacher_data"):
-        start.find_manifest(None, Runtime(), required=False)
+        start.find_manifests(None, Runtime(), required=False)
 
 
 def test_encoder_weights(manifest, tmp_path):
     frames = pack_rows(read_manifest(manifest)[:2], tmp_path / "cache")
     recipe, runtime = Recipe(epochs=1, batch_size=2), Runtime(log_dir=tmp_path / "runs")
-    trainer = train.Trainer(recipe, runtime, CPU, frames, frames, "data")
+    trainer = train.Trainer(recipe, runtime, CPU, frames, {"set": frames}, "data")
     weights = {name: torch.full_like(weight, 0.5) for name, weight in trainer.model.encoder.state_dict().items()}
     torch.save(weights, tmp_path / "encoder.pt")
     trainer.start(str(tmp_path / "encoder.pt"), {})
@@ -470,7 +471,7 @@ def test_init_loads_another_runs_student(manifest, trained, tmp_path):
     best = trained / "checkpoints/best.pt"
     frames = pack_rows(read_manifest(manifest)[:2], tmp_path / "cache")
     recipe, runtime = Recipe(epochs=1, batch_size=2), Runtime(log_dir=tmp_path / "runs")
-    trainer = train.Trainer(recipe, runtime, CPU, frames, frames, "data")
+    trainer = train.Trainer(recipe, runtime, CPU, frames, {"set": frames}, "data")
     trainer.start(best, {})
     for name, weight in checkpoint(trained, "best.pt")["ema"].items():
         assert torch.equal(trainer.model.state_dict()[name], weight)
@@ -486,7 +487,7 @@ def test_init_loads_another_runs_student(manifest, trained, tmp_path):
         ({"reference_focal": 100.0}, "reference focal length"),
         ({"output_range": (0.05, 30.0)}, "output range, .* differs"),
     ):
-        changed_trainer = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, frames, "data")
+        changed_trainer = train.Trainer(replace(recipe, **changed), runtime, CPU, frames, {"set": frames}, "data")
         with pytest.raises(UserError, match=words):
             changed_trainer.start(best, {})
     with pytest.raises(UserError, match="no checkpoint"):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from dataset.cache import FOCAL_FACTOR, PackedCache
 from dataset.frames import MILLIMETRES
 from dataset.packing import PACKED_ARRAYS
 from models.losses import hybrid_depth
+
+if TYPE_CHECKING:
+    from trainer.mixture import MixedFrames
 
 TRAINING_ARRAYS = tuple(name for name in PACKED_ARRAYS if name != "labels")  # arrays that training uses
 MAX_STATISTICS_FRAMES = 300  # frames that target_statistics() reads
@@ -62,6 +65,23 @@ class PackedFrames:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def epoch_length(self) -> int:
+        """Number of frames in an epoch."""
+        return len(self)
+
+    def has(self, name: str) -> bool:
+        """Whether any frame has the array."""
+        return name in self.arrays
+
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        """Indices of an epoch's frames in training order, int64 [epoch_length]."""
+        return np.random.default_rng((seed, epoch)).permutation(len(self))
+
+    def sample(self, count: int) -> np.ndarray:
+        """At most `count` evenly spaced indices."""
+        return sample_evenly(len(self), count)
+
     def array(self, name: str, index: int) -> np.ndarray:
         """One packed array of one frame, [H,W,C]; filled with the default value if no frame has it."""
         if name in self.arrays:
@@ -84,6 +104,11 @@ class PackedFrames:
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """Load the frames with the given indices to the device."""
         return unpack(self.gather(indices, device.type == "cuda"), device)
+
+
+def sample_evenly(length: int, count: int) -> np.ndarray:
+    """At most `count` evenly spaced indices of range(length), int64."""
+    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int))
 
 
 def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:
@@ -120,7 +145,7 @@ def depth_target(batch: Batch, recipe: Recipe) -> Tensor:
     return hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, recipe.confidence_threshold, depth_range)
 
 
-def target_statistics(frames: PackedFrames, recipe: Recipe) -> dict[str, Any]:
+def target_statistics(frames: "PackedFrames | MixedFrames", recipe: Recipe) -> dict[str, Any]:
     """Mean depth target and class frequencies, from up to MAX_STATISTICS_FRAMES frames spread over the data.
 
     Args:
@@ -130,9 +155,8 @@ def target_statistics(frames: PackedFrames, recipe: Recipe) -> dict[str, Any]:
     Returns 'mean_depth', in metres at the reference focal length, and 'majority_class', both used by the baseline of
     Table IV and None without targets; 'class_shares', the fraction of the labelled pixels per class, 0 without any.
     """
-    sample = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MAX_STATISTICS_FRAMES)).round().astype(int))
     total, pixels, counts = 0.0, 0, np.zeros(256, dtype=np.int64)
-    for index in sample:
+    for index in frames.sample(MAX_STATISTICS_FRAMES):
         batch = frames.batch([index], torch.device("cpu"))
         target = depth_target(batch, recipe).double() * batch.focal_factor.double()
         total, pixels = total + target.sum().item(), pixels + int(target.count_nonzero())
@@ -146,7 +170,7 @@ def target_statistics(frames: PackedFrames, recipe: Recipe) -> dict[str, Any]:
 
 
 def host_batches(
-    frames: PackedFrames,
+    frames: "PackedFrames | MixedFrames",
     batch_size: int,
     seed: int,
     epoch: int,
@@ -160,9 +184,9 @@ def host_batches(
     A thread prefetches the next batch. It does no tensor arithmetic: each thread that does gets its own pool of OpenMP
     threads, and the pools compete for the cores.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(frames))
-    count = batches_per_epoch(len(frames), batch_size)
-    batch_size = min(batch_size, len(frames))
+    order = frames.epoch_order(seed, epoch)
+    count = batches_per_epoch(len(order), batch_size)
+    batch_size = min(batch_size, len(order))
     per_rank = batch_size // world_size
     chosen = [
         order[start : start + per_rank] for n in range(skip, count) for start in [n * batch_size + rank * per_rank]
@@ -176,7 +200,7 @@ def host_batches(
 
 
 def training_batches(
-    frames: PackedFrames,
+    frames: "PackedFrames | MixedFrames",
     batch_size: int,
     seed: int,
     epoch: int,

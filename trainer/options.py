@@ -7,6 +7,7 @@ from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int
 
 from config import Recipe, Runtime
 from trainer.augment import MIN_ZOOM
+from trainer.mixture import weighted_manifest
 
 
 def parse_arguments(description: str) -> tuple[Namespace, Recipe, Runtime]:
@@ -32,7 +33,14 @@ def parse_arguments(description: str) -> tuple[Namespace, Recipe, Runtime]:
 def _parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(description)
     runtime = Runtime()
-    parser.add_argument("--manifest", type=Path, help="manifest.jsonl to train on (default: the one of --data-root)")
+    parser.add_argument(
+        "--manifest",
+        type=weighted_manifest,
+        nargs="+",
+        metavar="PATH[:WEIGHT]",
+        help="manifest.jsonl to train on (default: the one of --data-root); several are mixed in the proportions of "
+        "their weights",
+    )
     paths = ("data_root", "allow_links_to", "use_corridor_data", "cache_dir", "checkpoint_dir", "log_dir")
     add_flags(parser, runtime, *paths)
     add_flags(parser, Recipe())

@@ -28,10 +28,13 @@ from rooms.prepare_rooms import prepare_rooms
 from trainer.checkpoint import load_checkpoint, load_student, recipe_from_checkpoint
 from trainer.distributed import Processes
 from trainer.feed import PackedFrames
+from trainer.mixture import MixedFrames, WeightedManifest
 
 
-def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) -> tuple[Path, str | None]:
-    """Find the manifest to train on; returns it and a notice if it falls back to rendered rooms.
+def find_manifests(
+    manifest_flag: Sequence[WeightedManifest] | None, runtime: Runtime, required: bool
+) -> tuple[Sequence[WeightedManifest], str | None]:
+    """Find the manifests to train on; returns them and a notice if it falls back to rendered rooms.
 
     Args:
         manifest_flag: --manifest, if given.
@@ -42,7 +45,7 @@ def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) 
         return manifest_flag, None
     manifest = runtime.teacher_data_dir / "manifest.jsonl"
     if manifest.is_file():
-        return manifest, None
+        return [WeightedManifest(manifest)], None
     if required or runtime.use_corridor_data:
         raise UserError(
             f"there is no {manifest}: run the teachers first (docs/teachers.md), or pass one with --manifest"
@@ -52,7 +55,7 @@ def find_manifest(manifest_flag: Path | None, runtime: Runtime, required: bool) 
         "*** Its metrics say nothing about real rooms. ***"
     )
     print(notice)
-    return prepare_rooms(runtime.data_root / "rooms_teacher_data"), notice
+    return [WeightedManifest(prepare_rooms(runtime.data_root / "rooms_teacher_data"))], notice
 
 
 def open_cache(
@@ -102,6 +105,37 @@ def open_caches(manifest: Path, recipe: Recipe, runtime: Runtime, limit: int | N
     )
 
 
+def open_data(
+    manifests: Sequence[WeightedManifest], recipe: Recipe, runtime: Runtime, limit: int | None
+) -> tuple[PackedFrames | MixedFrames, dict[str, PackedFrames]]:
+    """Open the packed training frames of all manifests, mixed, and {set: packed validation frames}.
+
+    The arguments are those of open_caches(), with several manifests. Sets without validation frames are left out,
+    unless all are. Raises UserError if a set is given twice, or one's training images are validated in
+    another.
+    """
+    if len({manifest.path.resolve() for manifest in manifests}) < len(manifests):
+        raise UserError("--manifest: a manifest is given twice; set its weight instead")
+    opened = [open_caches(manifest.path, recipe, runtime, limit) for manifest in manifests]
+    names = [manifest.name for manifest in manifests]
+    if len(set(names)) < len(names):
+        names = [str(manifest.path) for manifest in manifests]
+    if len(opened) == 1:
+        return opened[0][0], {names[0]: opened[0][1]}
+    _check_leakage([frames for frames, _ in opened], [val for _, val in opened])
+    mixed = MixedFrames([frames for frames, _ in opened], [manifest.weight for manifest in manifests])
+    val_sets = {name: val for name, (_, val) in zip(names, opened, strict=True) if len(val)}
+    return mixed, val_sets or {names[0]: opened[0][1]}
+
+
+def _check_leakage(train: Sequence[PackedFrames], val: Sequence[PackedFrames]) -> None:
+    """Raise UserError if an image is among the training frames of one set and the validation frames of another."""
+    trained = {row.rgb.resolve() for frames in train for row in frames.rows}
+    for row in (row for frames in val for row in frames.rows):
+        if row.rgb.resolve() in trained:
+            raise UserError(f"{row.rgb} is for training in one manifest and for validation in another")
+
+
 @contextmanager
 def lock_checkpoint_dir(checkpoint_dir: Path, processes: Processes) -> Iterator[None]:
     """Lock the checkpoint folder against concurrent training runs while the body runs.
@@ -148,7 +182,9 @@ def find_checkpoint(choice: str | Path | None, checkpoint_dir: Path) -> Path | N
     return last if last.is_file() else None
 
 
-def with_output_range(recipe: Recipe, frames: PackedFrames, resumed: Path | None, init: Path | None) -> Recipe:
+def with_output_range(
+    recipe: Recipe, frames: PackedFrames | MixedFrames, resumed: Path | None, init: Path | None
+) -> Recipe:
     """The recipe with an output range that covers the training data.
 
     Converted to the reference focal length, the data spans from the minimum depth at the longest focal length to the

@@ -16,6 +16,29 @@ from trainer.feed import Batch, PackedFrames, sequential_batches
 N_PANELS = 4
 
 
+def validate_sets(
+    model: nn.Module, sets: dict[str, PackedFrames], recipe: Recipe, device: torch.device, processes: Processes
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Score a student on {set: validation frames}, one set or more; returns its metrics and pictures.
+
+    Several sets have the mean of each metric over the sets, so that a large one does not decide alone, and their own
+    metrics as '<metric> <set>'. A single set has validate()'s.
+    """
+    scored = {name: validate(model, frames, recipe, device, processes) for name, frames in sets.items()}
+    if len(scored) == 1:
+        return next(iter(scored.values()))
+    names = next(iter(scored.values()))[0]
+    means = {name: _mean([metrics[name] for metrics, _ in scored.values()]) for name in names}
+    own = {f"{name} {of}": value for of, (metrics, _) in scored.items() for name, value in metrics.items()}
+    return means | own, [picture for _, panels in scored.values() for picture in panels]
+
+
+def _mean(values: list[float]) -> float:
+    """Mean of the values that are numbers; NaN if there are none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
 @torch.inference_mode()
 def validate(
     model: nn.Module, frames: PackedFrames, recipe: Recipe, device: torch.device, processes: Processes
