@@ -21,6 +21,7 @@ from dataset.units import UNITS, DepthUnit, check_plausible_unit, sample_evenly
 MILLIMETRES = 1000.0
 MAX_MEDIAN_DEPTH = 100.0  # metres; a larger median means a wrong unit
 MIN_WHITE, MAX_BORDER = 250, 16
+MAX_FILLED = 0.005  # relative difference of aspect ratios
 
 
 @dataclass
@@ -239,10 +240,15 @@ def to_network_camera(camera: Intrinsics, width: int, height: int) -> Intrinsics
 
 
 def from_network_map(array: np.ndarray, width: int, height: int, interpolation: int) -> np.ndarray:
-    """Map a prediction [h,w] back to the image's width x height: NaN (float) or 255 (uint8) outside the crop."""
+    """Map a prediction [h,w] back to the image's width x height: NaN (float) or 255 (uint8) outside the crop.
+
+    Where the aspect ratios differ by at most MAX_FILLED, as those of 368x208 and 16:9 do, the few pixels beside the crop
+    take the nearest one's value instead.
+    """
     left, top, crop_width, crop_height = centre_crop(width, height, array.shape[1] / array.shape[0])
-    blank = np.nan if np.issubdtype(array.dtype, np.floating) else IGNORE
-    full = np.full((height, width), blank, dtype=array.dtype)
     window = cv2.resize(array, (crop_width, crop_height), interpolation=interpolation)
-    full[top : top + crop_height, left : left + crop_width] = window
-    return full
+    margins = ((top, height - top - crop_height), (left, width - left - crop_width))
+    if abs(width * array.shape[0] / (height * array.shape[1]) - 1) <= MAX_FILLED:
+        return np.pad(window, margins, mode="edge")
+    blank = np.nan if np.issubdtype(array.dtype, np.floating) else IGNORE
+    return np.pad(window, margins, constant_values=blank)
