@@ -111,6 +111,7 @@ def describe_export(checkpoint: Path, content: dict, camera: Intrinsics, uint8_i
         },
         "camera": asdict(camera) | {"focal": camera.focal},
         "reference_focal": recipe.reference_focal,
+        "crop": f"largest centred window with the aspect ratio {recipe.width}:{recipe.height}",
         "input": {"name": INPUT, "colour": "RGB"} | (uint8_format if uint8_input else float32_format),
         "outputs": [
             {"name": DEPTH, "shape": [1, 1, *shape], "dtype": "float32", "unit": "metres of the camera above"},

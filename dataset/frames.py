@@ -242,8 +242,8 @@ def to_network_camera(camera: Intrinsics, width: int, height: int) -> Intrinsics
 def from_network_map(array: np.ndarray, width: int, height: int, interpolation: int) -> np.ndarray:
     """Map a prediction [h,w] back to the image's width x height: NaN (float) or 255 (uint8) outside the crop.
 
-    Where the aspect ratios differ by at most MAX_FILLED, as those of 368x208 and 16:9 do, the few pixels beside the crop
-    take the nearest one's value instead.
+    Where the aspect ratios differ by at most MAX_FILLED, as those of 368x208 and 16:9 do, the few pixels beside the
+    crop take the nearest one's value instead.
     """
     left, top, crop_width, crop_height = centre_crop(width, height, array.shape[1] / array.shape[0])
     window = cv2.resize(array, (crop_width, crop_height), interpolation=interpolation)

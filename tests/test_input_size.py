@@ -86,6 +86,7 @@ def test_table_4_export_and_table_3(data, checkpoint, tmp_path, capsys):
     width, height = WIDE
     session = onnxruntime.InferenceSession(str(engines / "student_fp32.onnx"), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 3, height, width]
+    assert "368:208" in json.loads((engines / "student.json").read_text())["crop"]
     with np.load(engines / "eval_frames.npz", allow_pickle=False) as archive:
         assert archive["rgb"].shape[1:] == (height, width, 3)
     capsys.readouterr()
