@@ -265,7 +265,9 @@ class PackedCache:
 
 def _find_repeated(rows: Sequence[Row]) -> dict[str, str]:
     """{array: other array} where all rows name the same file for both and read it the same way."""
-    repeated = {}
+    repeated: dict[str, str] = {}
+    if not rows:
+        return repeated
     if all(row.da3_depth == row.depth and row.da3_scale is None and row.depth_unit is None for row in rows):
         repeated["da3_depth"] = "depth"
     if all(row.sam2_seg is not None and row.sam2_seg == row.labels for row in rows):

@@ -272,7 +272,7 @@ def test_killed_run_resumes_to_the_same_bytes(tmp_path, importer):
     )
     assert whole == killed
     code, _, errors = importer(*command, "--out", tmp_path / "killed", "--every", 2)
-    assert code == 2 and "other settings" in errors[0]
+    assert code == 2 and "different settings" in errors[0]
 
 
 def test_topics_by_flag_and_wrong_ones(tmp_path, importer):
