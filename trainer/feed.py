@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ from dataset.cache import FOCAL_FACTOR, PackedCache
 from dataset.frames import MILLIMETRES
 from dataset.packing import PACKED_ARRAYS
 from models.losses import hybrid_depth
-
-if TYPE_CHECKING:
-    from trainer.mixture import MixedFrames
 
 TRAINING_ARRAYS = tuple(name for name in PACKED_ARRAYS if name != "labels")  # arrays that training uses
 MAX_STATISTICS_FRAMES = 300  # frames that target_statistics() reads
@@ -106,6 +103,29 @@ class PackedFrames:
         return unpack(self.gather(indices, device.type == "cuda"), device)
 
 
+class TrainingFrames(Protocol):
+    """What training takes of its frames: PackedFrames of one set, or a mixture of several."""
+
+    def __len__(self) -> int: ...
+
+    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        """See PackedFrames."""
+
+    def sample(self, count: int) -> np.ndarray:
+        """See PackedFrames."""
+
+    def array(self, name: str, index: int) -> np.ndarray:
+        """See PackedFrames."""
+
+    def gather(
+        self, indices: Sequence[int] | np.ndarray, pin: bool, names: Iterable[str] = ...
+    ) -> dict[str, Tensor]:
+        """See PackedFrames."""
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
+        """See PackedFrames."""
+
+
 def sample_evenly(length: int, count: int) -> np.ndarray:
     """At most `count` evenly spaced indices of range(length), int64."""
     return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int))
@@ -145,7 +165,7 @@ def depth_target(batch: Batch, recipe: Recipe) -> Tensor:
     return hybrid_depth(batch.depth, batch.confidence, batch.da3_depth, recipe.confidence_threshold, depth_range)
 
 
-def target_statistics(frames: "PackedFrames | MixedFrames", recipe: Recipe) -> dict[str, Any]:
+def target_statistics(frames: TrainingFrames, recipe: Recipe) -> dict[str, Any]:
     """Mean depth target and class frequencies, from up to MAX_STATISTICS_FRAMES frames spread over the data.
 
     Args:
@@ -170,7 +190,7 @@ def target_statistics(frames: "PackedFrames | MixedFrames", recipe: Recipe) -> d
 
 
 def host_batches(
-    frames: "PackedFrames | MixedFrames",
+    frames: TrainingFrames,
     batch_size: int,
     seed: int,
     epoch: int,
@@ -200,7 +220,7 @@ def host_batches(
 
 
 def training_batches(
-    frames: "PackedFrames | MixedFrames",
+    frames: TrainingFrames,
     batch_size: int,
     seed: int,
     epoch: int,
