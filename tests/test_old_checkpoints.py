@@ -26,6 +26,7 @@ from config import Recipe, Runtime
 from dataset.files import read_json
 from trainer.checkpoint import load_checkpoint, load_student, recipe_from_checkpoint
 from trainer.distributed import Processes
+from trainer.mixture import WeightedManifest
 
 CHECKPOINT = Path(__file__).with_name("data") / "format_1.pt"
 EXPECTED = json.loads(CHECKPOINT.with_suffix(".json").read_text())
@@ -44,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 
 def resume(data: Path, out: Path, recipe: Recipe) -> int:
     flags = {"data_root": None, "require_data": True}
-    arguments = Namespace(manifest=data, **flags, data_limit=None, resume=CHECKPOINT, init=None)
+    arguments = Namespace(manifest=[WeightedManifest(data)], **flags, data_limit=None, resume=CHECKPOINT, init=None)
     runtime = Runtime(checkpoint_dir=out / "checkpoints", log_dir=out / "runs", num_workers=1)
     return train.train(arguments, recipe, runtime, Processes(), torch.device("cpu"))
 
