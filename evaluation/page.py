@@ -196,8 +196,8 @@ def differences(where: dict) -> list[Section]:
             for name, entry in list_slices(results)
         ]
         text = (
-            "The other student minus the student, on the same frames and pixels. If an interval does not contain 0, "
-            "the data tells the two apart."
+            "The other student minus the student, on the same frames and pixels. If an interval excludes 0, "
+            "the difference is statistically significant at the 5 % level."
         )
         headers = ("slice", *(HEADERS.get(column, column) for column in INTERVAL_COLUMNS))
         sections.append(Section("Difference between the students", [text], tables=[HtmlTable(row, headers, lines)]))

@@ -183,8 +183,8 @@ def _differences_to_markdown(results: dict, others: dict, differences: dict) -> 
     headers = ["slice", *(f"{title}{part}" for title in titles for part in ("", ", other", ", difference"))]
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     note = (
-        "Difference: the other student minus the student, on the same frames and pixels. If its interval does not "
-        "contain 0, the data tells them apart."
+        "Difference: the other student minus the student, on the same frames and pixels. If its interval "
+        "excludes 0, the difference is statistically significant at the 5 % level."
     )
     return f"### {SLICED_ROW.capitalize()}, beside another student\n\n{table}\n\n{note}\n"
 
