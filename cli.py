@@ -319,6 +319,17 @@ def existing_dir(path: str | Path, what: str) -> Path:
     return path
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Argparse type: 'i/n' is shard i of n, with i in 0..n-1."""
+    try:
+        index, n_shards = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form i/n, such as 0/4") from None
+    if not 0 <= index < n_shards:
+        raise argparse.ArgumentTypeError(f"{text}: shards are numbered from 0, so i/n needs 0 <= i < n")
+    return index, n_shards
+
+
 def existing_file(path: str | Path, what: str) -> Path:
     """Return the path if it is a file; raises UserError naming `what` otherwise."""
     path = Path(path)

@@ -124,10 +124,10 @@ def check_plausible_unit(folder: Path, stored: Sequence[np.ndarray]) -> None:
     )
 
 
-def sample_evenly(items: Iterable[Item]) -> list[Item]:
-    """Up to MAX_SAMPLES evenly spaced items."""
+def sample_evenly(items: Iterable[Item], count: int = MAX_SAMPLES) -> list[Item]:
+    """Up to `count` evenly spaced items."""
     items = list(items)
-    return [items[round(i)] for i in np.linspace(0, len(items) - 1, min(MAX_SAMPLES, len(items)))]
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, min(count, len(items)))]
 
 
 def _median(maps: Sequence[np.ndarray], unit: DepthUnit) -> float | None:

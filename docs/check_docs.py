@@ -121,6 +121,8 @@ def check_flags(code: str) -> list[str]:
 def flags_of(script: str) -> set[str]:
     """The flags that a script's --help lists."""
     done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        sys.exit(f"{script} --help failed: {done.stderr.strip()}")
     return set(re.findall(r"--[a-z][a-z0-9-]*", done.stdout))
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,16 @@ from rooms.scenes import RenderedFrame, SceneOptions, render_scene
 
 MAPS = ("rgb", "depth", "confidence", "labels")
 ROWS = "rows"  # subfolder with one file per finished scene
-TEST_SHARE, VAL_SHARE = 0.02, 0.03  # of the scenes; scores on unseen rooms come from another seed
+TEST_FRACTION, VAL_FRACTION = 0.02, 0.03  # of the scenes; scores on unseen rooms come from another seed
 MADE_BY = {
     "da3_depth": {"backend": "reference", "model": "renderer"},
     "sam2_seg": {"backend": "reference", "model": "renderer"},
 }
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` (from 0) of `count` equal parts of the scenes."""
-
-    index: int = 0
-    count: int = 1
-
-    def scenes(self, total: int) -> range:
-        """The numbers of this part's scenes."""
-        return range(self.index, total, self.count)
-
-
-def write_data_folder(out: Path, options: SceneOptions, scenes: int, workers: int, shard: Shard) -> Path | None:
+def write_data_folder(
+    out: Path, options: SceneOptions, scenes: int, workers: int, shard: tuple[int, int] = (0, 1)
+) -> Path | None:
     """Render the scenes of a shard that are missing, and write the manifest once all scenes of all shards exist.
 
     Args:
@@ -55,7 +45,7 @@ def write_data_folder(out: Path, options: SceneOptions, scenes: int, workers: in
         options: what to render; a folder keeps to its first options.
         scenes: number of scenes of all shards.
         workers: number of processes.
-        shard: which part of the scenes to render.
+        shard: (i, n): render every n-th scene, starting with scene i.
 
     Returns the manifest's path, or None while scenes of other shards are missing. Raises UserError if the folder can't
     be written or was made with other options, and Stopped after a signal; the next run resumes.
@@ -63,8 +53,8 @@ def write_data_folder(out: Path, options: SceneOptions, scenes: int, workers: in
     what = "rendered rooms: synthetic images with the renderer's exact depth and classes as labels"
     source = json.loads(json.dumps({"what": what, "scenes": scenes} | asdict(options)))
     # another shard's temporary files are in use
-    prepare_data_folder(out, source, MAPS if shard.count == 1 else ())
-    missing = [scene for scene in shard.scenes(scenes) if not _rows_file(out, scene).is_file()]
+    prepare_data_folder(out, source, MAPS if shard == (0, 1) else ())
+    missing = [scene for scene in range(shard[0], scenes, shard[1]) if not _rows_file(out, scene).is_file()]
     write = partial(_write_scene, out, options, scenes)
     with StopSignal() as stop, closing(process_map(write, missing, workers)) as done:
         for _ in tqdm(done, total=len(missing), unit="room", disable=None):
@@ -115,7 +105,7 @@ def write_frame(out: Path, stem: str, frame: RenderedFrame) -> None:
 def _held_out(scenes: int) -> dict[int, str]:
     """{scene: test or val}, drawn by the hashes of the scenes' numbers; none if there are fewer than three scenes."""
     order = sorted(range(scenes), key=lambda number: hashlib.sha256(str(number).encode()).digest())
-    n_test, n_val = (math.ceil(share * scenes) if scenes > 2 else 0 for share in (TEST_SHARE, VAL_SHARE))
+    n_test, n_val = (math.ceil(fraction * scenes) if scenes > 2 else 0 for fraction in (TEST_FRACTION, VAL_FRACTION))
     return dict.fromkeys(order[:n_test], "test") | dict.fromkeys(order[n_test : n_test + n_val], "val")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 try:
-    from cli import EXIT_OK, ArgumentParser, UserError, existing_file, positive_float, positive_int, run
+    from cli import EXIT_OK, ArgumentParser, UserError, existing_file, parse_shard, positive_float, positive_int, run
 except ModuleNotFoundError:
     print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -24,24 +24,12 @@ from config import NYU_INTRINSICS, Intrinsics
 from dataset.files import write_png
 from dataset.manifest import Cameras
 from rooms.contact_sheet import contact_sheet
-from rooms.data_folder import Shard, write_data_folder
+from rooms.data_folder import write_data_folder
 from rooms.flags import add_room_flags, focal_scale_range
 from rooms.mat_file import write_mat
 from rooms.scenes import RenderedFrame, SceneOptions, render_scenes
 
 PREVIEW_ROWS = 8
-
-
-def parse_shard(text: str) -> Shard:
-    """Parse I/N, the I-th (from 1) of N parts; raises ValueError."""
-    index, _, count = text.partition("/")
-    shard = Shard(int(index) - 1, int(count))
-    if not 0 <= shard.index < shard.count:
-        raise ValueError
-    return shard
-
-
-parse_shard.__name__ = "I/N"  # argparse names the type in its message
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -68,7 +56,10 @@ def parse_arguments() -> argparse.Namespace:
         help="move the camera through each room at this many frames per second while people walk; rows get times",
     )
     parser.add_argument(
-        "--shard", type=parse_shard, metavar="I/N", help="render the I-th of N parts of the rooms into the data folder"
+        "--shard",
+        type=parse_shard,
+        metavar="i/n",
+        help="render every n-th room, starting with room i, i in 0..n-1, into the data folder, which all shards share",
     )
     parser.add_argument("--workers", type=positive_int, default=2, help="worker processes (default: %(default)s)")
     parser.add_argument("--preview", metavar="PNG", help="also write a contact sheet of the first frames of a .mat")
@@ -107,9 +98,9 @@ def main() -> int:
         if args.preview:
             write_png(args.preview, contact_sheet(preview))
     else:
-        manifest = write_data_folder(args.out, options, args.scenes, args.workers, args.shard or Shard())
+        manifest = write_data_folder(args.out, options, args.scenes, args.workers, args.shard or (0, 1))
         if manifest is None:
-            print(f"{args.out}: this part is complete; the last part to end writes the manifest")
+            print(f"{args.out}: this shard is complete; the last one to end writes the manifest")
             return EXIT_OK
     focal = " to ".join(f"{factor:g}" for factor in args.focal_scale)
     rooms = f"{args.scenes} rooms, {args.view} view, seed {args.seed}"

@@ -114,8 +114,8 @@ def render_scene(options: SceneOptions, scene_index: int) -> Iterator[RenderedFr
         views = walk(world, room, start, options.frames, options.walk_rate, rng)
     for time, pose, now in views:
         # a walk keeps the exposure and the grain of its first frame
-        look = rng if time is None else np.random.default_rng([options.seed, scene_index, 3])
-        develop = partial(develop_moving if robot else develop_image, rng=look)
+        develop_rng = rng if time is None else np.random.default_rng([options.seed, scene_index, 3])
+        develop = partial(develop_moving if robot else develop_image, rng=develop_rng)
         raw = render(now, camera, pose, rng, develop, options.look)
         labels, instances = _number_instances(raw.object, now.soup.classes)
         sensor = simulate_tof(now, camera, pose, rng, weakness) if robot else raw.sensor_depth

@@ -177,7 +177,7 @@ class DepthMaps:
         return sensor
 
     def check_units(self, stems: Collection[str]) -> None:
-        """Raise UserError if the .png maps of some sample_evenly frames can't be in millimetres."""
+        """Raise UserError if the .png maps of some evenly spaced frames can't be in millimetres."""
         for folder in (self.depth, self.sensor):
             if folder and not self.unit:
                 maps = (find_map(folder, stem) for stem in sample_evenly(stems))

@@ -23,7 +23,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from cli import EXIT_OK, EXIT_STOPPED, StopSignal, UserError, cpu_count, positive_float, positive_int, resolve_device
+from cli import (
+    EXIT_OK,
+    EXIT_STOPPED,
+    StopSignal,
+    UserError,
+    cpu_count,
+    parse_shard,
+    positive_float,
+    positive_int,
+    resolve_device,
+)
 
 import cv2
 import numpy as np
@@ -41,17 +51,6 @@ GPU_BATCH_SIZE = 8
 BATCHES_AHEAD = 2  # batches prefetched; as many may wait to be written
 MAX_CONSECUTIVE_FAILURES = 50  # with the same reason: then the frames are not the cause
 FOCAL_TOLERANCE = 1e-3  # warn if the flags and camera.json differ by more than this (relative)
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Argparse type: 'i/n' is shard i of n, with i in 0..n-1."""
-    try:
-        index, n_shards = (int(part) for part in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form i/n, such as 0/4") from None
-    if not 0 <= index < n_shards:
-        raise argparse.ArgumentTypeError(f"{text}: shards are numbered from 0, so i/n needs 0 <= i < n")
-    return index, n_shards
 
 
 def add_stage_flags(parser: argparse.ArgumentParser) -> None:

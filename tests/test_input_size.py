@@ -19,7 +19,7 @@ from config import IGNORE, Recipe
 from dataset.frames import from_network_map
 from dataset.manifest import Cameras
 from print_model_shapes import complexity
-from rooms.data_folder import Shard, write_data_folder
+from rooms.data_folder import write_data_folder
 from rooms.scenes import SceneOptions
 from trainer.checkpoint import build_student, load_student
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory) -> Path:
     """Rooms through the Femto Bolt's colour camera, a quarter of its size."""
     camera = Cameras.read(ROOT / "cameras/femto_bolt_color.json").common.resized(320, 180)
     folder = tmp_path_factory.mktemp("wide") / "rooms"
-    write_data_folder(folder, SceneOptions(1000, 2, camera, view="robot"), 4, 1, Shard())
+    write_data_folder(folder, SceneOptions(1000, 2, camera, view="robot"), 4, 1)
     (folder / "camera.json").write_text(json.dumps(vars(camera)))
     return folder
 

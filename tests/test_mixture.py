@@ -131,7 +131,15 @@ def flags(two, out: Path, *weights: float) -> list[object]:
     return ["--manifest", *chosen, *train_flags(two[0], out)[2:]]
 
 
-def test_training_resumes_and_reports_each_set(two, tmp_path):
+def stop_after_an_epoch(finish_epoch):
+    def finish(trainer, epoch):
+        finish_epoch(trainer, epoch)
+        raise KeyboardInterrupt
+
+    return finish
+
+
+def test_training_resumes_and_reports_each_set(two, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert call(train.main, *flags(two, whole, 0.5, 0.5)) == 0
     (history,) = (whole / "runs").glob("*/history.csv")
@@ -139,7 +147,11 @@ def test_training_resumes_and_reports_each_set(two, tmp_path):
     assert float(last["rmse"]) == pytest.approx((float(last["rmse rooms"]) + float(last["rmse corridor"])) / 2)
     assert float(row["score"]) == pytest.approx((float(row["score rooms"]) + float(row["score corridor"])) / 2)
     assert row["miou corridor"] in ("nan", "") and float(row["miou"]) == float(row["miou rooms"])
-    assert call(train.main, *flags(two, parts, 0.5, 0.5)) == 0
+    monkeypatch.setattr(train.Trainer, "finish_epoch", stop_after_an_epoch(train.Trainer.finish_epoch))
+    with pytest.raises(KeyboardInterrupt):
+        call(train.main, *flags(two, parts, 0.5, 0.5))
+    monkeypatch.undo()
+    assert call(train.main, *flags(two, parts, 0.5, 0.5), "--resume", "auto") == 0
     checkpoints = [torch.load(out / "checkpoints/last.pt", weights_only=True) for out in (whole, parts)]
     assert all(torch.equal(a, b) for a, b in zip(*(c["model"].values() for c in checkpoints), strict=True))
     with pytest.raises(UserError, match="trained on"):

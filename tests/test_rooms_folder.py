@@ -18,7 +18,7 @@ from dataset.frames import read_frame
 from dataset.label_remapper import remap
 from dataset.manifest import read_manifest
 from rooms import render_rooms
-from rooms.data_folder import Shard, write_data_folder
+from rooms.data_folder import write_data_folder
 from rooms.robot import build_robot_room, choose_robot_poses
 from rooms.scenes import SceneOptions, render_scene
 from rooms.walks import walk
@@ -41,7 +41,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("rooms") / "rooms"
-    assert write_data_folder(out, OPTIONS, SCENES, 1, Shard()) == out / "manifest.jsonl"
+    assert write_data_folder(out, OPTIONS, SCENES, 1) == out / "manifest.jsonl"
     return out
 
 
@@ -79,9 +79,9 @@ def test_packed_frames_store_no_map_twice(folder, tmp_path):
 
 
 def test_shards_write_the_folder_of_a_single_run(folder, tmp_path):
-    assert write_data_folder(tmp_path / "rooms", OPTIONS, SCENES, 2, Shard(1, 2)) is None
+    assert write_data_folder(tmp_path / "rooms", OPTIONS, SCENES, 2, (1, 2)) is None
     assert not (tmp_path / "rooms" / "manifest.jsonl").exists()
-    assert write_data_folder(tmp_path / "rooms", OPTIONS, SCENES, 2, Shard(0, 2)) is not None
+    assert write_data_folder(tmp_path / "rooms", OPTIONS, SCENES, 2, (0, 2)) is not None
     assert files_of(tmp_path / "rooms") == files_of(folder)
 
 
@@ -126,8 +126,8 @@ def test_other_options_are_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--out rooms --shard 3/2", "--shard"),
-        ("--out rooms --shard 0/2", "--shard"),
+        ("--out rooms --shard 2/2", "--shard"),
+        ("--out rooms --shard -1/2", "--shard"),
         ("--out rooms --shard half", "--shard"),
         ("--out rooms.mat --shard 1/2", "data folder"),
         ("--out rooms.mat --walk 5", "data folder"),

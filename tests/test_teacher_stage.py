@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from cli import UserError
+from cli import UserError, parse_shard
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_shards_cover_every_frame_once(tmp_path):
 @pytest.mark.parametrize("text", ["3/3", "-1/2", "1", "a/b", "1/0"])
 def test_invalid_shard_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
-        stage.parse_shard(text)
+        parse_shard(text)
 
 
 def fail_on_one_frame(stem):

@@ -13,6 +13,7 @@ from config import CLASS_NAMES, Recipe
 from dataset.cache import FOCAL_FACTOR, PackedCache
 from dataset.frames import MILLIMETRES
 from dataset.packing import PACKED_ARRAYS
+from dataset.units import sample_evenly
 from models.losses import hybrid_depth
 
 TRAINING_ARRAYS = tuple(name for name in PACKED_ARRAYS if name != "labels")  # arrays that training uses
@@ -75,9 +76,9 @@ class PackedFrames:
         """Indices of an epoch's frames in training order, int64 [epoch_length]."""
         return np.random.default_rng((seed, epoch)).permutation(len(self))
 
-    def sample(self, count: int) -> np.ndarray:
+    def sample(self, count: int) -> list[int]:
         """At most `count` evenly spaced indices."""
-        return sample_evenly(len(self), count)
+        return sample_evenly(range(len(self)), count)
 
     def array(self, name: str, index: int) -> np.ndarray:
         """One packed array of one frame, [H,W,C]; filled with the default value if no frame has it."""
@@ -111,7 +112,7 @@ class TrainingFrames(Protocol):
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
         """See PackedFrames."""
 
-    def sample(self, count: int) -> np.ndarray:
+    def sample(self, count: int) -> list[int]:
         """See PackedFrames."""
 
     def array(self, name: str, index: int) -> np.ndarray:
@@ -124,11 +125,6 @@ class TrainingFrames(Protocol):
 
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """See PackedFrames."""
-
-
-def sample_evenly(length: int, count: int) -> np.ndarray:
-    """At most `count` evenly spaced indices of range(length), int64."""
-    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int))
 
 
 def unpack(gathered: dict[str, Tensor], device: torch.device) -> Batch:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dataset.cache import FOCAL_FACTOR
 from dataset.packing import PACKED_ARRAYS
-from trainer.feed import Batch, PackedFrames, sample_evenly, unpack
+from dataset.units import sample_evenly
+from trainer.feed import Batch, PackedFrames, unpack
 
 WEIGHTED = re.compile(r"(.+):([0-9]*\.?[0-9]+)")
 
@@ -77,14 +78,13 @@ class MixedFrames:
         ]
         return np.random.default_rng((seed, epoch)).permutation(np.concatenate(chosen))
 
-    def sample(self, count: int) -> np.ndarray:
+    def sample(self, count: int) -> list[int]:
         """About `count` indices, in the proportions of an epoch and evenly spaced in each set."""
-        return np.concatenate(
-            [
-                start + sample_evenly(len(frames), max(1, round(count * part / self.epoch_length)))
-                for frames, start, part in zip(self.sets, self.starts, self.per_epoch, strict=False)
-            ]
-        )
+        return [
+            index
+            for start, end, part in zip(self.starts, self.starts[1:], self.per_epoch, strict=False)
+            for index in sample_evenly(range(start, end), max(1, round(count * part / self.epoch_length)))
+        ]
 
     def array(self, name: str, index: int) -> np.ndarray:
         """One packed array of one frame, [H,W,C]; filled with the default value if its set has none."""
