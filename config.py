@@ -119,6 +119,15 @@ NYU_SOURCE = "NYU Depth V2, labelled set"  # `what` in source.json for the origi
 
 NETWORK_WIDTH, NETWORK_HEIGHT = 320, 240
 
+WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"  # students that come with the code
+INCLUDED_STUDENT = "rooms"  # trained on rendered rooms alone
+
+
+def student_path(text: str) -> Path:
+    """Argparse type: the path of a student, or the name of one in weights/, such as 'rooms'."""
+    included = WEIGHTS_FOLDER / f"{text}.safetensors"
+    return included if text.isidentifier() and included.is_file() else Path(text)
+
 
 def _env_path(variable: str, default: str | Path) -> Path:
     return Path(os.environ.get(variable) or default).expanduser()

@@ -19,7 +19,7 @@ from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int,
 
 import torch
 
-from config import Recipe, Runtime
+from config import WEIGHTS_FOLDER, Recipe, Runtime, student_path
 from dataset.files import atomic_path, read_json, sha256_of, write_json
 from dataset.manifest import SPLITS, Row, read_manifest
 from evaluation import page
@@ -134,14 +134,21 @@ def parse_arguments() -> Namespace:
     """Flags of the command line."""
     parser = ArgumentParser(__doc__)
     runtime = Runtime()
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py, or .onnx of export_trt.py")
+    parser.add_argument(
+        "--checkpoint",
+        type=student_path,
+        required=True,
+        help="best.pt of train.py, .onnx of export_trt.py, or rooms: the student of weights/",
+    )
     parser.add_argument("--camera", type=Path, help="camera.json of an .onnx --checkpoint (default: student.json's)")
-    parser.add_argument("--compare", type=Path, metavar="OTHER", help="another student to compare with, .pt or .onnx")
+    parser.add_argument("--compare", type=student_path, metavar="OTHER", help="another student to compare with")
     parser.add_argument("--compare-camera", type=Path, help="the same for an .onnx --compare")
     manifest = runtime.teacher_data_dir / "manifest.jsonl"
     parser.add_argument("--manifest", type=Path, default=manifest, help="default: %(default)s")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
-    parser.add_argument("--output-dir", type=Path, help="default: table_4 beside the checkpoint")
+    parser.add_argument(
+        "--output-dir", type=Path, help="default: table_4 beside the checkpoint, or ./table_4 for a student of weights/"
+    )
     parser.add_argument("--data-limit", type=positive_int, help="maximum number of frames to evaluate")
     parser.add_argument("--report", type=Path, metavar="HTML", help="also write a page with charts and pictures")
     add_flags(parser, runtime, "engine_dir", "allow_links_to", "device")
@@ -165,7 +172,8 @@ def main() -> int:
         raise UserError(f"{arguments.manifest} has no frame of the split {arguments.split!r}")
     if any(row.intrinsics is None for row in rows):
         print("WARNING: some frames have no intrinsics; assuming the reference camera for them", file=sys.stderr)
-    output = arguments.output_dir or arguments.checkpoint.parent / "table_4"
+    parent = Path() if arguments.checkpoint.parent == WEIGHTS_FOLDER else arguments.checkpoint.parent
+    output = arguments.output_dir or parent / "table_4"
     pictures = [output / f"frame_{index}.png" for index in range(min(MAX_PICTURES, len(rows)))]
     table = compare(student.predict, rows, student.metadata, student.recipe, pictures, other.predict if other else None)
     if not any(table.rows.values()):

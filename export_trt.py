@@ -28,7 +28,7 @@ import onnxruntime
 import onnxslim
 import torch
 
-from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime
+from config import CLASS_NAMES, IGNORE, Intrinsics, Recipe, Runtime, student_path
 from dataset.files import atomic_path, sha256_of, write_json
 from dataset.frames import to_network_camera
 from dataset.manifest import Cameras
@@ -142,7 +142,9 @@ def build_engines(description: dict, engine_dir: Path) -> None:
 def parse_arguments() -> Namespace:
     """Flags of the command line."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
+    parser.add_argument(
+        "--checkpoint", type=student_path, required=True, help="best.pt of train.py, or rooms: the student of weights/"
+    )
     add_flags(parser, Runtime(), "engine_dir", "allow_links_to")
     parser.add_argument("--skip-trt", action="store_true", help="export and check the ONNX graphs, build no engine")
     parser.add_argument("--camera", type=Path, help="camera.json of the robot (default: the training data's camera)")

@@ -1,16 +1,18 @@
 """Run the student on an image, a folder of images, a video or a camera, and visualise its predictions.
 
-Reads   a checkpoint and images (--input: an image file, a folder, a video file, or the number of a camera). Images are
-        rotated by their EXIF orientation.
+Reads   a student (by default the one that comes with the code) and images (--input: an image file, a folder, a video
+        file, or the number of a camera). Images are rotated by their EXIF orientation.
 Writes  one picture per image (image | depth | classes) into --output-dir, or predictions.mp4 for a video or camera;
         with --save-maps also <stem>_depth.npy (float32 metres) and <stem>_seg.npy (uint8 0..5) per image;
         failed_frames.jsonl lists unreadable images of a folder, which are skipped.
 
-Depth is in metres for the camera given by --camera or --fx --fy, by default the camera of the training data. On a
-signal, it finishes the current image and keeps all files written so far. Exit codes: 0 done, or a camera was stopped;
-2 wrong input; 75 stopped with images left.
+Depth is in metres for the camera given by --camera or --fx --fy. Without them, the focal length comes from the image's
+EXIF data, else it is that of the training data's camera, else one is assumed and printed. On a signal, it finishes the
+current image and keeps all files written so far. Exit codes: 0 done, or a camera was stopped; 2 wrong input; 75 stopped
+with images left.
 """
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -34,8 +36,15 @@ from cli import (
 import numpy as np
 from tqdm import tqdm
 
-from config import Intrinsics, Runtime
-from dataset.files import is_still_image, read_image, write_failed_frames, write_npy, write_png
+from config import INCLUDED_STUDENT, Intrinsics, Recipe, Runtime, student_path
+from dataset.files import (
+    exif_focal_length,
+    is_still_image,
+    read_image,
+    write_failed_frames,
+    write_npy,
+    write_png,
+)
 from dataset.frames import find_frames, rescale_camera
 from dataset.listing import IMAGE_SUFFIXES, stem_of
 from dataset.manifest import Cameras, check_camera
@@ -97,16 +106,64 @@ class InputImages:
         return self.video is not None and self.video.is_live and self.limit is None
 
 
-def choose_camera(
-    arguments: Namespace, cameras: Cameras | None, trained_on: dict | None, stem: str, rgb: np.ndarray
-) -> Intrinsics | None:
-    """The camera of one image: from the flags, else the training data's camera; None if that has several."""
-    height, width = rgb.shape[:2]
-    if arguments.fx:
-        return check_camera(Intrinsics.centred(arguments.fx, arguments.fy, width, height), "--fx --fy")
-    if cameras:
-        return rescale_camera(cameras.for_frame(stem), rgb, stem)
-    return Intrinsics(**trained_on) if trained_on else None
+class CameraChooser:
+    """Chooses the camera of each image: from the flags, its EXIF data, or the training data; else assumes one.
+
+    Args:
+        arguments: flags of the command line.
+        recipe: the student's recipe, whose reference camera is assumed.
+        trained_on: intrinsics of the training data's camera; None if it has several.
+    """
+
+    def __init__(self, arguments: Namespace, recipe: Recipe, trained_on: dict | None):
+        self.arguments, self.recipe = arguments, recipe
+        self.cameras = Cameras.read(arguments.camera) if arguments.camera else None
+        self.trained_camera = Intrinsics(**trained_on) if trained_on else None
+        self.told: set[str] = set()
+
+    def __call__(self, stem: str, rgb: np.ndarray, file: Path | None) -> Intrinsics | None:
+        """The camera of an image.
+
+        Args:
+            stem: the image's stem.
+            rgb: the image.
+            file: its file; None for a video.
+
+        Raises UserError if the camera can't be right, or --camera has none for this image.
+        """
+        height, width = rgb.shape[:2]
+        if self.arguments.fx:
+            camera = Intrinsics.centred(self.arguments.fx, self.arguments.fy, width, height)
+            return check_camera(camera, "--fx --fy")
+        if self.cameras:
+            return rescale_camera(self.cameras.for_frame(stem), rgb, stem)
+        focal = exif_focal_length(file) if file else None
+        if focal and not (camera := Intrinsics.centred(focal, focal, width, height)).problem:
+            self._tell("EXIF", f"{stem}: the EXIF data says {describe_lens(camera)}")
+            return camera
+        if self.trained_camera:
+            return self.trained_camera
+        window = min(width, height * self.recipe.width / self.recipe.height)  # the part of the image that is used
+        focal = self.recipe.reference_focal * window / self.recipe.width
+        camera = Intrinsics.centred(focal, focal, width, height)
+        self._tell(
+            "assumed",
+            f"WARNING: {stem}: the camera is unknown, so {describe_lens(camera)} are assumed; depth is proportional to "
+            "the focal length: pass --fx --fy or --camera",
+        )
+        return camera
+
+    def _tell(self, source: str, text: str) -> None:
+        """Print a text to standard error, once a source."""
+        if source not in self.told:
+            print(text, file=sys.stderr)
+        self.told.add(source)
+
+
+def describe_lens(camera: Intrinsics) -> str:
+    """A camera's focal length and horizontal field of view in words."""
+    view = math.degrees(2 * math.atan(camera.width / 2 / camera.fx))
+    return f"a focal length of {camera.fx:.0f} pixels and a field of view of {view:.0f} degrees"
 
 
 def draw_prediction(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.ndarray:
@@ -119,7 +176,11 @@ def draw_prediction(rgb: np.ndarray, depth: np.ndarray, seg: np.ndarray) -> np.n
 def parse_arguments() -> Namespace:
     """Parse the command line."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best.pt of train.py")
+    parser.add_argument(
+        "--checkpoint",
+        type=student_path,
+        help="best.pt of train.py (default: the student of weights/, which has seen rendered rooms alone)",
+    )
     parser.add_argument("--input", required=True, help="image, folder, video file, or camera number")
     parser.add_argument("--output-dir", type=Path, default=Path("predictions"), help="default: %(default)s")
     parser.add_argument("--camera", type=Path, help="camera.json, for images of the same aspect ratio")
@@ -159,11 +220,13 @@ def main() -> int:
     """Run the script and return its exit code."""
     arguments = parse_arguments()
     device = resolve_device(Runtime(**flag_values(arguments, Runtime)).device)
+    if not arguments.checkpoint:
+        arguments.checkpoint = student_path(INCLUDED_STUDENT)
+        print(f"student: {arguments.checkpoint}, which has seen rendered rooms alone")
     model, recipe, checkpoint = load_student(arguments.checkpoint)
     student = make_predictor(model.to(device), recipe, device)
     images = InputImages(arguments.input, arguments.output_dir, arguments.data_limit)
-    cameras = Cameras.read(arguments.camera) if arguments.camera else None
-    trained_on = checkpoint.get("notes", {}).get("camera")
+    choose_camera = CameraChooser(arguments, recipe, checkpoint.get("notes", {}).get("camera"))
     output, count, stopped_early = arguments.output_dir, 0, False
     with StopSignal() as stop, ExitStack() as exit_stack:
         write = picture_writer(output, images.video, exit_stack)
@@ -171,10 +234,7 @@ def main() -> int:
             if stop:
                 stopped_early = not images.is_live
                 break
-            camera = choose_camera(arguments, cameras, trained_on, stem, rgb)
-            if camera is None and not count:
-                print("WARNING: no --camera given: depth is in metres for the reference camera", file=sys.stderr)
-            depth, seg = student(rgb, camera)
+            depth, seg = student(rgb, choose_camera(stem, rgb, images.files.get(stem)))
             write(stem, draw_prediction(rgb, depth, seg))
             if arguments.save_maps:
                 write_npy(output / f"{stem}_depth.npy", depth.astype(np.float32))

@@ -214,6 +214,8 @@ class Trainer:
             description: description of the training data, from describe_data().
         """
         content = load_checkpoint(path)
+        if "optimizer" not in content:
+            raise UserError(f"{path} holds a student alone, which can't be resumed: start from it with --init")
         check_same_recipe(path, recipe_from_checkpoint(content, path), self.recipe)
         try:
             check_same_data(path, content["notes"], self.metadata | description)

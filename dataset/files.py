@@ -25,6 +25,7 @@ from dataset.disk import reraise_disk_full
 # raised by Pillow on files that it can't decode
 DECODE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 TURNING_ORIENTATIONS = range(2, 9)  # EXIF orientations that rotate or mirror the image on display
+FILM_DIAGONAL = math.hypot(36, 24)  # mm
 MAX_STEM_BYTES = 200  # of the stem in a temporary name; file systems limit the whole name to 255
 TEMPORARY_NAME = re.compile(r"\.(.+)\.[^.]+\.part(\.[^.]+)?")
 
@@ -216,6 +217,21 @@ def orientation_of(image: Image.Image) -> object:
     try:
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # PngImageFile.getexif() loads the pixels
     except DECODE_ERRORS:  # viewers ignore EXIF data that can't be parsed
+        return None
+
+
+def exif_focal_length(path: str | Path) -> float | None:
+    """Focal length of an image file in pixels, from the EXIF tag FocalLengthIn35mmFilm; None if it has none.
+
+    The equivalent focal length is defined by the diagonal, which is 43.27 mm on 35 mm film (CIPA DCG-001). It is wrong
+    for an image that was cropped after it was taken.
+    """
+    try:
+        with Image.open(path) as image:
+            millimetres = Image.Image.getexif(image).get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+            diagonal = math.hypot(*image.size)
+        return float(millimetres) * diagonal / FILM_DIAGONAL if millimetres else None
+    except (ImportError, *DECODE_ERRORS):
         return None
 
 

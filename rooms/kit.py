@@ -19,6 +19,8 @@ BRIGHTS = [(0.66, 0.22, 0.18), (0.2, 0.36, 0.56), (0.8, 0.68, 0.34), (0.26, 0.44
 SKINS = [(0.91, 0.72, 0.6), (0.82, 0.6, 0.46), (0.65, 0.44, 0.31), (0.42, 0.27, 0.19), (0.95, 0.79, 0.69)]
 HAIRS = [(0.1, 0.08, 0.07), (0.25, 0.16, 0.1), (0.45, 0.3, 0.16), (0.7, 0.55, 0.32), (0.55, 0.53, 0.5)]
 
+CLUTTER, N_PRINTS = (0.5, 6.0), 4  # see Kit.add_variety()
+
 
 class Kit:
     """The mesh, random generator and material ids of a scene, used by all builders."""
@@ -43,6 +45,12 @@ class Kit:
         self.skins = [palette.solid(colour) for colour in SKINS]
         self.hairs = [palette.cloth(colour, infrared=0.03) for colour in HAIRS]
         self.light_wood = self.woods[0]
+        self.clutter = 1.0  # factor on the number of small objects on furniture
+
+    def add_variety(self) -> None:
+        """Draw the amount of clutter, from bare to crammed, and add printed materials to its colours."""
+        self.clutter = float(np.exp(self.rng.uniform(*np.log(CLUTTER))))
+        self.brights += [self.palette.image(textures.painting(self.rng), (0.15, 0.15)) for _ in range(N_PRINTS)]
 
     def pick(self, items: list[Item]) -> Item:
         """Draw one of `items` with the scene's generator."""

@@ -246,16 +246,20 @@ def build_room(
     rng: np.random.Generator,
     plans: Mapping[str, Plan] = PLANS,
     change_finish: Callable[[Kit, Finish], None] | None = None,
+    varied: bool = False,
 ) -> tuple[str, Room]:
     """Build a random furnished room; returns its type, a key of `plans`, and the room.
 
     change_finish: may replace the materials of floor and walls before anything is built.
+    varied: more variety of colours, prints and clutter.
     """
     names = list(plans)
     shares = np.array([plans[name].share for name in names])
     name = names[rng.choice(len(names), p=shares / shares.sum())]
     plan = plans[name]
     kit = Kit(Mesh(), Palette(rng), rng)
+    if varied:
+        kit.add_variety()
     width, depth, height = (float(rng.uniform(*limits)) for limits in (plan.width, plan.depth, plan.height))
     room = Room(kit, width, depth, height)
     finish = draw_finish(kit, plan.formal)
@@ -269,4 +273,6 @@ def build_room(
     add_lamps(room, plan.formal)
     decorate_walls(room, plan.pictures, plan.mirror, plan.board)
     add_people(room, plan.people)
+    if varied:
+        kit.palette.recolour(rng)
     return name, room

@@ -43,9 +43,9 @@ ROBOT_PLANS = {
 }
 
 
-def build_robot_room(rng: np.random.Generator) -> tuple[str, Room]:
-    """A furnished room as a robot finds it, drawn from `rng`: its type (a key of ROBOT_PLANS) and the room."""
-    name, room = build_room(rng, ROBOT_PLANS, robot_floor)
+def build_robot_room(rng: np.random.Generator, varied: bool = False) -> tuple[str, Room]:
+    """A furnished room as a robot finds it: its type, a key of ROBOT_PLANS, and the room; see build_room()."""
+    name, room = build_room(rng, ROBOT_PLANS, robot_floor, varied)
     litter(room)
     add_people(room, 0.5)
     return name, room

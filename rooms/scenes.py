@@ -18,7 +18,8 @@ from rooms.walks import walk
 MAX_PITCH, MAX_ROLL = np.radians(15), np.radians(5)
 N_CANDIDATE_POSES = 48  # per scene
 SCORED_CLASSES = ("furniture", "glass", "person", "floor", "wall")  # of a view; see _score_pose()
-FREE_PITCH, FREE_ROLL = np.radians((-65, 20)), np.radians(20)  # limits of look 2
+FREE_PITCH = np.radians((-65, 20))  # limits of look 2
+ROLL_DEVIATION, MAX_FREE_ROLL, LARGE_ROLL_SHARE = np.radians(4.5), np.radians(45), 0.2
 N_FREE_CANDIDATES, FREE_CLEARANCE = 12, 0.25  # poses per scene; metres
 TOF_WEAKNESS = (15.0, 150.0)  # of a robot's sensor, drawn per scene; see simulate_sensor()
 
@@ -64,7 +65,8 @@ class SceneOptions:
         view: handheld, robot, or mixed, which makes half of the scenes a robot's.
         walk_rate: frames per second of a walk; None renders separate views.
         look: version of the images. 1, as in the demo: handheld views are about level and avoid things nearer than
-            0.7 m. 2: they look down on desks and floors, rolled, and near, as people film; the light is cast faster.
+            0.7 m. 2: they look down on desks and floors, rolled, and near, as people film; rooms have more varied
+            colours, prints and amounts of clutter; the light is cast faster.
     """
 
     seed: int
@@ -101,7 +103,8 @@ def render_scene(options: SceneOptions, scene_index: int) -> Iterator[RenderedFr
     """
     rng = np.random.default_rng([options.seed, scene_index])
     camera, robot = options.camera_of(scene_index), options.is_robot(scene_index)
-    scene_type, room = build_robot_room(rng) if robot else build_room(rng)
+    varied = options.look == 2
+    scene_type, room = build_robot_room(rng, varied) if robot else build_room(rng, varied=varied)
     scene = f"{'robot_' if robot else ''}{scene_type}_{scene_index + 1:04d}"
     world = room.world()
     weakness = float(np.exp(rng.uniform(*np.log(TOF_WEAKNESS)))) if robot else 1.0
@@ -187,7 +190,8 @@ def _draw_free_pose(room: Room, rng: np.random.Generator) -> Pose:
     pose = _draw_pose(room, rng)
     height = np.clip(rng.normal(1.4, 0.25), 0.6, 2.0)
     pitch = np.clip(rng.normal(-0.35, 0.27), *FREE_PITCH)
-    roll = np.clip(rng.normal(0, 0.08), -FREE_ROLL, FREE_ROLL)
+    large = rng.random() < LARGE_ROLL_SHARE
+    roll = rng.uniform(-MAX_FREE_ROLL, MAX_FREE_ROLL) if large else rng.normal(0, ROLL_DEVIATION)
     return Pose(np.array([*pose.position[:2], height]), pose.yaw, float(pitch), float(roll))
 
 

@@ -15,6 +15,8 @@ from rooms import kernels
 
 OPAQUE, GLASS, MIRROR = 0, 1, 2
 SIZE = 256
+# Standard deviations of the log tint of all channels together and of each; see Palette.recolour().
+RECOLOUR_BRIGHTNESS, RECOLOUR_HUE = 0.35, 0.15
 
 
 def to_linear(srgb: ArrayLike) -> np.ndarray:
@@ -86,6 +88,14 @@ class Palette:
     def light(self, colour: ArrayLike, strength: float) -> int:
         """Add a light-emitting surface."""
         return self.solid(colour, emission=strength)
+
+    def recolour(self, rng: np.random.Generator) -> None:
+        """Change the brightness, hue and gloss of every opaque surface that emits no light."""
+        for material in self.materials:
+            if material.kind == OPAQUE and not material.emission:
+                brightness, hue = rng.normal(0, RECOLOUR_BRIGHTNESS), rng.normal(0, RECOLOUR_HUE, 3)
+                material.tint = np.clip(material.tint * np.exp(brightness + hue), 0.004, 1).astype(np.float32)
+                material.gloss = float(np.clip(material.gloss * rng.uniform(0.5, 1.5), 0, 1))
 
     def _texture(self, texture: np.ndarray) -> int:
         texture = np.array(texture, np.float32)

@@ -14,16 +14,20 @@ from rooms.kit import Kit, lean
 def clutter(
     kit: Kit, x0: float, x1: float, y0: float, y1: float, z: float, count: int, clearance: float = 1.0
 ) -> None:
-    """Place up to `count` small objects on a surface, without overlaps; low ones only if `clearance` is small."""
+    """Place up to `count` small objects on a surface, without overlaps; low ones only if `clearance` is small.
+
+    The kit's factor changes the count, and the distance between them to match.
+    """
+    distance = 0.24 / max(1.0, kit.clutter) ** 0.5
     positions: list[tuple[float, float]] = []
     builders = [_bottle, _cup, _book_stack, _vase, _small_box, _bowl, _papers]
     if clearance > 0.5:
         builders += [_flowers, _laptop]
-    for _ in range(count):
+    for _ in range(round(count * kit.clutter)):
         if x1 <= x0 or y1 <= y0:
             return
         x, y = kit.rng.uniform(x0, x1), kit.rng.uniform(y0, y1)
-        if all(np.hypot(x - a, y - b) > 0.24 for a, b in positions):
+        if all(np.hypot(x - a, y - b) > distance for a, b in positions):
             positions.append((x, y))
             kit.pick(builders)(kit, x, y, z)
 

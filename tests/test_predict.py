@@ -276,7 +276,47 @@ def test_missing_camera_warns_once(trained, manifest, tmp_path, capsys):
     torch.save(content, tmp_path / "several.pt")
     flags = ("--input", manifest.parent / "rgb", "--output-dir", tmp_path / "out", "--device", "cpu")
     assert call(predict.main, "--checkpoint", tmp_path / "several.pt", *flags, "--data-limit", 2) == 0
-    assert capsys.readouterr().err.count("WARNING") == 1
+    warning = capsys.readouterr().err
+    # the reference camera at 160x120: NYU's 519 pixels of 640
+    assert warning.count("WARNING") == 1 and "a focal length of 130 pixels and a field of view of 63 degrees" in warning
+
+
+def lens_exif(focal_35mm: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a phone"  # Pillow drops EXIF data that consist of sub-directories alone
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = focal_35mm
+    return exif
+
+
+@pytest.mark.parametrize(("focal_35mm", "turned"), [(26, False), (26, True), (52, False)])
+def test_focal_length_of_a_photograph(run, image, tmp_path, capsys, focal_35mm, turned):
+    """A lens of 43.27 mm has a focal length of one diagonal of the image, 200 pixels for 160x120."""
+    exif = lens_exif(focal_35mm)
+    pixels = read_image(image)
+    if turned:
+        exif[ExifTags.Base.Orientation] = 6
+        pixels = np.ascontiguousarray(np.rot90(pixels))
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    depth = depth_of(run(tmp_path / "photo.png", tmp_path / "photo", "--save-maps"), "photo")
+    expected = 200 * focal_35mm / np.hypot(36, 24)
+    assert f"a focal length of {expected:.0f} pixels" in capsys.readouterr().err
+    given = run(image, tmp_path / "given", "--save-maps", "--fx", expected, "--fy", expected)
+    np.testing.assert_allclose(depth, depth_of(given, "005"), rtol=1e-6)
+
+
+def test_flags_override_the_exif_focal_length(run, image, tmp_path, capsys):
+    exif = lens_exif(26)
+    Image.fromarray(read_image(image)).save(tmp_path / "photo.png", exif=exif)
+    flags = ("--save-maps", "--fx", 130, "--fy", 130)
+    depth = depth_of(run(tmp_path / "photo.png", tmp_path / "photo", *flags), "photo")
+    np.testing.assert_array_equal(depth, depth_of(run(image, tmp_path / "plain", *flags), "005"))
+
+
+@pytest.mark.parametrize("focal_35mm", [0, 2, 5000])
+def test_impossible_exif_focal_lengths_are_ignored(run, image, tmp_path, focal_35mm):
+    Image.fromarray(read_image(image)).save(tmp_path / "photo.png", exif=lens_exif(focal_35mm))
+    depth = depth_of(run(tmp_path / "photo.png", tmp_path / "photo", "--save-maps"), "photo")
+    np.testing.assert_array_equal(depth, depth_of(run(image, tmp_path / "plain", "--save-maps"), "005"))
 
 
 def test_camera_of_another_aspect_ratio_is_rejected(run, image, tmp_path):

@@ -15,10 +15,12 @@ from torch import nn
 from config import CLASS_NAMES, Recipe, parse_recipe
 from dataset.files import atomic_path
 from models.student import Student
+from trainer import shared_weights
 
 FORMAT = "indoor-student-2"
 READABLE_FORMATS = ("indoor-student-1", FORMAT)  # version 1 also stored paths and cluster settings
-REQUIRED_KEYS = {"format", "model", "ema", "config", "class_names", "reference_focal", "step"}
+SHARED_KEYS = {"format", "ema", "config", "class_names", "reference_focal", "step"}  # also in a student to share
+REQUIRED_KEYS = SHARED_KEYS | {"model"}
 
 
 def build_student(recipe: Recipe) -> Student:
@@ -74,10 +76,18 @@ def save_checkpoint(path: str | Path, recipe: Recipe, content: dict[str, Any]) -
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU; raises UserError if it is missing, broken, unsafe, or of a different project."""
+    """Load a checkpoint, or a student to share, to the CPU.
+
+    Raises UserError if it is missing, broken, unsafe, or of a different project.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train.py writes one")
+    if path.suffix == shared_weights.SUFFIX:
+        content = shared_weights.read_shared_weights(path)
+        if not content.keys() >= SHARED_KEYS:
+            raise UserError(f"{path} lacks {', '.join(sorted(SHARED_KEYS - content.keys()))}")
+        return content
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -115,7 +125,8 @@ def load_student(path: str | Path) -> tuple[Student, Recipe, dict[str, Any]]:
         student = build_student(recipe)
         student.load_state_dict(content["ema"])
     except (RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds the weights of a different model: {str(error)[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} holds the weights of a different model: {reason}") from None
     not_finite = [name for name, value in student.state_dict().items() if not value.isfinite().all()]
     if not_finite:
         raise UserError(f"{path}: {len(not_finite)} of its tensors are not finite, for example {not_finite[0]}")

@@ -3,11 +3,10 @@
 import argparse
 import re
 from argparse import Namespace
-from pathlib import Path
 
 from cli import ArgumentParser, UserError, add_flags, flag_values, positive_int
 
-from config import NETWORK_HEIGHT, NETWORK_WIDTH, Recipe, Runtime
+from config import NETWORK_HEIGHT, NETWORK_WIDTH, Recipe, Runtime, student_path
 from trainer.augment import MIN_ZOOM
 from trainer.mixture import weighted_manifest
 
@@ -77,7 +76,10 @@ def _parser(description: str) -> ArgumentParser:
         help="imagenet: fail if they are unavailable; auto (default): fall back to random; none: random; or a file",
     )
     parser.add_argument(
-        "--init", type=Path, help="start from the student of this checkpoint, e.g. one pretrained on rendered rooms"
+        "--init",
+        type=student_path,
+        metavar="STUDENT",
+        help="start from this checkpoint's student, or from one of weights/: rooms has seen rendered rooms",
     )
     parser.add_argument("--require-data", action="store_true", help="fail rather than train on rendered rooms")
     return parser
