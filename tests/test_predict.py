@@ -312,7 +312,7 @@ def test_flags_override_the_exif_focal_length(run, image, tmp_path, capsys):
     np.testing.assert_array_equal(depth, depth_of(run(image, tmp_path / "plain", *flags), "005"))
 
 
-@pytest.mark.parametrize("focal_35mm", [0, 2, 5000])
+@pytest.mark.parametrize("focal_35mm", [0, 1, 5000])
 def test_impossible_exif_focal_lengths_are_ignored(run, image, tmp_path, focal_35mm):
     Image.fromarray(read_image(image)).save(tmp_path / "photo.png", exif=lens_exif(focal_35mm))
     depth = depth_of(run(tmp_path / "photo.png", tmp_path / "photo", "--save-maps"), "photo")

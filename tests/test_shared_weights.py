@@ -12,7 +12,6 @@ from small_run import call, exit_code, train_flags
 import config
 import eval_distillation
 import train
-from dataset.manifest import read_manifest
 from deployment import share_weights
 from evaluation.held_out import find_test_rows
 from trainer.checkpoint import load_checkpoint, load_student
