@@ -5,8 +5,9 @@ Writes  a temporary folder, removed at the end; prints a table.
 
 Each student uses its own training recipe, with depth only and random initial weights. The first frames are the training
 set, the next choose the epoch, and the last 50 are tested once. --init adds our student initialised from a checkpoint.
-Testing works like predict.py: at the image's own size, on pixels with depth. The table includes the RMSE on the
-training frames: if it is far below the test RMSE, more data would help rather than a larger student or more steps.
+Testing works like predict.py: at the image's own size, on pixels with depth, in metres of each frame's camera. The
+table includes the RMSE on the training frames: if it is far below the test RMSE, more data would help rather than a
+larger student or more steps. --other adds recordings of other places, which no student was trained on.
 """
 
 import os
@@ -33,9 +34,10 @@ from tabulate import tabulate
 
 from benchmarks.machine import processor
 from benchmarks.published_student import PublishedTrainer, published_loader
-from config import Recipe
+from benchmarks.zero_shot import read_set
+from config import Recipe, student_path
 from dataset.files import read_image
-from dataset.frames import read_depth
+from dataset.frames import read_depth, to_network_camera
 from dataset.manifest import Row, read_manifest, write_manifest
 from evaluation.inference import make_predictor
 from evaluation.metrics import DepthMetrics
@@ -65,52 +67,69 @@ def import_frames(frames: str, folder: Path, train: int, val: int) -> list[Row]:
     return rows
 
 
-def compute_metrics(
-    model: torch.nn.Module, rows: list[Row], split: str, use_camera: bool, recipe: Recipe
-) -> dict[str, float]:
-    """Depth metrics of a split.
-
-    use_camera: whether the model predicts depth at the reference focal length, which is converted to each camera's.
-    """
+def compute_metrics(model: torch.nn.Module, rows: list[Row], recipe: Recipe) -> dict[str, float]:
+    """Depth metrics on frames; recipe: its reference focal length is the one that the model's depth is for."""
     metrics = DepthMetrics(recipe.min_depth, recipe.max_depth)
     student = make_predictor(model.eval(), recipe, torch.device("cpu"))
     for row in rows:
-        if row.split == split:
-            depth, _ = student(read_image(row.rgb), row.intrinsics if use_camera else None)
-            depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is a prediction, not a missing value
-            reference = read_depth(row.depth, row.depth_unit)
-            mask = depth_mask(reference, None, recipe, row.intrinsics)
-            metrics.update(*map(torch.from_numpy, (depth, reference, mask)))
+        depth, _ = student(read_image(row.rgb), row.intrinsics)
+        depth = np.maximum(depth, recipe.min_depth)  # a ReLU's 0 is a prediction, not a missing value
+        reference = read_depth(row.depth, row.depth_unit)
+        mask = depth_mask(reference, None, recipe, row.intrinsics)
+        metrics.update(*map(torch.from_numpy, (depth, reference, mask)))
     return metrics.compute()
 
 
-def evaluate(model: torch.nn.Module, rows: list[Row], use_camera: bool, recipe: Recipe) -> list[float]:
-    """Return METRICS on the test frames, followed by the RMSE on the training frames."""
-    test = compute_metrics(model, rows, "test", use_camera, recipe)
-    return [test[name] for name in METRICS] + [compute_metrics(model, rows, "train", use_camera, recipe)["rmse"]]
+def in_split(rows: list[Row], split: str) -> list[Row]:
+    """The rows of a split."""
+    return [row for row in rows if row.split == split]
 
 
-def train_published(rows: list[Row], epochs: int, batch_size: int, seed: int, recipe: Recipe) -> list[float]:
-    """Train the published student; returns the scores of the best epoch on val, or of the last one without val."""
+def evaluate(model: torch.nn.Module, rows: list[Row], others: list[list[Row]], recipe: Recipe) -> list[float]:
+    """METRICS on the test frames, the RMSE on the training frames, and RMSE and delta1 on each other recording."""
+    test = compute_metrics(model, in_split(rows, "test"), recipe)
+    scores = [test[name] for name in METRICS] + [compute_metrics(model, in_split(rows, "train"), recipe)["rmse"]]
+    for other in others:
+        metrics = compute_metrics(model, other, recipe)
+        scores += [metrics["rmse"], metrics["delta1"]]
+    return scores
+
+
+def train_published(rows: list[Row], others: list[list[Row]], epochs: int, batch_size: int, seed: int) -> list[float]:
+    """Train the published student; returns the scores of the best epoch on val, or of the last one without val.
+
+    It predicts metres of the camera that it was trained with.
+    """
+    camera = rows[0].intrinsics
+    assert camera is not None
+    recipe = Recipe()
+    recipe = replace(recipe, reference_focal=to_network_camera(camera, recipe.width, recipe.height).focal)
     trainer = PublishedTrainer(recipe, torch.device("cpu"), epochs, seed)
-    batches = published_loader([row for row in rows if row.split == "train"], batch_size, seed)
-    val = [row for row in rows if row.split == "val"]
+    batches = published_loader(in_split(rows, "train"), batch_size, seed)
+    val = in_split(rows, "val")
     best_rmse, best_weights = float("inf"), {}
     for _ in range(epochs):
         trainer.model.train()
         for rgb, depth in batches:
             trainer.train_step(rgb, depth)
         trainer.schedule.step()
-        rmse = compute_metrics(trainer.model, rows, "val", False, recipe)["rmse"]
+        rmse = compute_metrics(trainer.model, val, recipe)["rmse"] if val else 0.0
         if rmse < best_rmse or not val:
             best_rmse = rmse
             best_weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.model.load_state_dict(best_weights)
-    return evaluate(trainer.model, rows, False, recipe)
+    return evaluate(trainer.model, rows, others, recipe)
 
 
 def train_ours(
-    rows: list[Row], epochs: int, batch_size: int, seed: int, out: Path, init: Path | None, flags: list[str]
+    rows: list[Row],
+    others: list[list[Row]],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    out: Path,
+    init: Path | None,
+    flags: list[str],
 ) -> list[float]:
     """Run train.py as a user would; returns the scores of its best.pt.
 
@@ -122,7 +141,7 @@ def train_ours(
     command += ["--checkpoint-dir", out / f"checkpoints_{seed}", "--log-dir", out / "runs", *flags]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     model, recipe, _ = load_student(out / f"checkpoints_{seed}" / "best.pt")
-    return evaluate(model, rows, True, recipe)
+    return evaluate(model, rows, others, recipe)
 
 
 def main() -> None:
@@ -137,7 +156,12 @@ def main() -> None:
         "--val-frames", type=non_negative_int, default=40, help="the frames after them (default: %(default)s)"
     )
     parser.add_argument("--only", choices=("published", "ours", "pretrained"), help="run only this student")
-    parser.add_argument("--init", type=Path, help="also train ours from this checkpoint, e.g. of rendered rooms")
+    parser.add_argument(
+        "--init", type=student_path, help="also train ours from this student, e.g. rooms, which comes with the code"
+    )
+    parser.add_argument(
+        "--other", type=Path, nargs="*", default=[], metavar="FRAMES", help="recordings of other places to test on"
+    )
     parser.add_argument("--train-flags", default="", help="further flags for train.py, in one string")
     arguments = parser.parse_args()
     if not arguments.frames:
@@ -146,10 +170,11 @@ def main() -> None:
     flags = arguments.train_flags.split()
     with tempfile.TemporaryDirectory() as folder:
         rows = import_frames(arguments.frames, Path(folder), arguments.train_frames, arguments.val_frames)
+        others = [read_set(other, Path(folder) / f"other_{n}") for n, other in enumerate(arguments.other)]
         for seed in range(arguments.seeds):
-            common = (rows, arguments.epochs, arguments.batch_size, seed)
+            common = (rows, others, arguments.epochs, arguments.batch_size, seed)
             runs: dict[str, Callable[[], list[float]]] = {
-                "published": partial(train_published, *common, Recipe()),
+                "published": partial(train_published, *common),
                 "ours": partial(train_ours, *common, Path(folder) / "ours", None, flags),
             }
             if arguments.init:
@@ -175,6 +200,7 @@ def main() -> None:
         "AbsRel",
         "delta1",
         "training RMSE m",
+        *(f"{other.name}: {metric}" for other in arguments.other for metric in ("RMSE m", "delta1")),
         "minutes",
     )
     print(tabulate(table, headers, floatfmt=".3f"))
