@@ -8,7 +8,7 @@ DEMO_DATA := data/rooms_teacher_data
 DEMO_MANIFEST := $(DEMO_DATA)/manifest.jsonl
 DEMO_PAGE := checkpoints/table_4/report.html
 DEMO_SCENES := 200
-DEMO_EPOCHS := 30
+DEMO_EPOCHS := 14
 
 .PHONY: help setup demo report-check test test-cluster bench lint clean
 
@@ -30,12 +30,12 @@ $(INSTALLED): pyproject.toml $(wildcard requirements*.txt)
 	echo $(CURDIR) >$@
 
 demo: $(INSTALLED)  ## run the whole pipeline on rendered rooms: data, gate, labels, training, export, Table III, Table IV and its page
-	$(RUN) rooms/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.4 2.5
-	$(RUN) train.py --manifest $(DEMO_MANIFEST) --epochs $(DEMO_EPOCHS) --batch-size 4 --zoom 0.9 1.8 --texture 0 --encoder-weights none
+	$(RUN) rooms/prepare_rooms.py --out $(DEMO_DATA) --scenes $(DEMO_SCENES) --frames-per-scene 1 --focal-scale 0.6 1.6
+	$(RUN) train.py --manifest $(DEMO_MANIFEST) --init rooms --epochs $(DEMO_EPOCHS) --batch-size 8 --lr 0.001 --zoom 0.9 1.3
 	$(RUN) predict.py --checkpoint checkpoints/best.pt --input $(DEMO_DATA)/rgb --camera $(DEMO_DATA)/camera.json --data-limit 6 --output-dir predictions
 	$(RUN) export_trt.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --camera cameras/nyu.json --skip-trt --calibration-frames 64
 	$(RUN) benchmark_jetson.py --engine-dir ./engines/
-	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --manifest $(DEMO_MANIFEST) --report $(DEMO_PAGE)
+	$(RUN) eval_distillation.py --checkpoint checkpoints/best.pt --compare rooms --manifest $(DEMO_MANIFEST) --report $(DEMO_PAGE)
 	@echo "pictures: $(DEMO_DATA)/sam2_seg/panels/ $(DEMO_DATA)/gate/ checkpoints/table_4/ predictions/ runs/"
 	@echo "page: $(DEMO_PAGE)"
 
