@@ -64,28 +64,29 @@ def measure(depth: np.ndarray) -> dict[str, np.ndarray]:
     """
     height, width = depth.shape
     has_depth = depth > 0
-    inverse = np.divide(1, depth, out=np.full_like(depth, np.nan), where=has_depth)
+    inverse = 1 / np.where(has_depth, depth, np.float32(np.nan))
     padded = cv2.copyMakeBorder(inverse, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=np.nan)
     down, right = _slopes(padded)
     planes = {(0, 1): right, (1, 0): down, (1, 1): down + right, (1, -1): down - right}
-    per_step = np.divide(depth * depth, tolerance(depth), out=np.zeros_like(depth), where=has_depth)
-    total, largest = np.zeros_like(depth), np.zeros_like(depth)
+    per_step = depth * depth / tolerance(depth)
+    total, largest, limit = np.zeros_like(depth), np.zeros_like(depth), np.full_like(depth, MAX_NOISE)
     on_surface = np.zeros(depth.shape, np.uint8)
     for (dy, dx), plane in planes.items():
-        for side in (1, -1):
+        for side, shift in ((1, np.subtract), (-1, np.add)):
             y, x = 1 + side * dy, 1 + side * dx
             step = padded[y : y + height, x : x + width] - inverse
-            step -= side * plane
+            shift(step, plane, out=step)
             np.abs(step, out=step)
             step *= per_step
-            on_surface += step < 1
+            on_surface += (step < 1).view(np.uint8)
             np.fmax(largest, step, out=largest)  # without the NaN of a neighbour that has no reading
-            total += np.fmin(step, MAX_NOISE, out=step)  # MAX_NOISE for that one
+            total += np.fmin(step, limit, out=step)  # MAX_NOISE for that one; faster than with a scalar
     found = _sum(has_depth.astype(np.float32), 3) - has_depth
     missing = NEIGHBOURS - found
-    mean = (total - MAX_NOISE * missing) / np.maximum(found, 1)
+    total -= np.float32(MAX_NOISE) * missing
+    total /= np.maximum(found, 1)
     has_mean = has_depth & (found > 0)
-    noise = _sum(np.where(has_mean, mean, 0), 5) / np.maximum(_sum(has_mean.astype(np.float32), 5), 1)
+    noise = _sum(np.where(has_mean, total, 0), 5) / np.maximum(_sum(has_mean.astype(np.float32), 5), 1)
     return {
         "noise": cv2.log(noise + np.float32(NEARLY_ZERO)),
         "step": cv2.log(np.minimum(largest, MAX_STEP) + np.float32(NEARLY_ZERO)),
@@ -104,9 +105,9 @@ def _slopes(padded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for axis, inner in ((0, padded[:, 1:-1]), (1, padded[1:-1])):
         change = np.diff(inner, axis=axis)
         before, after = (change[:-1], change[1:]) if axis == 0 else (change[:, :-1], change[:, 1:])
-        smaller = np.where(np.abs(before) < np.abs(after), before, after)
-        smaller[~(before * after > 0)] = 0  # also where a neighbour has no reading
-        slopes.append(cv2.medianBlur(np.ascontiguousarray(smaller), 3))
+        low, high = np.minimum(before, after), np.maximum(before, after)
+        smaller = np.maximum(low, 0) + np.minimum(high, 0)
+        slopes.append(cv2.medianBlur(cv2.patchNaNs(smaller, 0), 3))  # NaN where a neighbour has no reading
     return slopes[0], slopes[1]
 
 
