@@ -58,6 +58,7 @@ bench: $(INSTALLED)  ## measure speed and accuracy; each script prints a table
 	$(RUN) benchmarks/manifest_rows.py
 	$(RUN) benchmarks/loader_speed.py
 	$(RUN) benchmarks/bag_speed.py
+	$(RUN) benchmarks/sensor_confidence.py
 	$(RUN) benchmarks/packing.py
 	$(RUN) benchmarks/render_speed.py
 	$(RUN) benchmarks/train_throughput.py

@@ -43,6 +43,7 @@ K_COLOUR, K_SENSOR = (528.0, 528.0, 323.7, 240.0), (585.0, 585.0, 320.0, 240.0)
 CASES = (
     ("raw colour to PNG", False, False, ()),
     ("raw colour to JPEG", False, False, ("--rgb-format", "jpg")),
+    ("the same without computed confidence", False, False, ("--rgb-format", "jpg", "--confidence", "valid")),
     ("JPEG colour, bytes kept", True, False, ()),
     ("raw colour to PNG, depth registered", False, True, ()),
     ("raw colour to JPEG, depth registered", False, True, ("--rgb-format", "jpg")),

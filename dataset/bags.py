@@ -38,6 +38,7 @@ from dataset.bag_messages import (
     stamp,
 )
 from dataset.calibration import CameraSettings, find_intrinsics
+from dataset.confidence import COMPUTED, SENSOR, sensor_confidence
 from dataset.frame_writer import FrameWriter
 from dataset.listing import is_ignored
 from dataset.pairing import pair_nearest
@@ -91,6 +92,7 @@ class BagOptions:
         min_motion: mean difference to the last frame taken, in grey levels, below which a frame is left out; None: 0.
         half_confidence: value of the confidence or amplitude topic that means a confidence of 0.5; None: half of the
             range of its type, for confidence only.
+        compute_confidence: of frames without a map of their own.
         unit: of 16-bit depth; None: millimetres, checked.
         world_frame: frame of the poses; None: the first of WORLD_FRAMES that the bag has.
         cameras: replace those of the bag.
@@ -101,6 +103,7 @@ class BagOptions:
     every: int = 1
     min_motion: float | None = None
     half_confidence: float | None = None
+    compute_confidence: bool = True
     unit: DepthUnit | None = None
     world_frame: str | None = None
     cameras: CameraSettings = field(default_factory=CameraSettings)
@@ -416,7 +419,9 @@ class BagRecording:
             if index not in pairs:
                 self.unpaired[stem] = f"no picture of {self.depth.topic.name} within {1000 * limit:g} ms"
             elif number in chosen:
-                self.frames[stem] = FrameInfo(self.name, time=(times[index] - begin) / SECOND)
+                computed = COMPUTED if options.compute_confidence else None
+                source = SENSOR if index in confidences else computed
+                self.frames[stem] = FrameInfo(self.name, time=(times[index] - begin) / SECOND, confidence=source)
                 self._numbers[stem] = number, depth_numbers[pairs[index]], confidences.get(index)
         if self.unpaired:
             self.lines.append(
@@ -479,11 +484,14 @@ class BagRecording:
         def named(pictures: Pictures | None) -> str:
             return f"{pictures.topic.name} ({pictures.encoding})" if pictures else "none"
 
+        confidence = named(self.confidence)
+        if self.confidence is None and self.options.compute_confidence:
+            confidence = "computed"
         infos = f"camera_info {' and '.join(dict.fromkeys(self.infos)) or 'none'}"
         topics = [
             f"colour {named(self.rgb)}",
             f"depth {named(self.depth)}",
-            f"confidence {named(self.confidence)}",
+            f"confidence {confidence}",
             infos,
         ]
         rig = self.rig.describe()
@@ -587,8 +595,12 @@ class Job:
             if self.rgb is not None:
                 self._write_colour(self.rgb, recording.rig, writer)
             if self.depth is not None:
-                confidence = None if self.confidence is None else recording.read_confidence(self.confidence)
-                writer.write_depth(self.target, *recording.rig.depth(recording.read_depth(self.depth), confidence))
+                depth, confidence = recording.read_depth(self.depth), None
+                if self.confidence is not None:
+                    confidence = recording.read_confidence(self.confidence)
+                elif recording.frames[self.stem].confidence == COMPUTED:
+                    confidence = sensor_confidence(depth)
+                writer.write_depth(self.target, *recording.rig.depth(depth, confidence))
         except (DamagedMessageError, UserError) as error:
             return self.stem, str(error)
         return self.stem, None

@@ -28,6 +28,7 @@ except ModuleNotFoundError:
 
 from dataset.bags import ROLES, BagOptions, BagRecording, find_bags
 from dataset.calibration import CameraSettings, parse_distortion, read_matrix, read_transform
+from dataset.confidence import CALIBRATION, COMPUTED
 from dataset.files import prepare_data_folder, write_failed_frames, write_json
 from dataset.frame_writer import RGB_FORMATS, FrameWriter
 from dataset.layouts import COLOUR_FOLDERS, DEPTH_FOLDER, FolderOptions, find_recording, open_folder
@@ -42,6 +43,10 @@ __all__ = ["find_recording", "main", "split_by_time", "split_into_subfolders"]
 
 Value = TypeVar("Value")
 
+# flags that source.json does not list among its settings
+NOT_SETTINGS = {
+    "input", "out", "test_frames", "val_frames", "gap_frames", "depth_format", "depth_unit", "confidence",
+}  # fmt: skip
 MAX_FLAT_FRAMES = 10_000  # longer recordings are written to subfolders
 
 
@@ -60,8 +65,9 @@ def parse_args() -> Namespace:
     parser = ArgumentParser(
         "Reads RGB-D recordings: a ROS bag (.mcap, .db3, .bag) or a folder of bags; a folder of TUM RGB-D, 7-Scenes,\n"
         "ScanNet or SUN RGB-D; <stem>.color.jpg|png beside <stem>.depth.png; or folders rgb|color/ and depth/.\n"
-        "Writes a data folder: rgb/ depth/ (confidence/) camera.json splits.json recordings.json source.json,\n"
-        "(times.json poses.json gravity.json) where the recording has them, and failed_frames.jsonl if any fail.\n\n"
+        "Writes a data folder: rgb/ depth/ confidence/ camera.json splits.json recordings.json confidence.json\n"
+        "source.json, (times.json poses.json gravity.json) where the recording has them, and failed_frames.jsonl if\n"
+        "any fail.\n\n"
         "Depth is registered to colour and lens distortion removed where the recording has the calibration.\n"
         "One recording is split by time: train, gap, val, gap, test; frames in a gap are excluded. Three or more are\n"
         "split by whole recordings. A stopped run resumes. camera.json and splits.json are written last."
@@ -102,6 +108,13 @@ def parse_args() -> Namespace:
         default="png",
         help="of pictures that are raw or rectified; compressed ones that need no change keep their bytes "
         "(default: png; jpg is smaller and faster)",
+    )
+    parser.add_argument(
+        "--confidence",
+        choices=(COMPUTED, "valid"),
+        default=COMPUTED,
+        help="of frames without a confidence map of their own. computed: from the depth's noise and edges; valid: 1 "
+        "wherever there is depth (default: computed)",
     )
     add_unit_flag(parser, "the recording's depth")
     add_bag_flags(parser)
@@ -174,6 +187,7 @@ def open_recordings(args: Namespace) -> Sequence[Recording]:
             every=args.every,
             min_motion=args.min_motion,
             half_confidence=args.half_confidence,
+            compute_confidence=args.confidence == COMPUTED,
             unit=args.depth_unit,
             world_frame=args.world_frame,
             cameras=cameras,
@@ -189,6 +203,7 @@ def open_recordings(args: Namespace) -> Sequence[Recording]:
             max_offset=args.max_offset,
             every=args.every,
             min_motion=args.min_motion,
+            compute_confidence=args.confidence == COMPUTED,
             allsplit=existing_file(args.allsplit, "--allsplit") if args.allsplit else None,
         ),
     )
@@ -219,7 +234,7 @@ def describe_source(args: Namespace, n_frames: int, split: Mapping[str, Sequence
         name: value
         for name, value in vars(args).items()
         if value is not None
-        and name not in ("input", "out", "test_frames", "val_frames", "gap_frames", "depth_format", "depth_unit")
+        and name not in NOT_SETTINGS
         and (name, value) not in (("every", 1), ("max_offset", 0.05), ("rgb_format", "png"))
     }
     return (
@@ -232,6 +247,7 @@ def describe_source(args: Namespace, n_frames: int, split: Mapping[str, Sequence
             "depth_format": args.depth_format,
         }
         | ({"depth_unit": args.depth_unit.name} if args.depth_unit else {})
+        | ({"confidence": f"the sensor's own map, else computed {CALIBRATION}"} if args.confidence == COMPUTED else {})
         | ({"settings": settings} if settings else {})
     )
 
@@ -246,12 +262,13 @@ def summary(n_frames: int, split: Mapping[str, Sequence[str]], excluded: int, un
 
 
 def write_frame_files(out: Path, frames: Mapping[str, FrameInfo]) -> None:
-    """Write times.json, poses.json and gravity.json of the frames that have them, and recordings.json."""
+    """Write recordings.json, and times, poses, gravity and origins of the confidence of the frames that have them."""
     write_json(out / "recordings.json", {stem: info.recording for stem, info in frames.items()})
     contents = {
         "times.json": {stem: info.time for stem, info in frames.items() if info.time is not None},
         "poses.json": {stem: info.pose.tolist() for stem, info in frames.items() if info.pose is not None},
         "gravity.json": {stem: info.gravity.tolist() for stem, info in frames.items() if info.gravity is not None},
+        "confidence.json": {stem: info.confidence for stem, info in frames.items() if info.confidence is not None},
     }
     for name, content in contents.items():
         if content:

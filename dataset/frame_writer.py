@@ -53,15 +53,15 @@ class FrameWriter:
 
     def write_depth(self, stem: str, metres: np.ndarray, confidence: np.ndarray | None = None) -> None:
         """Write depth, float32 [H,W] metres, 0 = no reading, and its confidence, float32 [H,W] in 0..1."""
-        if confidence is not None:
-            write_png(self.out / "confidence" / f"{stem}.png", np.rint(255 * confidence).astype(np.uint8))
+        self._write_confidence(stem, confidence)
         if self.depth_format == "npy":
             write_npy(self._depth_file(stem), metres)
         else:
             write_png(self._depth_file(stem), to_millimetres(metres))
 
-    def copy_depth(self, stem: str, content: bytes) -> None:
-        """Write a depth PNG in millimetres as it came."""
+    def copy_depth(self, stem: str, content: bytes, confidence: np.ndarray | None = None) -> None:
+        """Write a depth PNG in millimetres as it came, and its confidence."""
+        self._write_confidence(stem, confidence)
         self._write_bytes(self._depth_file(stem), content)
 
     def remove(self, stem: str) -> None:
@@ -69,6 +69,10 @@ class FrameWriter:
         files = [self.out / "rgb" / f"{stem}{suffix}" for suffix in RGB_SUFFIXES]
         for file in (*files, self._depth_file(stem), self.out / "confidence" / f"{stem}.png"):
             file.unlink(missing_ok=True)
+
+    def _write_confidence(self, stem: str, confidence: np.ndarray | None) -> None:
+        if confidence is not None:
+            write_png(self.out / "confidence" / f"{stem}.png", np.rint(255 * confidence).astype(np.uint8))
 
     def _depth_file(self, stem: str) -> Path:
         return self.out / "depth" / f"{stem}.{self.depth_format}"

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from PIL import Image
 
 from config import Intrinsics
 from dataset.calibration import CameraSettings, find_intrinsics, matrix_values, read_matrix
+from dataset.confidence import COMPUTED, sensor_confidence
 from dataset.files import DECODE_ERRORS, ImageOrientationError, decode_text, read_image, read_png_raw
 from dataset.frame_writer import FrameWriter
 from dataset.frames import check_depth_unit, find_frames, read_depth
@@ -64,6 +64,7 @@ class FolderOptions:
         max_offset: largest difference in time of colour and depth, seconds, where images have times.
         every: take every k-th frame.
         min_motion: see choose_frames().
+        compute_confidence: of all frames.
         allsplit: SUN RGB-D's file of its split.
     """
 
@@ -72,6 +73,7 @@ class FolderOptions:
     max_offset: float = 0.05
     every: int = 1
     min_motion: float | None = None
+    compute_confidence: bool = True
     allsplit: Path | None = None
 
 
@@ -108,9 +110,11 @@ class FolderRecording:
 
     def describe(self) -> str:
         """One line: the layout and what is done to the images."""
-        done = Counter(rig.describe() for rig in self.rigs.values() if rig.describe())
+        done = dict.fromkeys(rig.describe() for rig in self.rigs.values())
         unit = f", depth in {self.unit.what}" if self.unit else ""
-        return f"{self.name}: recognised as {self.what}{unit}" + "".join(f"; {text}" for text in done)
+        if any(info.confidence == COMPUTED for info in self.frames.values()):
+            done["confidence is computed"] = None
+        return f"{self.name}: recognised as {self.what}{unit}" + "".join(f"; {text}" for text in done if text)
 
     def camera_of(self, stem: str) -> Intrinsics:
         """The pinhole camera of a frame."""
@@ -132,11 +136,12 @@ class FolderRecording:
             return stem, str(error)
         if rgb.shape[1::-1] != (size := (rig.lens.camera.width, rig.lens.camera.height)):
             raise UserError(f"{colour} is {rgb.shape[1]}x{rgb.shape[0]}, but other frames are {size[0]}x{size[1]}")
-        registered, _ = rig.depth(metres, None)
+        computed = sensor_confidence(metres) if self.frames[stem].confidence == COMPUTED else None
+        registered, confidence = rig.depth(metres, computed)
         if registered is metres and writer.depth_format == "png" and self.unit in (None, UNITS["mm"]):
-            writer.copy_depth(target, depth.read_bytes())
+            writer.copy_depth(target, depth.read_bytes(), confidence)
         else:
-            writer.write_depth(target, registered)
+            writer.write_depth(target, registered, confidence)
         picture = rig.colour(rgb)
         if picture is rgb:
             writer.copy_colour(target, colour.read_bytes(), colour.suffix.lower())
@@ -162,6 +167,8 @@ def open_folder(folder: Path, options: FolderOptions) -> list[FolderRecording]:
         _assign_seven_scenes_split(folder, recordings)
     for recording in recordings:
         recording.choose(options.every, options.min_motion)
+        for info in recording.frames.values():
+            info.confidence = COMPUTED if options.compute_confidence else None
     return recordings
 
 

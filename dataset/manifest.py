@@ -21,7 +21,7 @@ A manifest is a text file with one JSON object per line:
     gravity     downward vector of any length in camera axes, three numbers (optional)
     depth_unit  unit of depth in .png: a name from dataset/units.py, or metres per count, e.g. 0.0002; default: mm
                 (optional)
-    made_by     provenance of the labels                    (optional)
+    made_by     provenance of the labels and of computed confidence (optional)
     da3_scale   factor from da3_depth to the sensor's scale, applied whenever da3_depth is read (optional)
 
 Paths are relative to the manifest's folder and must stay inside it. Links to files outside are followed only if allowed
@@ -42,6 +42,7 @@ from cli import UserError
 import numpy as np
 
 from config import Intrinsics
+from dataset.confidence import COMPUTED, SENSOR
 from dataset.files import atomic_path, decode_text, read_json
 from dataset.links import DataFolder
 from dataset.listing import normalize_name, normalize_stems, require_utf8
@@ -161,6 +162,11 @@ def read_poses(path: str | Path) -> dict[str, tuple[tuple[float, ...], ...]]:
 def read_gravity(path: str | Path) -> dict[str, tuple[float, ...]]:
     """Read gravity.json: {stem: downward vector in camera axes}; raises UserError if it is invalid."""
     return _read_by_stem(path, _parse_gravity)
+
+
+def read_confidence_origins(path: str | Path) -> dict[str, str]:
+    """Read confidence.json: {stem: SENSOR or COMPUTED of dataset/confidence.py}; raises UserError if it is invalid."""
+    return _read_by_stem(path, _parse_confidence_origin)
 
 
 def _read_by_stem(path: str | Path, parse: Callable[[object, str], Value | None]) -> dict[str, Value]:
@@ -300,6 +306,12 @@ def _parse_gravity(value: object, where: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     return tuple(map(float, check_gravity(value, where)))
+
+
+def _parse_confidence_origin(value: object, where: str) -> str:
+    if value not in (SENSOR, COMPUTED):
+        raise UserError(f"{where}: the confidence comes from {SENSOR!r} or {COMPUTED!r}, not {value!r}")
+    return str(value)
 
 
 def check_gravity(value: object, where: str) -> list[float]:

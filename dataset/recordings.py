@@ -24,6 +24,7 @@ class FrameInfo:
         pose: float64 [4,4], camera to world, metres; camera axes: x right, y down, z forward.
         gravity: float64 [3], downward vector in camera axes.
         split: train, val or test, if the data set says so.
+        confidence: where it comes from, SENSOR or COMPUTED of dataset/confidence.py; None: 1 where there is depth.
     """
 
     recording: str
@@ -31,6 +32,7 @@ class FrameInfo:
     pose: np.ndarray | None = None
     gravity: np.ndarray | None = None
     split: str | None = None
+    confidence: str | None = None
 
 
 class Recording(Protocol):

@@ -69,6 +69,7 @@ class Registration:
             seen = (metres > 0) & (np.abs(metres - last) <= MAX_CHANGE * metres)
             registered[strip] = np.where(seen, metres, registered[strip])
             if values is not None and moved is not None:
+                u, v = self._find_in_source(registered[strip], strip)
                 moved[strip] = np.where(registered[strip] > 0, cv2.remap(values, u, v, cv2.INTER_NEAREST), 0)
         return registered, moved
 

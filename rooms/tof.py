@@ -13,7 +13,7 @@ from config import Intrinsics
 from dataset.rectification import Lens
 from dataset.registration import Registration
 from dataset.transforms import rigid
-from rooms.render import Pose, World, camera_rays, simulate_sensor, trace_to_opaque
+from rooms.render import Hits, Pose, World, camera_rays, simulate_sensor, trace_to_opaque
 
 FIELD_OF_VIEW = (75.0, 65.0)  # degrees
 BASELINE = 0.032  # metres along the colour camera's x axis
@@ -42,14 +42,24 @@ def simulate_tof(
 
     weakness: of the sensor, as in simulate_sensor().
     """
+    reading, _ = measure(world, colour, pose, rng, weakness)
+    return register(reading, tof_camera(colour), colour, np.array([BASELINE, 0.0, 0.0]))
+
+
+def measure(
+    world: World, colour: Intrinsics, pose: Pose, rng: np.random.Generator, weakness: float
+) -> tuple[np.ndarray, Hits]:
+    """Simulate the sensor's depth in its own view; arguments as for simulate_tof().
+
+    Returns float32 [h,w] metres, 0 = no reading, and what its h * w rays hit first.
+    """
     camera = tof_camera(colour)
     placed = beside(pose)
     rays = camera_rays(camera, placed)
     origins = placed.position[None]
     first = world.cast(origins, rays)
     _, _, path, _, _ = trace_to_opaque(world, origins, rays, first)
-    reading = simulate_sensor(world, first, path, rays, (camera.height, camera.width), rng, weakness)
-    return register(reading, camera, colour, np.array([BASELINE, 0.0, 0.0]))
+    return simulate_sensor(world, first, path, rays, (camera.height, camera.width), rng, weakness), first
 
 
 def register(depth: np.ndarray, camera: Intrinsics, colour: Intrinsics, offset: np.ndarray) -> np.ndarray:

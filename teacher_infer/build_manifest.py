@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from config import Intrinsics, Recipe, Runtime
 from dataset.alignment import seam_step, sensor_scale
+from dataset.confidence import CALIBRATION, COMPUTED
 from dataset.files import DECODE_ERRORS, check_orientation, orientation_of, read_image, read_json, write_json
 from dataset.frames import (
     check_depth_unit,
@@ -37,6 +38,7 @@ from dataset.listing import find_data_folder, is_ignored, walk_folders
 from dataset.manifest import (
     Cameras,
     Row,
+    read_confidence_origins,
     read_gravity,
     read_poses,
     read_recordings,
@@ -79,9 +81,9 @@ def parse_args() -> Namespace:
     """Parse the command line."""
     parser = ArgumentParser(
         "Reads the folders of images, depth and teacher outputs, with splits.json, camera.json, recordings.json,\n"
-        "times.json, poses.json, gravity.json and the teachers' provenance.json. Writes the manifest, one JSON\n"
-        "object per frame, and a .json file of the same name with the number of frames and the fingerprint. Writes\n"
-        "nothing if any frame is invalid.\n\n"
+        "times.json, poses.json, gravity.json, confidence.json and the teachers' provenance.json. Writes the\n"
+        "manifest, one JSON object per frame, and a .json file of the same name with the number of frames and the\n"
+        "fingerprint. Writes nothing if any frame is invalid.\n\n"
         "Exit codes: 0 written, 2 a map is missing, unreadable or not of its image's size."
     )
     parser.add_argument("--rgb-dir", required=True, metavar="RGB", help="folder of images")
@@ -340,6 +342,18 @@ def align_to_sensor(rows: list[Row], threshold: float) -> None:
         print(f"step from sensor to teacher: median {np.median(before):.1%} before, {np.median(after):.1%} after")
 
 
+def record_computed_confidence(rows: list[Row], folders: Folders, output: Path) -> None:
+    """Record in made_by that a row's confidence was computed, according to the confidence.json beside its folder."""
+    file = find_data_file("confidence.json", output, folders.rgb)
+    used = folders.maps.get("confidence")
+    if file is None or used is None or used.resolve() != (file.parent / "confidence").resolve():
+        return
+    origins = read_confidence_origins(file)
+    for row in rows:
+        if row.confidence and origins.get(row.stem) == COMPUTED:
+            row.made_by["confidence"] = {"backend": COMPUTED, "model": CALIBRATION}
+
+
 def record_links(rows: list[Row], folder: DataFolder) -> None:
     """Record in made_by where links lead outside the data folder; raises UserError if that is not allowed."""
     linked = 0
@@ -378,6 +392,7 @@ def main() -> None:
             values = read(file)
             for row in join.rows:
                 setattr(row, column, values.get(row.stem))
+    record_computed_confidence(join.rows, folders, output)
     if args.align_to_sensor:
         align_to_sensor(join.rows, Recipe().confidence_threshold)
     write_manifest(output, join.rows)

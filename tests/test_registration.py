@@ -131,6 +131,18 @@ def test_floor_at_a_grazing_angle():
     np.testing.assert_allclose(found[floor], (0.12 / np.maximum(t, 0.025))[floor], rtol=5e-3)
 
 
+def test_readings_keep_their_value():
+    """Also at the edges of a box before a wall, with every second pixel dead."""
+    depth = np.full((72, 96), 3, np.float32)
+    depth[20:50, 30:60] = 0.8
+    depth[np.random.default_rng(0).random(depth.shape) < 0.5] = 0
+    camera = Intrinsics(80, 80, 47.5, 35.5, 96, 72)
+    registration = Registration(Lens.pinhole(camera), camera, rigid(np.eye(3), (0.03, 0, 0)))
+    registered, moved = registration.register_with(depth, depth)
+    assert (registered > 0).mean() > 0.4
+    np.testing.assert_allclose(moved, registered, atol=1e-3)
+
+
 def test_turned_camera():
     """A wall at z = 2 of the target, seen by a camera turned by 10 degrees about its y axis and moved."""
     rotation = rotation_of((0, np.sin(np.radians(5)), 0, np.cos(np.radians(5))))
