@@ -1,7 +1,7 @@
 """Depth accuracy of students on recordings and rooms that they have not seen, by set and by range.
 
 Reads   students (--student: checkpoints, or names of weights/) and sets (--data: recordings that corridor_loader.py
-        reads, or manifests, of which the test split is used).
+        reads and data folders, all of whose frames are used, or manifests, of which the test split is).
 Writes  a temporary folder, removed at the end; prints three tables.
 
 Depth is scored like Table IV's student against the reference: in metres of each set's own camera, without alignment,
@@ -41,9 +41,11 @@ RANGE_NAMES = GROUPS["range"][:-1]
 
 
 def read_set(source: Path, folder: Path) -> list[Row]:
-    """Rows of a set: the test split of a manifest, or all frames of a recording, imported into `folder`."""
+    """Rows of a set: a manifest's test split, or all of a data folder or of a recording, imported into `folder`."""
     if source.suffix == ".jsonl":
         rows = [row for row in read_manifest(source) if row.split == "test"]
+    elif (source / "manifest.jsonl").is_file():
+        rows = read_manifest(source / "manifest.jsonl")
     else:
         manifest = folder / "manifest.jsonl"
         folders = ["--rgb-dir", folder / "rgb", "--depth-dir", folder / "depth", "--output", manifest]
