@@ -195,8 +195,6 @@ Rates = dict[tuple[type[TimedMethods], str], list[float]]  # images per second o
 def measure(rows: list[Row], manifest: Path, recipe: Recipe, device: torch.device, rounds: int) -> list[object]:
     """Time both students at one batch size and print their table; returns their row of the table of batch sizes."""
     images = len(rows) // recipe.batch_size * recipe.batch_size
-    if not images:
-        raise UserError(f"--batch-size {recipe.batch_size} is larger than the number of frames in {manifest}")
     kinds: tuple[type[TimedMethods], ...] = (Ours, Published)
     with ExitStack() as stack:
         workers = {kind: Worker(kind, rows, manifest, recipe, device) for kind in kinds}
@@ -251,6 +249,8 @@ def main() -> None:
                 Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames, SEED
             )
         rows = read_manifest(manifest)[: arguments.frames]
+        if (largest := max(arguments.batch_size)) > len(rows):
+            raise UserError(f"--batch-size {largest} is larger than the number of frames in {manifest}")
         summary = [
             measure(rows, manifest, Recipe(batch_size=size, epochs=10_000, seed=SEED), device, arguments.rounds)
             for size in arguments.batch_size
