@@ -10,7 +10,7 @@ DEMO_PAGE := checkpoints/table_4/report.html
 DEMO_SCENES := 200
 DEMO_EPOCHS := 14
 
-.PHONY: help setup demo report-check test test-cluster bench lint clean
+.PHONY: help setup demo report-check test test-gpu test-cluster bench lint clean
 
 help:          ## show this help
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -44,6 +44,9 @@ report-check:  ## check the demo's page in headless Chromium: accessibility, wid
 
 test: $(INSTALLED)  ## run the tests
 	$(RUN) -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
+
+test-gpu: $(INSTALLED)  ## run the tests that need a GPU; each skipped one says why
+	$(RUN) -m pytest -q -rs --no-fold-skipped -m gpu tests/gpu
 
 test-cluster: $(INSTALLED)  ## run the jobs on a local SLURM; needs root, slurm-wlm, munge and shellcheck
 	shellcheck --external-sources setup_hpc.sh train.slurm teacher_infer/teacher_infer.slurm cluster/*.sh cluster/*.slurm

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with work left; job wrappe
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, ulimit -f exceeded
 PROJECT = "indoor-student"  # name in pyproject.toml
 CHECKOUT = Path(__file__).resolve().parent
+# torch raises RuntimeError: of the CPU's allocator, of the GPU's, and of the GPU's libraries
+TORCH_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|_ALLOC_FAILED")
 TRACEBACK_VARIABLE = "STUDENT_TRACEBACK"  # set this environment variable to 1 to see the traceback of an error
 
 
@@ -80,12 +83,10 @@ def run(main: Callable[[], int | None]) -> None:
             error.filename = "standard output"
         code = report_error(error)
     except (MemoryError, RuntimeError) as error:
-        # torch's CPU allocator raises RuntimeError
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not TORCH_OUT_OF_MEMORY.search(str(error)):
             raise
-        code = report_error(
-            UserError(f"out of memory ({str(error) or 'no details'}): use smaller batches or raise the limit")
-        )
+        details = textwrap.shorten(str(error), 200, placeholder="...") or "no details"
+        code = report_error(UserError(f"out of memory ({details}): use smaller batches or raise the limit"))
     sys.exit(code or EXIT_OK)
 
 

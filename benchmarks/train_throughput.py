@@ -15,7 +15,7 @@ and for the published student:
 - host feed: batches that these processes decode and augment frame by frame.
 
 Each student runs in its own process, since train.py changes how its process allocates memory. On a GPU, the fraction of
-the training time in which the GPU is busy is printed as well.
+the training time in which the GPU is busy is printed as well. Several batch sizes are summarised in a last table.
 """
 
 import statistics
@@ -189,44 +189,25 @@ def _call(method: str, *arguments: object) -> float:
     return getattr(_target, method)(*arguments)
 
 
-def main() -> None:
-    """Run the script."""
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--manifest", type=Path, help="manifest to train on (default: rendered rooms, depth only)")
-    parser.add_argument("--frames", type=positive_int, default=96, help="number of frames (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive_int, default=8, help="default: %(default)s")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="timed runs of each (default: %(default)s)")
-    add_flags(parser, Runtime(), "device")
-    arguments = parser.parse_args()
-    device, size = resolve_device(arguments.device or Runtime().device), arguments.batch_size
-    recipe = Recipe(batch_size=size, epochs=10_000, seed=SEED)
+Rates = dict[tuple[type[TimedMethods], str], list[float]]  # images per second of each round
+
+
+def measure(rows: list[Row], manifest: Path, recipe: Recipe, device: torch.device, rounds: int) -> list[object]:
+    """Time both students at one batch size and print their table; returns their row of the table of batch sizes."""
+    images = len(rows) // recipe.batch_size * recipe.batch_size
+    kinds: tuple[type[TimedMethods], ...] = (Ours, Published)
     with ExitStack() as stack:
-        manifest = arguments.manifest
-        if manifest is None:
-            manifest = rendered_manifest(
-                Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames, SEED
-            )
-        rows = read_manifest(manifest)[: arguments.frames]
-        images = len(rows) // size * size
-        if not images:
-            raise UserError(f"--batch-size {size} is larger than the number of frames in {manifest}")
-        kinds: tuple[type[TimedMethods], ...] = (Ours, Published)
         workers = {kind: Worker(kind, rows, manifest, recipe, device) for kind in kinds}
         for worker in workers.values():
             stack.enter_context(worker.pool)
-        rates: dict[tuple[type[TimedMethods], str], list[float]] = {
-            (kind, method): [] for kind in workers for method in kind.METHODS
-        }
-        for round_number in range(arguments.rounds + 1):
+        rates: Rates = {(kind, method): [] for kind in workers for method in kind.METHODS}
+        for round_number in range(rounds + 1):
             for (kind, method), values in rates.items():
                 seconds = workers[kind].call("seconds", method)
                 if round_number:  # the first round is the warm-up
                     values.append(images / seconds)
         area = workers[Ours].call("mean_area")
-        hardware = processor()
-        if device.type == "cuda":
-            busy = workers[Ours].call("gpu_busy_fraction")
-            hardware = f"{torch.cuda.get_device_name(device)}, busy for {busy:.2f} of the training time"
+        busy = workers[Ours].call("gpu_busy_fraction") if device.type == "cuda" else None
         memory = {kind.__name__: worker.call("memory") for kind, worker in workers.items()}
     table = [
         [kind.__name__, method.replace("_", " "), statistics.median(values), min(values), max(values)]
@@ -240,11 +221,43 @@ def main() -> None:
         f"{ours / published:.2f}, at full size {median[Ours, 'full_size'] / published:.2f}, "
         f"host feed {median[Ours, 'host_feed'] / median[Published, 'host_feed']:.1f}"
     )
+    hardware = processor()
+    if busy is not None:
+        hardware = f"{torch.cuda.get_device_name(device)}, busy for {busy:.2f} of the training time"
     print(
-        f"batch {size}, {arguments.rounds} rounds of {images // size} steps on {hardware}; "
+        f"batch {recipe.batch_size}, {rounds} rounds of {images // recipe.batch_size} steps on {hardware}; "
         f"mean image area {area:.2f} of the network's input; "
         f"peak memory {memory['Ours']:.0f} MB, published {memory['Published']:.0f} MB"
     )
+    return [recipe.batch_size, ours, median[Ours, "compute"], ours / median[Ours, "compute"], busy]
+
+
+def main() -> None:
+    """Run the script."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--manifest", type=Path, help="manifest to train on (default: rendered rooms, depth only)")
+    parser.add_argument("--frames", type=positive_int, default=96, help="number of frames (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive_int, nargs="+", default=[8], help="one or more (default: 8)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="timed runs of each (default: %(default)s)")
+    add_flags(parser, Runtime(), "device")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device or Runtime().device)
+    with ExitStack() as stack:
+        manifest = arguments.manifest
+        if manifest is None:
+            manifest = rendered_manifest(
+                Path(stack.enter_context(tempfile.TemporaryDirectory())), arguments.frames, SEED
+            )
+        rows = read_manifest(manifest)[: arguments.frames]
+        if (largest := max(arguments.batch_size)) > len(rows):
+            raise UserError(f"--batch-size {largest} is larger than the number of frames in {manifest}")
+        summary = [
+            measure(rows, manifest, Recipe(batch_size=size, epochs=10_000, seed=SEED), device, arguments.rounds)
+            for size in arguments.batch_size
+        ]
+    if len(summary) > 1:
+        headings = ["batch size", "training, images/s", "compute, images/s", "training / compute", "GPU busy"]
+        print(tabulate(summary, headings, floatfmt=("", ".1f", ".1f", ".2f", ".2f"), missingval="-"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train fifty steps, alone or under torchrun, and write the loss of each step.
 
-    python distributed_training.py MANIFEST LOG_DIR ACCUMULATION_STEPS
+    python distributed_training.py MANIFEST LOG_DIR ACCUMULATION_STEPS [DEVICE]
 
 Batch norm is frozen, because its statistics are the only thing that depends on how a batch is split. The second half of
 each batch has a tenth of the targets. The learning rate is small: at the default rate, without those statistics, AdamW
@@ -30,16 +30,17 @@ class UnevenTrainer(train.Trainer):
         height = batch.rgb.shape[2]
         later_half = self.processes.rank * len(batch) + torch.arange(len(batch)) >= BATCH // 2
         masked = later_half.view(-1, 1, 1, 1) & (torch.arange(height) >= height // 10).view(1, 1, -1, 1)
+        masked = masked.to(self.device)
         for name in ("depth", "da3_depth", "seg_confidence"):
             setattr(batch, name, torch.where(masked, 0, getattr(batch, name)))
         return batch
 
 
 def main() -> None:
-    manifest, log_dir, accumulation = sys.argv[1:]
+    manifest, log_dir, accumulation, *devices = sys.argv[1:]
     recipe = Recipe(width=96, height=64, batch_size=BATCH, epochs=STEPS, accumulation_steps=int(accumulation), lr=5e-5)
     rows = (read_manifest(manifest) * 2)[:BATCH]
-    with process_group("cpu") as (group, device):
+    with process_group(*devices or ["cpu"]) as (group, device):
         with group.main_process_first():
             frames = PackedFrames(
                 PackedCache(rows, Path(log_dir) / ".cache", (192, 128), recipe.reference_focal), workers=1

@@ -290,6 +290,10 @@ def test_any_file_name_can_be_printed(tmp_path):
 RESOURCE_LIMITS = {  # {body of a script: beginning of stderr}
     "raise MemoryError": "script.py: error: out of memory (no details): use smaller batches or raise the limit",
     "import torch; torch.empty(2**45)": "script.py: error: out of memory (",
+    "import torch; raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')": (
+        "script.py: error: out of memory (CUDA out of memory. Tried to allocate 9 GiB.): use smaller batches"
+    ),
+    "raise RuntimeError('CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')": "script.py: error: out of memory (",
     "import os; raise OSError(27, os.strerror(27), 'last.pt')": (
         "script.py: error: can't write last.pt: file size limit exceeded (ulimit -f)"
     ),

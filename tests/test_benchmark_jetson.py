@@ -30,6 +30,7 @@ from evaluation.metrics import ConfusionMatrix, DepthMetrics
 
 SCRIPT = Path(benchmark_jetson.__file__)
 HEIGHT, WIDTH, CLASSES = 6, 8, 6
+PACKAGES_3_8 = ("--quiet", "--retries", "1", "numpy", "onnxruntime")  # pip takes the last versions for Python 3.8
 
 
 @pytest.fixture
@@ -142,6 +143,46 @@ def test_runs_copied_alone_beside_the_folder(tmp_path, engine_dir):
     done = subprocess.run(command, cwd=alone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Table III" in done.stdout
+
+
+def succeeds(*command: object) -> bool:
+    return not subprocess.run(list(map(str, command)), capture_output=True, timeout=300).returncode
+
+
+@pytest.fixture
+def python_3_8(tmp_path) -> Path:
+    """Python 3.8 with numpy and ONNX Runtime: the machine's, or a venv that pip installs them into."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found = [shutil.which("python3.8"), *sorted(pyenv.glob("versions/3.8.*/bin/python"))]
+    pythons = [path for path in found if path and succeeds(path, "-c", "")]  # pyenv's python3.8 on the path may fail
+    for python in pythons:
+        if succeeds(python, "-c", "import numpy, onnxruntime"):
+            return Path(python)
+    if not pythons:
+        pytest.skip("there is no Python 3.8")
+    venv = tmp_path / "python_3_8"
+    python = venv / "bin/python"
+    if not (succeeds(pythons[0], "-m", "venv", venv) and succeeds(python, "-m", "pip", "install", *PACKAGES_3_8)):
+        pytest.skip("Python 3.8 has no numpy and onnxruntime, and pip can't install them")
+    return python
+
+
+def test_table_3_under_python_3_8(tmp_path, engine_dir, python_3_8):
+    (tmp_path / "robot").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "robot")
+    shutil.move(engine_dir, tmp_path / "robot/engines")
+    command = [python_3_8, "-I", "benchmark_jetson.py", "--engine-dir", "./engines/", "--min-seconds", "1"]
+    done = subprocess.run(command, cwd=tmp_path / "robot", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    heading, _, line = (line for line in done.stdout.splitlines() if line.startswith("|"))
+    columns = zip(*([cell.strip() for cell in text.split("|")[1:-1]] for text in (heading, line)), strict=True)
+    cells = {name: cell for name, cell in columns if cell != "-"}
+    assert cells["precision"] == "fp32" and int(cells["inferences"]) >= 1024
+    assert {"p99 ms", "jitter ms", "FPS", "input ms", "frame ms", "RMSE m", "mIoU"} <= cells.keys()
+    without_matplotlib = {"eval_frames.npz", "student.json", "student_fp32.onnx"}
+    without_matplotlib |= {f"table_3.{suffix}" for suffix in ("md", "json", "csv")}
+    assert {path.name for path in (tmp_path / "robot/engines").iterdir()} == without_matplotlib
 
 
 # ------------------------------------------------------------------------------------------------------------ timing

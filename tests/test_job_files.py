@@ -1,7 +1,13 @@
-"""Settings in cluster/settings.sh and the #SBATCH lines that repeat them; `make test-cluster` runs the jobs."""
+"""Settings in cluster/settings.sh and the #SBATCH lines that repeat them; `make test-cluster` runs the jobs.
+
+The GPU check runs here without a GPU, and with a stand-in for Python.
+"""
 
 import os
+import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +74,45 @@ def test_job_files_repeat_the_settings(name):
     lines = (ROOT / name).read_text().splitlines()
     for variable, value in zip(SBATCH, settings(*SBATCH), strict=True):
         assert f"#SBATCH --{variable.removeprefix('SBATCH_').lower()}={value}" in lines
+
+
+def gpu_check(python: str | Path) -> subprocess.CompletedProcess:
+    environment = dict(os.environ) | {"PYTHON": str(python)}
+    command = ["bash", "cluster/gpu_check.sh"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_gpu_check_without_a_gpu_is_one_line():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = gpu_check(sys.executable)
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: no usable GPU (") and "cluster/run.slurm" in done.stderr
+
+
+FAKE_PYTHON = """#!/bin/bash
+case $* in
+    *pytest*) echo "tests ran: $*"; exit {tests} ;;
+    *benchmarks/*) echo "benchmark ran: $*"; exit {benchmarks} ;;
+    *) echo "GPU 0: fake" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("tests", "benchmarks", "code"), [(0, 0, 0), (1, 0, 1), (0, 2, 1)])
+def test_gpu_check_measures_even_if_tests_fail(tests, benchmarks, code, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text(FAKE_PYTHON.format(tests=tests, benchmarks=benchmarks))
+    fake.chmod(0o755)
+    done = gpu_check(fake)
+    assert done.returncode == code, done.stdout
+    assert "GPU 0: fake" in done.stdout and "tests ran" in done.stdout and ("FAILED" in done.stdout) == bool(code)
+    commands = [shlex.split(line) for line in re.findall(r"^benchmark ran: (.+)$", done.stdout, re.MULTILINE)]
+    scripts = {script: flags for script, *flags in commands}
+    assert list(scripts) == [f"benchmarks/{name}.py" for name in ("train_throughput", "teacher_depth", "teacher_seg")]
+    if not code:
+        for script, flags in scripts.items():
+            help_text = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+            assert {flag for flag in flags if flag.startswith("--")} <= set(re.findall(r"--[a-z-]+", help_text.stdout))

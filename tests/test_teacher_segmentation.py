@@ -213,10 +213,8 @@ def test_missing_weights_are_a_one_line_error(folder, tmp_path):
     assert "--backend reference" in failed.stderr and not (tmp_path / "seg").exists()
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """YOLOv8n and SAM2-tiny with random weights, as files."""
-    folder = tmp_path_factory.mktemp("weights")
+def write_weights(folder):
+    """Write YOLOv8n and SAM2-tiny with random weights; returns the folder."""
     os.environ |= {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
     ultralytics = pytest.importorskip("ultralytics", reason="ultralytics is not installed")
     build = pytest.importorskip("sam2.build_sam", reason="sam2 is not installed")
@@ -226,6 +224,11 @@ def weights(tmp_path_factory):
     network = build.build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", None, device="cpu")
     torch.save({"model": network.state_dict()}, folder / "sam2.1_hiera_tiny.pt")
     return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture

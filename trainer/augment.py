@@ -92,7 +92,7 @@ def augment(
     draws = RandomDraws(generator, rank * frames, frames, world_size * frames)
     fraction = draw_size_fraction(generator, zoom)
     window, factor = draw_window(draws, zoom, fraction)
-    window, factor = window.to(batch.rgb.device), factor.to(batch.rgb.device)
+    window, factor = _to_device(window, batch.rgb.device), _to_device(factor, batch.rgb.device)
     height, width = (round(fraction * side) for side in size)
     rgb = _resample_rgb(batch.rgb, window, height, width)
     if camera:
@@ -136,6 +136,11 @@ def draw_window(draws: RandomDraws, zoom: tuple[float, float], fraction: float) 
     return torch.stack([direction * half, half, (1 - half) * (2 * draw[2] - 1)]), factor
 
 
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor to the device. If its memory were not pinned, the host would wait for the GPU's queue."""
+    return values.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
 def _sample_positions(window: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Positions in the frame, -1..1, of the columns [B,width] and rows [B,height] of a crop."""
 
@@ -148,11 +153,11 @@ def _sample_positions(window: Tensor, height: int, width: int) -> tuple[Tensor, 
 
 def jitter_colour(rgb: Tensor, draws: RandomDraws) -> Tensor:
     """Random brightness, contrast, saturation and gamma per frame; rgb float32 [B,3,H,W] in 0..1."""
-    draw = (2 * draws.uniform(4).view(4, -1, 1, 1) - 1).to(rgb.device)
+    draw = _to_device(2 * draws.uniform(4).view(4, -1, 1, 1) - 1, rgb.device)
     brightness, contrast, saturation = 1 + BRIGHTNESS * draw[0], 1 + CONTRAST * draw[1], 1 + SATURATION * draw[2]
     # All three are linear: contrast scales around the frame's mean, saturation around grey.
     mean = brightness * rgb.mean(dim=(1, 2, 3)).view(-1, 1, 1)
-    grey = rgb.new_tensor(LUMA).expand(3, 3)
+    grey = _to_device(torch.tensor(LUMA), rgb.device).expand(3, 3)
     mixed = saturation * torch.eye(3, device=rgb.device) + (1 - saturation) * grey
     changed = torch.baddbmm((1 - contrast) * mean, contrast * brightness * mixed, rgb.flatten(2))
     gamma = torch.exp(GAMMA * draw[3])
@@ -165,16 +170,17 @@ def jitter_camera(rgb: Tensor, strength: float, draws: RandomDraws) -> Tensor:
     rgb float32 [B,3,H,W] in 0..1; strength 0 (none) to 1. For students that learn from rendered images alone.
     """
     frames, _, height, width = rgb.shape
-    draw = draws.uniform(8).to(rgb.device)
+    draw = _to_device(draws.uniform(8), rgb.device)
     signed = strength * (2 * draw - 1)
-    cells = draws.uniform(math.prod(ILLUMINATION_CELLS)).t().to(rgb.device).view(frames, 1, *ILLUMINATION_CELLS)
+    cells = _to_device(draws.uniform(math.prod(ILLUMINATION_CELLS)).t(), rgb.device)
+    cells = cells.view(frames, 1, *ILLUMINATION_CELLS)
     light = (2 * cells - 1) * (3**0.5 * ILLUMINATION * strength)  # uniform, of that standard deviation
     log_light = F.interpolate(light, (height, width), mode="bicubic", align_corners=False)
     y, x = (torch.linspace(-1, 1, size, device=rgb.device) for size in (height, width))
     falloff = 1 - VIGNETTING * strength * draw[0].view(-1, 1, 1) * (y[:, None] ** 2 + x**2) / 2
     gains = torch.exp(WHITE_BALANCE * signed[1:4] + EXPOSURE * signed[4]).t().view(frames, 3, 1, 1)
     lit = (rgb * (gains * (torch.exp(log_light) * falloff.unsqueeze(1)))).clamp_(0, 1)
-    grey = (lit * rgb.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    grey = (lit * _to_device(torch.tensor(LUMA), rgb.device).view(3, 1, 1)).sum(dim=1, keepdim=True)
     lit = lit.lerp(grey, DESATURATION * strength * draw[5].view(-1, 1, 1, 1) ** 2)
     curve = lit * lit * (3 - 2 * lit)
     toned = lit.lerp(curve, S_CURVE * signed[6].view(-1, 1, 1, 1)).clamp_(0, 1)
@@ -183,7 +189,7 @@ def jitter_camera(rgb: Tensor, strength: float, draws: RandomDraws) -> Tensor:
 
 def jitter_sharpness_and_noise(rgb: Tensor, texture: float, draws: RandomDraws) -> Tensor:
     """Random sharpness and noise per frame; rgb float32 [B,3,H,W] in 0..1, texture as for augment()."""
-    draw = texture * draws.uniform(2).view(2, -1, 1, 1, 1).to(rgb.device)
+    draw = texture * _to_device(draws.uniform(2).view(2, -1, 1, 1, 1), rgb.device)
     blurred = F.pad(rgb, (BLUR_PASSES // 2,) * 4, mode="replicate")
     for axis in (2, 3):
         for _ in range(BLUR_PASSES):
