@@ -131,6 +131,16 @@ def table_4(account: Account) -> dict:
     return json.loads((account.scratch / "checkpoints" / "table_4" / "table_4.json").read_text())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpu_check_of_a_job_without_a_gpu(cluster, tmp_path):
+    """The nodes' L40S is /dev/null."""
+    account = Account(cluster, tmp_path)
+    job = account.sbatch("cluster/run.slurm", "bash", "cluster/gpu_check.sh")
+    assert cluster.wait([job]) == {job: "FAILED"}, account.logs()
+    assert account.logs().splitlines()[-1].startswith("error: no usable GPU ("), account.logs()
+    assert "ExitCode=2:0" in cluster.call("scontrol", "show", "job", job)
+
+
 def test_whole_pipeline(cluster, local, tmp_path):
     account = Account(cluster, tmp_path, EXPORT_FLAGS="--skip-trt --calibration-frames 4")
     jobs = account.submit("--shards", SHARDS, "--epochs", 2, *TRAINING)

@@ -135,7 +135,7 @@ def test_augmentation_equals_that_of_the_cpu(frames, gpu):
         for name in ("depth", "confidence", "da3_depth", "sam2_seg"):
             values, expected = (getattr(batch, name).cpu() for batch in changed)
             equal = torch.isclose(values.float(), expected.float(), rtol=1e-6, atol=0).float().mean()
-            assert equal > 0.999, f"{name}: another pixel is the nearest one, {1 - equal:.2%}"
+            assert equal > 0.995, f"{name}: {1 - equal:.2%} differ, more than a row or column that rounding moves"
 
 
 def test_training_step_does_not_wait_for_the_gpu(frames, gpu):
