@@ -6,16 +6,17 @@ from cli import EXIT_OK
 
 import numpy as np
 import pytest
-from box_room import CAMERA
-from small_run import call
+from small_run import call, exit_code
 
 import eval_distillation
 import export_trt
 import predict
 from config import INCLUDED_STUDENT, WEIGHTS_FOLDER, student_path
 from dataset.manifest import read_manifest
+from rooms import render_rooms
 from trainer.checkpoint import load_student
 
+CAMERA = WEIGHTS_FOLDER.parent / "cameras/femto_bolt_color.json"
 INCLUDED = student_path(INCLUDED_STUDENT)
 
 
@@ -46,9 +47,12 @@ def test_evaluation_by_name(manifest, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
 
 
-def test_export_by_name_is_within_bounds(manifest, tmp_path, capsys):
-    (tmp_path / "camera.json").write_text(json.dumps(vars(CAMERA)))
-    flags = ("--engine-dir", tmp_path / "engines", "--camera", tmp_path / "camera.json", "--manifest", manifest)
+@pytest.mark.parametrize("view", ["handheld", "robot"])
+def test_export_by_name_is_within_bounds(tmp_path, capsys, view):
+    """All precisions stay within their bounds on the test frames of unseen rooms."""
+    rooms = ("--scenes", 4, "--frames-per-scene", 6, "--seed", 1, "--width", 320, "--view", view, "--workers", 1)
+    assert call(render_rooms.main, "--out", tmp_path / "rooms", *rooms) == EXIT_OK
+    flags = ("--engine-dir", tmp_path / "engines", "--camera", CAMERA, "--manifest", tmp_path / "rooms/manifest.jsonl")
     assert call(export_trt.main, "--checkpoint", INCLUDED_STUDENT, "--skip-trt", *flags) == EXIT_OK
     described = json.loads((tmp_path / "engines/student.json").read_text())
     assert described["checkpoint"]["file"] == INCLUDED.name
@@ -57,7 +61,5 @@ def test_export_by_name_is_within_bounds(manifest, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("script", [eval_distillation, export_trt])
-def test_unknown_name(script, tmp_path):
-    from small_run import exit_code
-
+def test_unknown_name(script):
     assert exit_code(script.main, "--checkpoint", "another") == 2
