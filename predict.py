@@ -126,7 +126,7 @@ class CameraChooser:
 
         Args:
             stem: the image's stem.
-            rgb: the image.
+            rgb: uint8 [H,W,3].
             file: its file; None for a video.
 
         Raises UserError if the camera can't be right, or --camera has none for this image.
@@ -154,7 +154,7 @@ class CameraChooser:
         return camera
 
     def _tell(self, source: str, text: str) -> None:
-        """Print a text to standard error, once a source."""
+        """Print a text to standard error, once per source."""
         if source not in self.told:
             print(text, file=sys.stderr)
         self.told.add(source)

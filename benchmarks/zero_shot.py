@@ -69,6 +69,8 @@ def mean_depth(rows: Iterable[Row], recipe: Recipe) -> float:
         if reference.depth is not None:
             valid = reference.depth[reference.depth_mask]
             total, count = total + float(valid.sum(dtype=np.float64)), count + valid.size
+    if not count:
+        raise UserError("a set of --data has no valid depth to compare with")
     return total / count
 
 

@@ -12,10 +12,7 @@ from dataset.files import missing_file_error
 from dataset.manifest import Row
 from dataset.parallel import threaded_map
 
-BLOCK_BYTES, BLOCK_COUNT = (
-    512,
-    17,
-)  # bytes, and how many such blocks are read, evenly spaced from a file's beginning to its end
+BLOCK_BYTES, BLOCK_COUNT = 512, 17  # a block's size, and how many are read, evenly spaced over the file
 FINGERPRINT_VERSION = "2:"  # prefix; version 1 had no prefix and hashed modification times
 READ_THREADS = 8
 

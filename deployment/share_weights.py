@@ -12,7 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 
 try:
-    from cli import ArgumentParser, UserError, run
+    from cli import ArgumentParser, run
 except ModuleNotFoundError:
     print("error: the project is not installed in this Python: run make setup, or bash setup_hpc.sh", file=sys.stderr)
     sys.exit(2)
@@ -38,11 +38,6 @@ def main() -> int:
     arguments = parse_arguments()
     _, _, content = load_student(arguments.checkpoint)
     write_shared_weights(arguments.out, content)
-    try:
-        load_student(arguments.out)
-    except UserError as error:
-        arguments.out.unlink()
-        raise UserError(f"{arguments.checkpoint} does not fit half precision: {error}") from None
     size = arguments.out.stat().st_size / 1e6
     print(f"{arguments.out}: {size:.2f} MB, sha256 {sha256_of(arguments.out)}")
     return 0

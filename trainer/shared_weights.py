@@ -28,8 +28,13 @@ def write_shared_weights(path: Path, checkpoint: dict[str, Any]) -> None:
     Args:
         path: the file, with the suffix SUFFIX.
         checkpoint: content of a checkpoint, from trainer.checkpoint.load_student().
+
+    Raises UserError, and writes nothing, if a weight exceeds the range of half precision.
     """
     tensors = {name: _stored(name, value) for name, value in checkpoint["ema"].items()}
+    overflowing = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if overflowing:
+        raise UserError(f"{path}: {overflowing[0]} has weights beyond half precision's 65504; nothing was written")
     notes = checkpoint.get("notes", {})
     if hashes := notes.get(HASHES):
         tensors[HASHES] = torch.tensor([list(bytes.fromhex(text)) for text in hashes], dtype=torch.uint8)

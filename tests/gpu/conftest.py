@@ -24,7 +24,7 @@ def exact_float32(monkeypatch) -> None:
 
 @pytest.fixture
 def little_memory(gpu) -> Iterator[Callable[[int], None]]:
-    """A function that leaves this process so many bytes of GPU memory more than it has now, until the test ends."""
+    """Return limit(more_bytes): cap this process's GPU memory at what it has reserved plus `more_bytes`."""
 
     def limit(more_bytes: int) -> None:
         torch.cuda.empty_cache()
