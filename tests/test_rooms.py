@@ -15,10 +15,11 @@ import pytest
 from config import NYU_INTRINSICS, Intrinsics
 from rooms import render_rooms, robot, scenes, tof
 from rooms.geometry import Mesh, placement
+from rooms.layout import build_room
 from rooms.mat_file import write_mat
 from rooms.render import Light, Pose, World, camera_rays, render
 from rooms.scenes import RenderedFrame, SceneOptions
-from rooms.textures import Palette
+from rooms.textures import OPAQUE, Palette
 
 CAMERA = NYU_INTRINSICS.resized(96, 72)
 SCENES, FRAMES = 4, 2
@@ -287,3 +288,28 @@ def test_registered_depth_of_a_room_is_the_truth_away_from_edges():
     both = away & (found > 0)
     error = np.abs(found[both] - truth[both]) / truth[both]
     assert both.mean() > 0.2 and np.median(error) < 1e-3 and np.percentile(error, 95) < 5e-3
+
+
+def test_variety_changes_colours_but_neither_glass_nor_lights():
+    palette = build_room(np.random.default_rng(3))[1].kit.palette
+    before = [material.tint.copy() for material in palette.materials]
+    palette.recolour(np.random.default_rng(0))
+    changed = []
+    for tint, material in zip(before, palette.materials, strict=True):
+        is_changed = not np.array_equal(material.tint, tint)
+        if material.kind == OPAQUE and not material.emission:
+            changed.append(is_changed)
+            assert (material.tint > 0).all() and (material.tint <= 1).all() and material.gloss <= 1
+        else:
+            assert not is_changed
+    assert np.mean(changed) > 0.8, "white stays white if it would become brighter"
+
+
+def test_varied_rooms_range_from_bare_to_crammed():
+    """Twelve rooms, plain and varied; each is the same when it is built again."""
+    kits = [build_room(np.random.default_rng(seed), varied=True)[1].kit for seed in range(12)]
+    assert min(kit.clutter for kit in kits) < 1 < 3 < max(kit.clutter for kit in kits)
+    assert all(0.5 <= kit.clutter <= 6 for kit in kits)
+    again = build_room(np.random.default_rng(5), varied=True)[1].kit
+    assert np.array_equal(again.palette.materials[8].tint, kits[5].palette.materials[8].tint)
+    assert build_room(np.random.default_rng(5))[1].kit.clutter == 1
